@@ -1,0 +1,34 @@
+-- Take a key, or say why not.
+-- KEYS[1]  the lock: '<token, 16 digits><until, 13 digits, server ms><holder> <run> <description>';
+--          the holder is '' once released, the run is '' where there is nothing to remember; neither has a blank.
+--          One string, for one SET with its expiry: each call out of Lua costs more than all the cutting here.
+-- KEYS[2]  the mark of this run as finished; absent where there is no run
+-- ARGV     holder, run, ttl ms, token memory ms, description
+-- Returns  the token (integer), or {'finished'}, or {'held', remaining ms, same run (0/1), description}
+-- Atomic:  the check for the mark, the compare of the holder and the new token must see one state, or two holders
+--          could both find the key free. Both keys carry the lock key's hash tag, so Cluster runs it on one node.
+local found = redis.call('MGET', unpack(KEYS))
+if found[2] then
+  return {'finished'}
+end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- microseconds since the epoch stay below 2^53 until the year 2255: exact in Lua's doubles
+local token = time[1] * 1000000 + time[2]
+local ours = ARGV[1] .. ' ' .. ARGV[2] .. ' '
+local lock = found[1]
+if lock then
+  local last = tonumber(string.sub(lock, 1, 16))
+  local remaining = tonumber(string.sub(lock, 17, 29)) - now
+  if remaining <= 0 then
+    token = math.max(token, last + 1)
+  elseif string.sub(lock, 30, 29 + #ours) == ours then
+    token = last
+  else
+    local run, description = string.match(lock, '^[^ ]* ([^ ]*) (.*)$', 30)
+    return {'held', remaining, run ~= '' and run == ARGV[2] and 1 or 0, description}
+  end
+end
+redis.call('SET', KEYS[1], string.format('%016.0f%013.0f', token, now + ARGV[3]) .. ours .. ARGV[5],
+  'PX', ARGV[3] + ARGV[4])
+return token

@@ -1,0 +1,27 @@
+-- End a live lease, and remember its run as finished.
+-- KEYS[1]  the lock (see acquire.lua)
+-- KEYS[2]  the mark of this run as finished, whose value is the token that finished it; absent where there is no run
+-- ARGV     token, holder, token memory ms, hold ms, remember ms
+-- Returns  1 when released, now or by an earlier call whose answer was lost; 0 when the lease was lost before
+-- Atomic:  freed and remembered are one fact: a copy of the message must never find the key free and the run unknown.
+local lock = redis.call('GET', KEYS[1])
+if not lock or string.sub(lock, 1, 16) ~= ARGV[1] then
+  -- another came after us: was our release carried out before?
+  return KEYS[2] and redis.call('GET', KEYS[2]) == ARGV[1] and 1 or 0
+end
+if string.sub(lock, 30, 30) == ' ' then
+  return 1
+end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local holder = ARGV[2] .. ' '
+if tonumber(string.sub(lock, 17, 29)) <= now or string.sub(lock, 30, 29 + #holder) ~= holder then
+  return 0
+end
+-- the token stays, as the counter; without a holder it can be neither extended nor released
+redis.call('SET', KEYS[1], ARGV[1] .. string.format('%013.0f', now + ARGV[4]) .. string.sub(lock, 30 + #ARGV[2]),
+  'PX', ARGV[3] + ARGV[4])
+if KEYS[2] and ARGV[5] ~= '0' then
+  redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[5])
+end
+return 1

@@ -1,0 +1,190 @@
+"""The store in Redis or Valkey: one Lua script, one round trip, one hash tag per operation.
+
+Promises the contract of ``base.py`` as far as the server keeps what it acknowledged. A failover to a replica that had
+not yet received a write loses that write: ``min_replicas`` narrows this (WAIT), the fencing token answers the rest.
+Times are the server's. This is the only place of Redis keys and of milliseconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any, ClassVar, Final
+from urllib.parse import quote
+
+import redis
+from redis.backoff import ConstantBackoff
+from redis.exceptions import NoScriptError, RedisError
+from redis.retry import Retry
+
+from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
+from celery_lockbeat.stores.base import TOKEN_MEMORY, Finished, Held, Lease, Store
+
+__all__ = ["RedisStore"]
+
+#: A server that does not answer is given up after two tries of this many seconds each (``lockbeat_redis_options``:
+#: ``socket_timeout``, ``socket_connect_timeout``, ``retry``). redis-py would wait for ever, or retry three times.
+TIMEOUT: Final = 2.0
+
+#: Longer keys are cut and told apart by a digest: Redis compares whole keys, and operators read them.
+LONGEST_KEY: Final = 200
+
+
+class _Script:
+    """A Lua file and its digest, for EVALSHA."""
+
+    def __init__(self, name: str) -> None:
+        self.source: Final = files("celery_lockbeat.stores").joinpath("lua", f"{name}.lua").read_text("utf-8")
+        self.sha: Final = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+
+class RedisStore(Store):
+    """Locks in one Redis (or Valkey) database; every operation costs one round trip.
+
+    ``url`` is what :meth:`redis.Redis.from_url` takes, ``options`` are further client arguments. With
+    ``min_replicas``, what was granted or extended counts only once so many replicas have it.
+    """
+
+    driver: ClassVar[str] = "redis"
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        options: Mapping[str, Any] | None = None,
+        key_prefix: str = "lockbeat:",
+        min_replicas: int = 0,
+    ) -> None:
+        arguments = {
+            "socket_timeout": TIMEOUT,
+            "socket_connect_timeout": TIMEOUT,
+            # a pooled connection that the server has closed meanwhile costs one failed try
+            "retry": Retry(ConstantBackoff(0.05), 1),
+            "retry_on_error": [redis.exceptions.ConnectionError, redis.exceptions.TimeoutError],
+            **(options or {}),
+            "decode_responses": False,
+        }
+        try:
+            self._client: Any = redis.Redis.from_url(url, **arguments)
+        except (ValueError, TypeError, RedisError) as exc:
+            msg = f"cannot make a Redis client of lockbeat_redis_options and the URL: {exc}"
+            raise ConfigurationError(msg) from exc
+        self._prefix = key_prefix
+        self._min_replicas = min_replicas
+        self._wait_ms = math.ceil(arguments["socket_timeout"] * 500) if arguments["socket_timeout"] else 1000
+        self._acquire, self._extend, self._release = (_Script(name) for name in ("acquire", "extend", "release"))
+
+    def acquire(
+        self, key: str, *, holder: str, ttl: float, run: str | None = None, description: str = ""
+    ) -> Lease | Held | Finished:
+        answer = self._call(
+            self._acquire,
+            self._keys(key, run),
+            (_plain(holder), _plain(run or ""), _ms(ttl), _ms(TOKEN_MEMORY), _readable(description)),
+            replicated=True,
+        )
+        if isinstance(answer, int):
+            return Lease(key, holder, run, answer)
+        if answer[0] == b"finished":
+            return Finished()
+        _, remaining, same_run, described = answer
+        return Held(described.decode("utf-8", "replace"), remaining / 1000, bool(same_run))
+
+    def extend(self, leases: Sequence[tuple[Lease, float]]) -> list[bool]:
+        calls = [
+            (self._keys(lease.key), (_digits(lease.token), _plain(lease.holder), _ms(ttl), _ms(TOKEN_MEMORY)))
+            for lease, ttl in leases
+        ]
+        return [answer == 1 for answer in self._call_all(self._extend, calls)] if calls else []
+
+    def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0) -> bool:
+        answer = self._call(
+            self._release,
+            self._keys(lease.key, lease.run),
+            (
+                _digits(lease.token),
+                _plain(lease.holder),
+                _ms(TOKEN_MEMORY),
+                _ms(hold_for),
+                _ms(remember_for),
+            ),
+        )
+        return bool(answer == 1)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _keys(self, key: str, run: str | None = None) -> tuple[str, ...]:
+        """Name the keys of one operation; the tag in braces puts them on one Cluster node."""
+        tag = _plain(key)
+        lock = f"{self._prefix}lock:{{{tag}}}"
+        return (lock,) if run is None else (lock, f"{self._prefix}done:{{{tag}}}:{_plain(run)}")
+
+    def _call(self, script: _Script, keys: tuple[str, ...], args: tuple[Any, ...], *, replicated: bool = False) -> Any:
+        if replicated and self._min_replicas:
+            return self._call_all(script, [(keys, args)])[0]
+        try:
+            try:
+                return self._client.execute_command("EVALSHA", script.sha, len(keys), *keys, *args)
+            except NoScriptError:
+                return self._client.execute_command("EVAL", script.source, len(keys), *keys, *args)
+        except (RedisError, OSError) as exc:
+            raise self._unavailable(exc) from exc
+
+    def _call_all(self, script: _Script, calls: Sequence[tuple[tuple[str, ...], tuple[Any, ...]]]) -> list[Any]:
+        """Run one script on many locks, pipelined; then, if asked to, wait for the replicas."""
+        try:
+            answers = self._pipelined("EVALSHA", script.sha, calls)
+            if any(isinstance(answer, NoScriptError) for answer in answers):
+                # nothing of a script that the server does not know was carried out: all again, with its source
+                answers = self._pipelined("EVAL", script.source, calls)
+        except (RedisError, OSError) as exc:
+            raise self._unavailable(exc) from exc
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise self._unavailable(answer) from answer
+        if self._min_replicas and (reached := answers.pop()) < self._min_replicas:
+            # Nothing is undone: a lease that was written ends with its ttl, and asking again gives it back.
+            msg = f"only {reached} of lockbeat_redis_min_replicas={self._min_replicas} replicas confirmed the write"
+            raise StoreUnavailable(msg)
+        return answers
+
+    def _pipelined(
+        self, command: str, script: str, calls: Sequence[tuple[tuple[str, ...], tuple[Any, ...]]]
+    ) -> list[Any]:
+        pipeline = self._client.pipeline(transaction=False)
+        for keys, args in calls:
+            pipeline.execute_command(command, script, len(keys), *keys, *args)
+        if self._min_replicas:
+            pipeline.execute_command("WAIT", self._min_replicas, self._wait_ms)
+        answers: list[Any] = pipeline.execute(raise_on_error=False)
+        return answers
+
+    def _unavailable(self, exc: BaseException) -> StoreUnavailable:
+        return StoreUnavailable(f"the Redis store does not answer: {type(exc).__name__}: {exc}")
+
+
+def _ms(seconds: float) -> int:
+    """Round up: a lease must not end before its holder expects."""
+    return math.ceil(seconds * 1000)
+
+
+def _digits(token: int) -> str:
+    return f"{token:016d}"
+
+
+def _readable(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")
+
+
+def _plain(text: str) -> str:
+    """Write any text, one to one, without blanks, braces and control characters: it fits a hash tag and a field.
+
+    ``quote`` puts out no ``%`` that two hex digits do not follow: ``%~`` can come from nowhere else.
+    """
+    quoted = quote(text, safe="!$&'()*+,/:;=@", errors="surrogatepass")
+    if len(quoted) <= LONGEST_KEY:
+        return quoted
+    return f"{quoted[:64]}%~{hashlib.sha256(quoted.encode()).hexdigest()}"
