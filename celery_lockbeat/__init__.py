@@ -1,0 +1,33 @@
+"""celery-lockbeat: Celery's periodic work, safe on many replicas."""
+
+from importlib.metadata import version
+
+from celery_lockbeat import signals
+from celery_lockbeat.exceptions import (
+    ConfigurationError,
+    LockbeatError,
+    LockLost,
+    LockNotAcquired,
+    StoreUnavailable,
+    TaskSkipped,
+)
+from celery_lockbeat.lock import Lock, current_lock
+from celery_lockbeat.scheduler import LockedScheduler
+from celery_lockbeat.task import LockedTask
+
+__all__ = [
+    "ConfigurationError",
+    "Lock",
+    "LockLost",
+    "LockNotAcquired",
+    "LockbeatError",
+    "LockedScheduler",
+    "LockedTask",
+    "StoreUnavailable",
+    "TaskSkipped",
+    "__version__",
+    "current_lock",
+    "signals",
+]
+
+__version__ = version("celery-lockbeat")

@@ -1,0 +1,65 @@
+"""The stores of an app: the only place that picks one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any, Final
+
+from celery_lockbeat.options import AppOptions
+from celery_lockbeat.stores.base import Finished, Held, Lease, Store
+from celery_lockbeat.stores.memory import MemoryStore
+from celery_lockbeat.stores.redis import RedisStore
+
+__all__ = ["Finished", "Held", "Lease", "Store", "Stores", "open_store", "stores_of"]
+
+#: The one attribute that is hung on an app.
+_ATTRIBUTE: Final = "lockbeat_stores"
+
+
+class Stores:
+    """The stores that one app's locks live in, each opened once, at its first use, and shared by all threads."""
+
+    def __init__(self, options: AppOptions) -> None:
+        self.options: Final = options
+        self._opened: dict[str | None, Store] = {}
+        self._mutex = threading.Lock()
+
+    def choose(self, driver: str, connection: str) -> tuple[Store, Store | None]:
+        """Return the store of a lock, and the one to fall back to while it is out of reach (``auto`` only).
+
+        Raises ConfigurationError.
+        """
+        arguments = self.options.connection(driver, connection)
+        if arguments is None:
+            return self._open(None, arguments), None
+        return self._open(connection, arguments), self._open(None, None) if driver == "auto" else None
+
+    def _open(self, name: str | None, arguments: Mapping[str, Any] | None) -> Store:
+        if name not in self._opened:
+            with self._mutex:
+                if name not in self._opened:
+                    self._opened[name] = open_store(self.options, arguments)
+        return self._opened[name]
+
+
+def open_store(options: AppOptions, connection: Mapping[str, Any] | None) -> Store:
+    """Make the store of a connection (see :meth:`AppOptions.connection`); it connects at its first operation."""
+    if connection is None:
+        return MemoryStore(options.memory_path, key_prefix=options.key_prefix)
+    arguments = dict(connection)
+    return RedisStore(
+        arguments.pop("url"),
+        options=arguments,
+        key_prefix=options.key_prefix,
+        min_replicas=options.redis_min_replicas,
+    )
+
+
+def stores_of(app: Any) -> Stores:
+    """Return the stores of an app; its settings are read at the first call. Raises ConfigurationError."""
+    stores: Stores | None = vars(app).get(_ATTRIBUTE)
+    if stores is None:
+        # two threads may both come here: the first one's is kept
+        stores = vars(app).setdefault(_ATTRIBUTE, Stores(AppOptions.read(app.conf)))
+    return stores

@@ -1,0 +1,294 @@
+"""Lock: one hold of one key, from its token to its end: held, then released or lost.
+
+Promises: what this process believes is never more than what the store granted. With a lease asked for at ``t`` the lock
+is trusted until ``t + ttl - margin`` on the local monotonic clock, for the store's lease began at ``t`` or later, and
+the margin covers two clocks that do not run at quite the same rate. After that moment it is lost, whatever else is
+known: when you cannot know whether you still hold it, you do not.
+
+Not promised: that a body stops when its lock is lost. It can ask (``check``), and it can guard its writes with ``token``.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import socket
+import threading
+from contextvars import ContextVar
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
+
+from celery import current_app
+
+from celery_lockbeat.events import Story
+from celery_lockbeat.exceptions import LockLost, LockNotAcquired, StoreUnavailable
+from celery_lockbeat.lifecycle import stopping
+from celery_lockbeat.options import LockOptions, check_key
+from celery_lockbeat.renewal import monotonic, renewer_of
+from celery_lockbeat.stores import Finished, Held, Lease, Store, Stores, stores_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Lock", "current_lock"]
+
+logger: Final = logging.getLogger("celery_lockbeat")
+
+#: What the local clock may gain on the store's during one lease: 1 % of it is far beyond what NTP lets a clock do.
+MARGIN: Final = 0.01
+
+#: An answer that comes after its lease has run out grants nothing; how often to ask again.
+LATE_ANSWERS: Final = 3
+
+#: Options that make no sense outside of a task.
+_OF_TASKS_ONLY: Final = frozenset({"enabled", "key", "skip_if_locked", "dedupe_ttl"})
+
+_current: ContextVar[Lock | None] = ContextVar("lockbeat_current_lock", default=None)
+
+
+def current_lock() -> Lock | None:
+    """Return the lock of the task that runs here, or of the innermost ``with Lock(...)``; None outside of both."""
+    return _current.get()
+
+
+class Lock:
+    """Hold ``key`` during a ``with`` block, over all threads, processes and hosts that share its store.
+
+    >>> with Lock("nightly", app=app, ttl=60) as lock:  # doctest: +SKIP
+    ...     export(fence=lock.token)
+
+    ``options`` are a task's lock options without their ``lock_`` (``ttl``, ``driver``, ``connection``,
+    ``retry_attempts``, ...), in seconds; their defaults are the app's settings, and the app is the current one where none
+    is given. Entering raises :class:`LockNotAcquired` when the key is held by another (after ``retry_attempts``) and
+    :class:`StoreUnavailable`. Leaving raises :class:`LockLost` when the lock was lost meanwhile and the block did not
+    raise, unless ``on_lost="warn"``. Wrong options are a :class:`ConfigurationError`. Not reentrant; one hold a Lock.
+    """
+
+    def __init__(self, key: str, *, app: Any = None, **options: Any) -> None:
+        app = app or current_app
+        check_key("the key of Lock", key)
+        resolved = LockOptions.read(app.conf, options, owner=f"Lock({key!r})", without=_OF_TASKS_ONLY)
+        story = Story(self, resolved.logging, kind=None)
+        self._prepare(
+            key, resolved, stores_of(app), story, run=None, description=f"{socket.gethostname()} {os.getpid()}"
+        )
+
+    @classmethod
+    def of_run(
+        cls, key: str, options: LockOptions, stores: Stores, story: Story, *, run: str | None, description: str
+    ) -> Self:
+        """Make the lock of a task's run (see ``task.py``)."""
+        lock = cls.__new__(cls)
+        lock._prepare(key, options, stores, story, run=run, description=description)
+        return lock
+
+    def _prepare(
+        self, key: str, options: LockOptions, stores: Stores, story: Story, *, run: str | None, description: str
+    ) -> None:
+        self.key: Final = key
+        self.ttl: Final = options.ttl
+        self.auto_extend: Final = options.auto_extend
+        self._options = options
+        self._run = run
+        self._description = description
+        self._story = story
+        self._store, self._fallback = stores.choose(options.driver, options.connection)
+        story.fields.update(lock_key=key, ttl=options.ttl, connection=options.connection, driver=self._store.driver)
+        self.lease: Lease | None = None
+        self.next_action: float | None = None
+        self._trusted_until = 0.0
+        self._acquired_at = 0.0
+        self._state = "new"  # -> held -> lost | released
+        self._failing = False
+        self._pid = os.getpid()
+        # The owner and the renewer both may find that the lock is lost; one of them says so.
+        self._mutex = threading.Lock()
+
+    # -- what a body asks ----------------------------------------------------------------------------------------------
+
+    @property
+    def token(self) -> int:
+        """The fencing token: greater than that of every earlier holder of this key. Raises LockLost if never held."""
+        if self.lease is None:
+            raise LockLost(f"lock {self.key!r} was never held")
+        return self.lease.token
+
+    @property
+    def held(self) -> bool:
+        """Whether the lock is ours now, as far as can be known."""
+        return self.remaining > 0
+
+    @property
+    def lost(self) -> bool:
+        """Whether the lock was held and is not ours any more; a process forked from its holder never holds it."""
+        return self._state == "lost" or (self._state == "held" and not self._trusted())
+
+    @property
+    def remaining(self) -> float:
+        """Seconds for which the lock is surely ours without another renewal; 0.0 when it is not ours."""
+        if self._state != "held" or self._pid != os.getpid():
+            return 0.0
+        return max(0.0, self._trusted_until - monotonic())
+
+    def check(self) -> None:
+        """Raise LockLost unless the lock is ours now."""
+        if not self.held:
+            raise LockLost(f"lock {self.key!r} is not held here any more")
+
+    # -- the life of a hold --------------------------------------------------------------------------------------------
+
+    def __enter__(self) -> Self:
+        refusal = self.acquire()
+        if refusal is not None:
+            holder = refusal.description if isinstance(refusal, Held) else None
+            raise LockNotAcquired(f"lock {self.key!r} is held by {holder}", key=self.key, holder=holder)
+        self._story.emit("lock_acquired")
+        self._outer = _current.set(self)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        _current.reset(self._outer)
+        if not self.release() and exc is None and self._options.on_lost == "fail" and self._pid == os.getpid():
+            raise LockLost(f"lock {self.key!r} was lost before the block ended")
+
+    def acquire(self) -> Held | Finished | None:
+        """Take the key, trying ``retry_attempts`` more times while it is held; None: it is ours, else why it is not.
+
+        Raises StoreUnavailable, when there is no store to fall back to.
+        """
+        if self._state != "new":
+            msg = f"lock {self.key!r} was {self._state} already: a Lock is one hold, make another"
+            raise RuntimeError(msg)
+        answer = self._ask_or_fall_back()
+        for _ in range(self._options.retry_attempts):
+            if not isinstance(answer, Held) or answer.same_run or stopping.is_set():
+                break
+            stopping.wait(self._options.retry_delay + random.uniform(0, self._options.retry_jitter))  # noqa: S311
+            answer = self._ask_or_fall_back()
+        if not isinstance(answer, Lease):
+            return answer
+        self._state = "held"
+        self._story.fields["token"] = answer.token
+        renewer_of(self._store).add(self)
+        return None
+
+    def release(self, *, hold: bool = True, finished: bool = True) -> bool:
+        """End the hold; False: the lock had been lost before.
+
+        ``finished``: remember the run, so that a copy of its message is a duplicate. ``hold``: honour
+        ``hold_at_least``. A store that does not answer now changes nothing: the lock was ours until here, and its lease
+        runs out by itself.
+        """
+        if self._state not in ("held", "lost") or self._pid != os.getpid():
+            return False
+        assert self.lease is not None  # held or lost  # noqa: S101
+        renewer_of(self._store).discard(self)
+        self.expire()
+        with self._mutex:
+            if self._state != "held":
+                return False
+            self._state = "released"
+            self.next_action = None
+        hold_for = max(0.0, self._options.hold_at_least - (monotonic() - self._acquired_at)) if hold else 0.0
+        try:
+            released = self._store.release(
+                self.lease, hold_for=hold_for, remember_for=self._options.dedupe_ttl if finished else 0.0
+            )
+        except StoreUnavailable as exc:
+            logger.warning("lock %r ends by its ttl of %g s, for its release failed: %s", self.key, self.ttl, exc)
+            return True
+        if released:
+            self._story.emit("lock_released")
+        else:
+            self._tell_lost("the store says at the release that the lock is not ours")
+        return released
+
+    def abandon(self) -> None:
+        """Stop renewing, whatever happened: for a holder that an exception threw out of ``acquire`` or ``release``."""
+        if self._state == "held" and self._pid == os.getpid():
+            renewer_of(self._store).discard(self)
+
+    def _ask_or_fall_back(self) -> Lease | Held | Finished:
+        try:
+            return self._ask()
+        except StoreUnavailable as exc:
+            if self._fallback is None:
+                raise
+            # The other way back is none: this lock lives where it was taken, the next one asks the first store again.
+            self._store, self._fallback = self._fallback, None
+            self._story.fields["driver"] = self._store.driver
+            self._story.emit("driver_fallback", error_name=type(exc).__name__, error_message=str(exc))
+            return self._ask()
+
+    def _ask(self) -> Lease | Held | Finished:
+        for _ in range(LATE_ANSWERS):
+            started = monotonic()
+            answer = self._store.acquire(
+                self.key,
+                holder=self._story.execution_id,
+                ttl=self.ttl,
+                run=self._run,
+                description=self._description,
+            )
+            if not isinstance(answer, Lease):
+                return answer
+            self.lease = answer
+            self._acquired_at = started
+            self._trust_from(started)
+            if self._trusted():
+                return answer
+        raise StoreUnavailable(f"the store answers more slowly than the ttl of {self.ttl:g} s of lock {self.key!r}")
+
+    def _trust_from(self, started: float) -> None:
+        self._trusted_until = started + self.ttl * (1 - MARGIN)
+        interval = self._options.extends_every
+        self.next_action = min(started + interval, self._trusted_until) if self.auto_extend else self._trusted_until
+
+    def _trusted(self) -> bool:
+        return self._pid == os.getpid() and monotonic() < self._trusted_until
+
+    # -- what the renewer finds out ------------------------------------------------------------------------------------
+
+    def extended(self, started: float) -> None:
+        """The lease runs anew from ``started``."""
+        with self._mutex:
+            if self._state != "held":
+                return
+            self._failing = False
+            self._trust_from(started)
+        self._story.emit("lock_extended")
+
+    def extend_refused(self) -> None:
+        """The store says that the lock is another's, or nobody's."""
+        self._lose("the store says that the lock is not ours any more")
+
+    def extend_failed(self, started: float, error: Exception, retry_every: float) -> None:
+        """The store did not answer; try again, for the lease still runs."""
+        with self._mutex:
+            if self._state != "held":
+                return
+            first, self._failing = not self._failing, True
+            again = max(started, monotonic()) + min(retry_every, self._options.extends_every)
+            self.next_action = min(again, self._trusted_until)
+        if first:
+            self._story.emit("lock_extend_failed", error_name=type(error).__name__, error_message=str(error))
+
+    def expire(self) -> None:
+        """Lose the lock if its lease has run out by the local clock."""
+        if self._state == "held" and not self._trusted():
+            self._lose("the lease ran out before it was extended")
+
+    def _lose(self, why: str) -> None:
+        with self._mutex:
+            if self._state != "held":
+                return
+            self._state = "lost"
+            self.next_action = None
+        self._tell_lost(why)
+
+    def _tell_lost(self, why: str) -> None:
+        self._state = "lost"
+        if self.auto_extend and not self._failing:
+            self._story.emit("lock_extend_failed", error_name=LockLost.__name__, error_message=why)
+        self._story.emit("lock_expired_before_finish", error_name=LockLost.__name__, error_message=why)

@@ -1,0 +1,391 @@
+"""The options of a lock (``lock_*``) and of an app (``lockbeat_*``): read once, validated whole, in the user's terms.
+
+Promises: what comes out of here is right, so nobody checks it again; what is wrong is a ConfigurationError that names
+the setting, the value and what is allowed, and unknown names are refused with the nearest right one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import math
+import os
+import re
+import string
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from kombu.utils.url import maybe_sanitize_url
+
+from celery_lockbeat.exceptions import ConfigurationError
+
+__all__ = ["AppOptions", "LockOptions", "bound_key", "check_key"]
+
+TASK_PREFIX: Final = "lock_"
+SETTING_PREFIX: Final = "lockbeat_"
+
+#: A lease of more than a month is a mistake in the unit.
+LONGEST: Final = 30 * 86400.0
+
+_FORMATTER: Final = string.Formatter()
+
+_REDIS_SCHEMES: Final = ("redis", "rediss", "unix", "redis+socket")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LockOptions:
+    """How one task, or one :class:`~celery_lockbeat.Lock`, takes its lock. Durations are seconds."""
+
+    enabled: bool = True
+    key: str | Callable[..., str] | None = None
+    driver: str = "auto"
+    connection: str = "default"
+    ttl: float = 30.0
+    auto_extend: bool = True
+    extend_interval: float | None = None
+    retry_attempts: int = 0
+    retry_delay: float = 0.2
+    retry_jitter: float = 0.05
+    skip_if_locked: bool = True
+    hold_at_least: float = 0.0
+    on_lost: str = "fail"
+    dedupe_ttl: float = 3600.0
+    logging: str | bool = "default"
+
+    @property
+    def extends_every(self) -> float:
+        """Seconds between two renewals: a third of the ttl leaves two more tries while the lease lasts."""
+        return self.ttl / 3 if self.extend_interval is None else self.extend_interval
+
+    @classmethod
+    def read(
+        cls,
+        conf: Mapping[str, Any],
+        own: Mapping[str, Any],
+        *,
+        owner: str,
+        prefix: str = "",
+        without: frozenset[str] = frozenset(),
+    ) -> LockOptions:
+        """Merge default, ``lockbeat_*`` of the app and the ``own`` values, given as ``prefix`` + name by ``owner``.
+
+        ``without``: the options that make no sense for this owner. Raises ConfigurationError.
+        """
+        _refuse_unknown(own, [prefix + name for name in LOCK_NAMES if name not in without], owner=owner)
+        values: dict[str, Any] = {}
+        named: dict[str, str] = {}
+        for name in LOCK_NAMES:
+            if own.get(prefix + name) is not None:
+                named[name], values[name] = f"{prefix}{name} of {owner}", own[prefix + name]
+            elif conf.get(SETTING_PREFIX + name) is not None:
+                named[name], values[name] = SETTING_PREFIX + name, conf[SETTING_PREFIX + name]
+            else:
+                continue
+            values[name] = _LOCK_RULES[name](named[name], values[name])
+        options = cls(**values)
+        if options.extends_every >= options.ttl:
+            setting = named.get("extend_interval", "extend_interval")
+            ttl = named.get("ttl", "the default ttl")
+            raise _refusal(setting, options.extend_interval, f"a time below {ttl}, which is {options.ttl:g}")
+        return options
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AppOptions:
+    """The settings of one app that are not a lock's. ``redis_url`` is resolved: None means that no Redis is configured."""
+
+    redis_url: str | None = None
+    redis_options: Mapping[str, Any] | None = None
+    redis_min_replicas: int = 0
+    connections: Mapping[str, Mapping[str, Any]] | None = None
+    key_prefix: str = "lockbeat:"
+    claim_ttl: float = 5.0
+    memory_path: str | None = None
+
+    @classmethod
+    def read(cls, conf: Any) -> AppOptions:
+        """Read and validate all ``lockbeat_*`` settings of ``app.conf``. Raises ConfigurationError."""
+        known = [SETTING_PREFIX + name for name in (*LOCK_NAMES, *_APP_RULES)]
+        _refuse_unknown(_lockbeat_names(conf), known, owner="the app's settings")
+        LockOptions.read(conf, {}, owner="the app")
+        values = {
+            name: rule(SETTING_PREFIX + name, conf.get(SETTING_PREFIX + name))
+            for name, rule in _APP_RULES.items()
+            if conf.get(SETTING_PREFIX + name) is not None
+        }
+        if "default" not in values.get("connections", ()):
+            values.setdefault("redis_url", _redis_of_celery(conf))
+        elif "redis_url" in values:
+            raise _refusal(
+                "lockbeat_connections", "default", "no connection of this name beside lockbeat_redis_url, which is it"
+            )
+        return cls(**values)
+
+    def connection(self, driver: str, name: str) -> Mapping[str, Any] | None:
+        """Return the Redis client arguments, with ``url``, that ``lock_driver`` and ``lock_connection`` stand for.
+
+        None: the memory store. Raises ConfigurationError.
+        """
+        if driver == "memory":
+            return None
+        connections = dict(self.connections or {})
+        if self.redis_url is not None:
+            connections["default"] = {"url": self.redis_url}
+        if name not in connections and name != "default":
+            raise _refusal(
+                "lock_connection", name, f"a name in lockbeat_connections: {', '.join(connections) or 'none'}"
+            )
+        if name not in connections:
+            if driver == "redis":
+                allowed = "'auto' or 'memory', as long as neither lockbeat_redis_url nor Celery's broker names a Redis"
+                raise _refusal("lock_driver", driver, allowed)
+            return None
+        chosen = {**(self.redis_options or {}), **connections[name]}
+        if chosen["url"].startswith("sentinel"):
+            # memory, or one of the Sentinel's servers, would silently be no lock at all between hosts
+            raise _refusal(
+                "broker_url", chosen["url"], "as the store of locks, no Sentinel yet: set lockbeat_redis_url"
+            )
+        return chosen
+
+
+KeyOf = Callable[[Any, tuple[Any, ...], dict[str, Any]], str]
+
+
+def bound_key(options: LockOptions, run: Callable[..., Any], *, owner: str) -> KeyOf:
+    """Make the function of (task, args, kwargs) that tells a call's lock key, for a task ``owner`` with the body ``run``.
+
+    Raises ConfigurationError, now for a placeholder that ``run`` has no argument for, and at the call for a key that
+    is empty or no string.
+    """
+    template = options.key
+    setting = f"lock_key of {owner}"
+    if callable(template):
+        function = template
+        if next(iter(inspect.signature(function).parameters), None) == "self":
+            return lambda task, args, kwargs: check_key(setting, function(task, *args, **kwargs))
+        return lambda _task, args, kwargs: check_key(setting, function(*args, **kwargs))
+    if template is None or all(field is None for _, field, _, _ in _FORMATTER.parse(template)):
+        # format() all the same: {{ and }} are its way to write a brace
+        key = owner if template is None else check_key(setting, template.format())
+        return lambda _task, _args, _kwargs: key
+    signature = inspect.signature(run)
+    _check_placeholders(setting, template, signature)
+
+    def formatted(_task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        arguments = _named_arguments(signature, args, kwargs)
+        try:
+            return check_key(setting, template.format(**arguments))
+        except (KeyError, AttributeError, IndexError, ValueError, TypeError) as exc:
+            raise _refusal(setting, template, f"what the arguments of this call can fill ({exc!r})") from exc
+
+    return formatted
+
+
+def _named_arguments(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    arguments = dict(bound.arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            arguments |= arguments.pop(name)
+    return arguments
+
+
+def check_key(setting: str, key: Any) -> str:
+    """Return a key that can be locked. Raises ConfigurationError."""
+    if not isinstance(key, str) or not key:
+        raise _refusal(setting, key, "a non-empty string")
+    return key
+
+
+def _check_placeholders(setting: str, template: str, signature: inspect.Signature) -> None:
+    named = [p.name for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    any_name = len(named) < len(signature.parameters)
+    allowed = ", ".join(f"{{{name}}}" for name in named) or "no placeholder, for it takes no arguments"
+    for root in _roots(template):
+        if root not in named and not (any_name and root.isidentifier()):
+            raise _refusal(setting, template, f"the arguments of the task, by name: {allowed}")
+
+
+def _roots(template: str) -> Iterator[str]:
+    """The arguments that a template starts from: ``user`` of ``{user.id}``, ``rows`` and ``n`` of ``{rows[0]:>{n}}``."""
+    for _, field, spec, _ in _FORMATTER.parse(template):
+        if field is not None:
+            yield re.split(r"[.\[]", field, maxsplit=1)[0]
+            yield from _roots(spec or "")
+
+
+def _refusal(setting: str, value: Any, allowed: str) -> ConfigurationError:
+    shown = maybe_sanitize_url(value) if isinstance(value, str) and "://" in value else value
+    return ConfigurationError(f"{setting} is {shown!r}; allowed: {allowed}")
+
+
+def _refuse_unknown(names: Iterable[str], known: list[str], *, owner: str) -> None:
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0)
+            raise ConfigurationError(
+                f"{name} of {owner} is not an option of celery-lockbeat; did you mean {near[0]}? "
+                f"allowed: {', '.join(known)}"
+            )
+
+
+def _lockbeat_names(conf: Any) -> list[str]:
+    """All settings that are meant for us, spelled as Celery's own would be after ``namespace=`` is taken off."""
+    namespace = conf.prefix or ""
+    names = [name for name in conf if isinstance(name, str) and name.lower().startswith(namespace.lower())]
+    if namespace:
+        names = [name[len(namespace) :].lower() for name in names]
+        names += [name for name in conf if isinstance(name, str) and name.startswith(SETTING_PREFIX)]
+    return [name for name in names if name.lower().startswith(SETTING_PREFIX)]
+
+
+# -- rules: (setting, value) -> the value, or a ConfigurationError -----------------------------------------------------
+
+_Rule = Callable[[str, Any], Any]
+
+
+def _flag(setting: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise _refusal(setting, value, "True or False")
+    return value
+
+
+def _seconds(low: float, *, high: float = LONGEST) -> _Rule:
+    def rule(setting: str, value: Any) -> float:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or not low <= value <= high:
+            raise _refusal(setting, value, f"seconds, a number from {low:g} to {high:g}")
+        return float(value)
+
+    return rule
+
+
+def _count(setting: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise _refusal(setting, value, "a whole number from 0")
+    return value
+
+
+def _one_of(*allowed: Any) -> _Rule:
+    def rule(setting: str, value: Any) -> Any:
+        if not any(type(value) is type(one) and value == one for one in allowed):
+            raise _refusal(setting, value, ", ".join(repr(one) for one in allowed))
+        return value
+
+    return rule
+
+
+def _text(setting: str, value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise _refusal(setting, value, "a non-empty string")
+    return value
+
+
+def _path(setting: str, value: Any) -> str:
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise _refusal(setting, value, "the path of a directory")
+    return str(os.fspath(value))
+
+
+def _key(setting: str, value: Any) -> Any:
+    if callable(value):
+        return value
+    if not isinstance(value, str) or not value:
+        raise _refusal(setting, value, "a non-empty string, or a callable of the task's arguments")
+    try:
+        list(_FORMATTER.parse(value))
+    except ValueError as exc:
+        raise _refusal(setting, value, f"a str.format template ({exc}; a brace is written {{{{ or }}}})") from exc
+    return value
+
+
+def _key_prefix(setting: str, value: Any) -> str:
+    if not isinstance(value, str) or not value or re.search(r"[{}\s\x00-\x1f]", value):
+        # a brace would start or end the Cluster hash tag, which belongs to the lock's key
+        raise _refusal(setting, value, "a non-empty string without braces and blanks")
+    return value
+
+
+def _redis_url(setting: str, value: Any) -> str:
+    if not isinstance(value, str) or value.partition("://")[0] not in _REDIS_SCHEMES or "://" not in value:
+        raise _refusal(setting, value, "a URL that starts with redis://, rediss://, unix:// or redis+socket://")
+    if value.startswith("redis+socket://"):
+        # Celery's own spelling of a unix socket; redis-py's is unix://, and its database is ?db= for ?virtual_host=
+        value = value.replace("redis+socket://", "unix://", 1).replace("virtual_host=", "db=")
+    # Celery spells ssl_cert_reqs as the ssl module does, redis-py in small letters
+    return re.sub(r"ssl_cert_reqs=CERT_(\w+)", lambda match: f"ssl_cert_reqs={match[1].lower()}", value)
+
+
+def _client_arguments(setting: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
+        raise _refusal(setting, value, "a mapping of arguments of redis.Redis")
+    arguments = dict(value)
+    if "url" in arguments:
+        raise _refusal(setting, value, "arguments of redis.Redis; the URL goes into lockbeat_redis_url")
+    if arguments.get("decode_responses"):
+        raise _refusal(f"{setting}['decode_responses']", True, "False: the store reads bytes")
+    for name in ("socket_timeout", "socket_connect_timeout"):
+        if name in arguments:
+            # without one, a server that hangs would hang every run
+            arguments[name] = _seconds(0.01, high=3600)(f"{setting}[{name!r}]", arguments[name])
+    return arguments
+
+
+def _connections(setting: str, value: Any) -> dict[str, dict[str, Any]]:
+    if not isinstance(value, Mapping) or not all(isinstance(name, str) and name for name in value):
+        raise _refusal(setting, value, "a mapping of names to a Redis URL, or to a mapping with 'url' and options")
+    connections: dict[str, dict[str, Any]] = {}
+    for name, given in value.items():
+        own = f"{setting}[{name!r}]"
+        arguments = dict(given) if isinstance(given, Mapping) else {"url": given}
+        url = _redis_url(own, arguments.pop("url", None))
+        connections[name] = {**_client_arguments(own, arguments), "url": url}
+    return connections
+
+
+def _redis_of_celery(conf: Any) -> str | None:
+    """The Redis that Celery itself uses: its broker, else its result backend, else none."""
+    for setting in ("broker_url", "result_backend"):
+        url = getattr(conf, setting, None)
+        if isinstance(url, (list, tuple)):
+            url = url[0] if url else None
+        if not isinstance(url, str):
+            continue
+        if url.startswith("sentinel://"):
+            return url  # refused where it would be used
+        url = url.split(";")[0]  # Celery: brokers to fail over to; every process must agree on one store
+        if url.partition("://")[0] in _REDIS_SCHEMES:
+            return _redis_url(setting, url)
+    return None
+
+
+_LOCK_RULES: Final[dict[str, _Rule]] = {
+    "enabled": _flag,
+    "key": _key,
+    "driver": _one_of("auto", "redis", "memory"),
+    "connection": _text,
+    "ttl": _seconds(0.1),
+    "auto_extend": _flag,
+    "extend_interval": _seconds(0.01),
+    "retry_attempts": _count,
+    "retry_delay": _seconds(0),
+    "retry_jitter": _seconds(0),
+    "skip_if_locked": _flag,
+    "hold_at_least": _seconds(0),
+    "on_lost": _one_of("fail", "warn"),
+    "dedupe_ttl": _seconds(0),
+    "logging": _one_of("default", "verbose", False),
+}
+_APP_RULES: Final[dict[str, _Rule]] = {
+    "redis_url": _redis_url,
+    "redis_options": _client_arguments,
+    "redis_min_replicas": _count,
+    "connections": _connections,
+    "key_prefix": _key_prefix,
+    "claim_ttl": _seconds(0.1, high=3600),
+    "memory_path": _path,
+}
+LOCK_NAMES: Final = tuple(field.name for field in fields(LockOptions))

@@ -1,0 +1,34 @@
+"""One Celery signal per event. Receivers get the event's fields as keywords; ``sender`` is the task, or the Lock.
+
+A receiver can slow a run but never break it: ``Signal.send`` logs what a receiver raises, and nothing depends on it.
+"""
+
+from __future__ import annotations
+
+from celery.utils.dispatch import Signal
+
+__all__ = [
+    "driver_fallback",
+    "lock_acquired",
+    "lock_expired_before_finish",
+    "lock_extend_failed",
+    "lock_extended",
+    "lock_released",
+    "task_failed",
+    "task_finished",
+    "task_skipped",
+    "task_started",
+    "task_succeeded",
+]
+
+task_started = Signal(name="lockbeat_task_started")
+task_succeeded = Signal(name="lockbeat_task_succeeded")
+task_failed = Signal(name="lockbeat_task_failed")
+task_skipped = Signal(name="lockbeat_task_skipped")
+task_finished = Signal(name="lockbeat_task_finished")
+lock_acquired = Signal(name="lockbeat_lock_acquired")
+lock_extended = Signal(name="lockbeat_lock_extended")
+lock_released = Signal(name="lockbeat_lock_released")
+lock_extend_failed = Signal(name="lockbeat_lock_extend_failed")
+lock_expired_before_finish = Signal(name="lockbeat_lock_expired_before_finish")
+driver_fallback = Signal(name="lockbeat_driver_fallback")

@@ -1,0 +1,373 @@
+"""LockedTask: acquire, run, release around a task's body, told as one story.
+
+Promises: the body runs only while its key is ours; whatever ends it frees the key; a run that could not have its key,
+or has been brought to its end before, answers whoever waits for it; each run logs one ``task_started``, one of
+``task_succeeded``, ``task_failed`` and ``task_skipped``, and one ``task_finished``.
+
+A run is one try of one task: its id, its retry number, and how often it was replaced (``self.replace()`` keeps the id
+and starts the retries anew).
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NoReturn
+
+from celery import Task, states
+from celery.app.autoretry import add_autoretry_behaviour
+from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
+from celery.result import EagerResult
+from celery.states import IGNORED
+
+from celery_lockbeat.events import Story
+from celery_lockbeat.exceptions import LockbeatError, LockLost, LockNotAcquired, TaskSkipped
+from celery_lockbeat.lock import Lock, _current
+from celery_lockbeat.options import TASK_PREFIX, AppOptions, LockOptions, bound_key
+from celery_lockbeat.stores import Finished, Held, stores_of
+
+__all__ = ["LockedTask"]
+
+logger: Final = logging.getLogger("celery_lockbeat")
+
+#: The attribute of a request that says that its one run has begun.
+_TAKEN: Final = "lockbeat_taken"
+
+
+class LockedTask(Task):  # type: ignore[misc]
+    """A task of which at most one run per lock key goes on at a time.
+
+    >>> @app.task(base=LockedTask, lock_ttl=60)  # doctest: +SKIP
+    ... def sync_report(): ...
+
+    Its options are the attributes ``lock_*`` (see docs/reference.md); None means: as the setting ``lockbeat_*`` says. A
+    held key skips the run (state REVOKED, :class:`TaskSkipped`), or fails it with :class:`LockNotAcquired` where
+    ``lock_skip_if_locked`` is False. A store out of reach fails it with :class:`StoreUnavailable`, and a lock that was lost
+    with :class:`LockLost`; ``autoretry_for`` works for all three. Wrong options are a :class:`ConfigurationError`, when
+    the app is finalized: at the start of a worker or a beat.
+    """
+
+    abstract = True
+
+    lock_enabled: bool | None = None
+    lock_key: Any = None
+    lock_driver: str | None = None
+    lock_connection: str | None = None
+    lock_ttl: float | None = None
+    lock_auto_extend: bool | None = None
+    lock_extend_interval: float | None = None
+    lock_retry_attempts: int | None = None
+    lock_retry_delay: float | None = None
+    lock_retry_jitter: float | None = None
+    lock_skip_if_locked: bool | None = None
+    lock_hold_at_least: float | None = None
+    lock_on_lost: str | None = None
+    lock_dedupe_ttl: float | None = None
+    lock_logging: str | bool | None = None
+
+    _lock_plan: _Plan | None = None
+
+    @classmethod
+    def on_bound(cls, app: Any) -> None:
+        """Validate the options as soon as Celery binds the task, after ``task_annotations``."""
+        super().on_bound(app)
+        cls._lock_plan = None
+        _Plan(cls, app)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the body under its lock. Called directly, a held key raises :class:`TaskSkipped`."""
+        plan = self._lock_plan
+        if plan is None:
+            # read at the first run, so that settings made after the task's definition count
+            plan = type(self)._lock_plan = _Plan(type(self), self.app)
+        request = self.request_stack.top
+        if request is None or request.called_directly or vars(request).get(_TAKEN):
+            return _Run(self, plan, None, self._call_directly, args, kwargs).carry_out()
+        # Once per request: a body that calls its own task starts another run, though the worker's request is on top.
+        setattr(request, _TAKEN, True)
+        # Not super().__call__: out of a worker it would push an empty request before the one that the body asks for
+        # (celery 5.7, app/task.py; app/trace.py patches it within a worker only).
+        return _Run(self, plan, request, self.run, args, kwargs).carry_out()
+
+    def apply(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the task here and now; a skipped run has the state REVOKED, as it has from a worker."""
+        result = super().apply(*args, **kwargs)
+        if result.state == IGNORED and isinstance(result.result, TaskSkipped):
+            return EagerResult(result.id, TaskRevokedError(str(result.result)), states.REVOKED, name=self.name)
+        return result
+
+    def _call_directly(self, *args: Any, **kwargs: Any) -> Any:
+        # A request of its own, in the worker too, whose patched __call__ would take the one below for this call's.
+        self.push_request(args=args, kwargs=kwargs)
+        try:
+            return super().__call__(*args, **kwargs)
+        finally:
+            self.pop_request()
+
+
+class _Plan:
+    """What all runs of a task share: its options, and how a call's key is made. Raises ConfigurationError."""
+
+    __slots__ = ("key_of", "options")
+
+    def __init__(self, task: type[LockedTask], app: Any) -> None:
+        # Not getattr(): it would make a bound method of a function that is the value of lock_key.
+        own = {
+            name: _plain_function(value)
+            for cls in reversed(task.__mro__)
+            for name, value in vars(cls).items()
+            if name.startswith(TASK_PREFIX)
+        }
+        self.options: Final = LockOptions.read(app.conf, own, owner=task.name, prefix=TASK_PREFIX)
+        AppOptions.read(app.conf).connection(self.options.driver, self.options.connection)
+        run = inspect.getattr_static(task, "run")
+        # Celery makes a staticmethod of a decorated function, but for bind=True; a method gets the task first
+        body = run.__func__ if isinstance(run, staticmethod) else run.__get__(object())
+        self.key_of: Final = bound_key(self.options, body, owner=task.name)
+
+
+def _plain_function(attribute: Any) -> Any:
+    return attribute.__func__ if isinstance(attribute, staticmethod) else attribute
+
+
+class _Run:
+    """One run. It knows its lock, if it has one, and tells its story."""
+
+    def __init__(
+        self,
+        task: LockedTask,
+        plan: _Plan,
+        request: Any,
+        body: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.task = task
+        self.options = plan.options
+        self.key_of = plan.key_of
+        self.request = request
+        self.body = body
+        self.args = args
+        self.kwargs = kwargs
+        self.lock: Lock | None = None
+        self.started: float | None = None
+        tick = _tick_of(request)
+        self.story = Story(
+            task,
+            plan.options.logging,
+            task_id=request and request.id,
+            task_name=task.name,
+            kind=tick.get("kind", "task"),
+            schedule=tick.get("entry"),
+            tick=tick.get("due"),
+            hostname=request and request.hostname,
+        )
+
+    def carry_out(self) -> Any:
+        """Acquire, run, release. Returns what the body returns; raises what it raises, or why it did not run."""
+        try:
+            try:
+                result = self._run_body()
+            except _SafetyCopy as copy:
+                raise self._postpone(copy) from None
+            except BaseException as exc:
+                ending = self._end(exc)
+                if ending is exc:
+                    raise
+                raise ending from exc
+            lost = self._end(None)
+            if lost is not None:
+                raise lost
+            return result
+        finally:
+            if self.lock is not None:
+                # an exception from outside, such as a soft time limit, may have hit the release itself
+                self.lock.abandon()
+
+    def _run_body(self) -> Any:
+        if self.options.enabled:
+            self._acquire()
+        self._start()
+        outer = _current.set(self.lock)
+        try:
+            return self.body(*self.args, **self.kwargs)
+        finally:
+            _current.reset(outer)
+
+    # -- acquire -------------------------------------------------------------------------------------------------------
+
+    def _acquire(self) -> None:
+        key = self.key_of(self.task, self.args, self.kwargs)
+        lock = Lock.of_run(
+            key,
+            self.options,
+            stores_of(self.task.app),
+            self.story,
+            run=self._name(),
+            description=f"{self._hostname()} pid {os.getpid()} {self.task.name}[{self.request and self.request.id}]",
+        )
+        self.lock = lock
+        refusal = lock.acquire()
+        if refusal is not None:
+            raise self._refused(key, refusal)
+
+    def _name(self) -> str | None:
+        """Name this run, the same in each copy of its message. A call that no message stands for has no name."""
+        request = self.request
+        if request is None or request.is_eager:
+            return None
+        return f"{request.id}:{request.retries}:{request.replaced_task_nesting}"
+
+    def _hostname(self) -> str:
+        return str((self.request and self.request.hostname) or socket.gethostname())
+
+    def _refused(self, key: str, refusal: Held | Finished) -> Exception:
+        """What is raised in place of the run."""
+        if isinstance(refusal, Finished):
+            return TaskSkipped(f"duplicate: this run has ended before, under lock {key!r}", reason="duplicate", key=key)
+        if refusal.same_run:
+            return _SafetyCopy(refusal.remaining)
+        held = f"lock {key!r} is held by {refusal.description}"
+        if self.options.skip_if_locked:
+            return TaskSkipped(f"locked: {held}", key=key, holder=refusal.description)
+        return LockNotAcquired(held, key=key, holder=refusal.description)
+
+    def _postpone(self, copy: _SafetyCopy) -> Ignore:
+        """Send this copy of a message whose run goes on elsewhere once more, for when that one's lease ends.
+
+        Acknowledged away it could not run if the running one dies; put back at once it would only circle.
+        """
+        request = self.request
+        delay = max(1.0, copy.remaining)
+        try:
+            self.task.signature_from_request(request, countdown=delay, retries=request.retries).apply_async()
+        except Exception as exc:
+            return Reject(exc, requeue=True)
+        text = "a copy of %s[%s] came while that run goes on elsewhere; it comes again in %.0f s"
+        logger.info(text, self.task.name, request.id, delay)
+        return Ignore("postponed: this run goes on elsewhere")
+
+    # -- release -------------------------------------------------------------------------------------------------------
+
+    def _end(self, exc: BaseException | None) -> BaseException | None:
+        """Release, answer, and tell the end; returns what the run ends with, None for its result."""
+        # Remembered is what came to an end. A message that goes back to its queue (Reject), or whose worker is going
+        # down (SystemExit), is to run again. A try that ended in self.retry() is over: the next one has its own name,
+        # but a late copy of this one would start a second chain of tries.
+        over = exc is None or (isinstance(exc, Exception) and not isinstance(exc, Reject))
+        held = self.lock is None or self.lock.release(finished=over, hold=over and not isinstance(exc, Retry))
+        ending = exc
+        if not held and self.lock is not None and self.lock.lost and self.options.on_lost == "fail":
+            # no success, and no silence either; what failed has failed by itself
+            if exc is None or (isinstance(exc, Ignore) and not isinstance(exc, (Reject, TaskSkipped))):
+                ending = LockLost(f"lock {self.lock.key!r} was lost before the run ended")
+        if isinstance(ending, LockbeatError) and self.request is not None:
+            ending = self._autoretried(ending)
+        if isinstance(ending, TaskSkipped):
+            self._answer(ending)
+        self._tell_end(ending)
+        return ending
+
+    def _autoretried(self, exc: Exception) -> BaseException:
+        """Let ``autoretry_for`` have what was raised around the body: Celery applies it to ``run`` alone."""
+        step = _Step(self.task, exc)
+        add_autoretry_behaviour(step)
+        try:
+            step.run()
+        except BaseException as ending:
+            return ending
+        return exc
+
+    def _answer(self, skipped: TaskSkipped) -> None:
+        """Tell whoever waits for the result, the chord or the chain: Celery leaves an Ignore without an answer."""
+        request, backend = self.request, self.task.backend
+        if request is None or request.is_eager:
+            return
+        try:
+            if skipped.reason == "duplicate" and _answered(backend, request.id):
+                return
+            # Not mark_as_revoked(): it forgets a chord around a chain whose member is skipped.
+            backend.mark_as_failure(
+                request.id,
+                TaskRevokedError(str(skipped)),
+                request=request,
+                store_result=not vars(request).get("ignore_result", self.task.ignore_result),
+                call_errbacks=False,
+                state=states.REVOKED,
+            )
+        except Exception:
+            logger.exception("nobody could be told that %s[%s] was skipped", self.task.name, request.id)
+
+    # -- tell ----------------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        self.started = time.monotonic()
+        self.story.emit("task_started")
+        if self.lock is not None and self.lock.held:
+            self.story.emit("lock_acquired")
+
+    def _tell_end(self, ending: BaseException | None) -> None:
+        if self.started is None:
+            self._start()
+        duration_ms = round((time.monotonic() - (self.started or 0.0)) * 1000, 3)
+        if isinstance(ending, TaskSkipped):
+            status = "skipped"
+            self.story.emit("task_skipped", status=status, reason=ending.reason, holder=ending.holder)
+        elif ending is None or (isinstance(ending, Ignore) and not isinstance(ending, Reject)):
+            # Ignore is the body's own word that it is done without a result; self.replace() ends so
+            status = "success"
+            self.story.emit("task_succeeded", status=status, duration_ms=duration_ms)
+        else:
+            status = "failed"
+            self.story.emit(
+                "task_failed",
+                status=status,
+                duration_ms=duration_ms,
+                error_name=type(ending).__name__,
+                error_message=str(ending),
+                holder=getattr(ending, "holder", None),
+            )
+        self.story.emit("task_finished", status=status, duration_ms=duration_ms)
+
+
+class _SafetyCopy(Exception):  # noqa: N818  no error: it never leaves this module
+    """The run of this message goes on elsewhere, for ``remaining`` seconds at least."""
+
+    def __init__(self, remaining: float) -> None:
+        super().__init__(remaining)
+        self.remaining = remaining
+
+
+class _Step:
+    """What ``add_autoretry_behaviour`` takes for the task: all of it is the task's, but its ``run`` raises."""
+
+    def __init__(self, task: LockedTask, exc: Exception) -> None:
+        self._task = task
+        self._exc = exc
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_orig_run":  # Celery's mark of a task that it has wrapped
+            raise AttributeError(name)
+        return getattr(self._task, name)
+
+    def run(self) -> NoReturn:
+        """Fail as the lock did."""
+        raise self._exc
+
+
+def _tick_of(request: Any) -> Mapping[str, Any]:
+    """The tick that a beat has written into the headers of this message."""
+    tick = ((request and request.headers) or {}).get("lockbeat")
+    return tick if isinstance(tick, Mapping) else {}
+
+
+def _answered(backend: Any, task_id: str) -> bool:
+    """Whether this task's result says more than that it has begun."""
+    try:
+        return backend.get_state(task_id) not in (states.PENDING, states.RECEIVED, states.STARTED)
+    except Exception:  # a backend that cannot tell, such as the disabled one
+        return False
