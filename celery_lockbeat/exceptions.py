@@ -22,7 +22,7 @@ class LockbeatError(Exception):
     """Base of all exceptions of celery-lockbeat."""
 
 
-class ConfigurationError(LockbeatError, ImproperlyConfigured):
+class ConfigurationError(LockbeatError, ImproperlyConfigured):  # type: ignore[misc]
     """Raised when an option, a setting or a URL is wrong; names it, its value and what is allowed.
 
     Raised at import or at start-up, never first at a run. Also a :class:`celery.exceptions.ImproperlyConfigured`,
@@ -50,7 +50,7 @@ class LockLost(LockbeatError):
     """Raised when a lock that was held is ours no more: its lease ran out, or the store says that it is another's."""
 
 
-class TaskSkipped(LockbeatError, Ignore):
+class TaskSkipped(LockbeatError, Ignore):  # type: ignore[misc]
     """Raised in place of a run: its key is held (``reason="locked"``) or it has run already (``"duplicate"``).
 
     Also a :class:`celery.exceptions.Ignore`, so that a worker treats a skipped run as answered.

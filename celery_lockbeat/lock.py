@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from celery import current_app
 
+from celery_lockbeat.clock import monotonic
 from celery_lockbeat.events import Story
 from celery_lockbeat.exceptions import LockLost, LockNotAcquired, StoreUnavailable
 from celery_lockbeat.lifecycle import stopping
 from celery_lockbeat.options import LockOptions, check_key
-from celery_lockbeat.renewal import monotonic, renewer_of
-from celery_lockbeat.stores import Finished, Held, Lease, Store, Stores, stores_of
+from celery_lockbeat.renewal import renewer_of
+from celery_lockbeat.stores import Finished, Held, Lease, Stores, stores_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -86,9 +87,9 @@ class Lock:
     def _prepare(
         self, key: str, options: LockOptions, stores: Stores, story: Story, *, run: str | None, description: str
     ) -> None:
-        self.key: Final = key
-        self.ttl: Final = options.ttl
-        self.auto_extend: Final = options.auto_extend
+        self.key = key
+        self.ttl = options.ttl
+        self.auto_extend = options.auto_extend
         self._options = options
         self._run = run
         self._description = description

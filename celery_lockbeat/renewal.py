@@ -14,31 +14,20 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import StoreUnavailable
 from celery_lockbeat.stores.base import Lease, Store
 
-__all__ = ["Renewer", "monotonic", "renewer_of"]
+__all__ = ["Renewer", "renewer_of"]
 
 logger: Final = logging.getLogger("celery_lockbeat")
 
 #: Seconds between two tries after a failed round, or less where the interval is less.
 RETRY_EVERY: Final = 1.0
-
-
-def _suspend_aware() -> Callable[[], float]:
-    """A monotonic clock that runs on while the machine sleeps, as the store's does; Linux's CLOCK_MONOTONIC stops."""
-    if not hasattr(time, "CLOCK_BOOTTIME"):
-        return time.monotonic
-    return lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-#: The local clock of all lease arithmetic.
-monotonic: Final = _suspend_aware()
 
 
 class Renewable(Protocol):

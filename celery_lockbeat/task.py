@@ -176,7 +176,7 @@ class _Run:
                 raise self._postpone(copy) from None
             except BaseException as exc:
                 ending = self._end(exc)
-                if ending is exc:
+                if ending is None or ending is exc:
                     raise
                 raise ending from exc
             lost = self._end(None)
@@ -245,7 +245,7 @@ class _Run:
         delay = max(1.0, copy.remaining)
         try:
             self.task.signature_from_request(request, countdown=delay, retries=request.retries).apply_async()
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001  whatever it was, the message must stay with the broker
             return Reject(exc, requeue=True)
         text = "a copy of %s[%s] came while that run goes on elsewhere; it comes again in %.0f s"
         logger.info(text, self.task.name, request.id, delay)
@@ -261,10 +261,8 @@ class _Run:
         over = exc is None or (isinstance(exc, Exception) and not isinstance(exc, Reject))
         held = self.lock is None or self.lock.release(finished=over, hold=over and not isinstance(exc, Retry))
         ending = exc
-        if not held and self.lock is not None and self.lock.lost and self.options.on_lost == "fail":
-            # no success, and no silence either; what failed has failed by itself
-            if exc is None or (isinstance(exc, Ignore) and not isinstance(exc, (Reject, TaskSkipped))):
-                ending = LockLost(f"lock {self.lock.key!r} was lost before the run ended")
+        if not held and self.lock is not None and self.lock.lost and self.options.on_lost == "fail" and _good(exc):
+            ending = LockLost(f"lock {self.lock.key!r} was lost before the run ended")
         if isinstance(ending, LockbeatError) and self.request is not None:
             ending = self._autoretried(ending)
         if isinstance(ending, TaskSkipped):
@@ -278,7 +276,7 @@ class _Run:
         add_autoretry_behaviour(step)
         try:
             step.run()
-        except BaseException as ending:
+        except BaseException as ending:  # noqa: BLE001  it is raised by the caller
             return ending
         return exc
 
@@ -317,8 +315,7 @@ class _Run:
         if isinstance(ending, TaskSkipped):
             status = "skipped"
             self.story.emit("task_skipped", status=status, reason=ending.reason, holder=ending.holder)
-        elif ending is None or (isinstance(ending, Ignore) and not isinstance(ending, Reject)):
-            # Ignore is the body's own word that it is done without a result; self.replace() ends so
+        elif _good(ending):
             status = "success"
             self.story.emit("task_succeeded", status=status, duration_ms=duration_ms)
         else:
@@ -359,6 +356,11 @@ class _Step:
         raise self._exc
 
 
+def _good(ending: BaseException | None) -> bool:
+    """Whether a run ended well: with a result, or with Ignore, the body's word for "no result"; replace() ends so."""
+    return ending is None or (isinstance(ending, Ignore) and not isinstance(ending, TaskSkipped))
+
+
 def _tick_of(request: Any) -> Mapping[str, Any]:
     """The tick that a beat has written into the headers of this message."""
     tick = ((request and request.headers) or {}).get("lockbeat")
@@ -369,5 +371,5 @@ def _answered(backend: Any, task_id: str) -> bool:
     """Whether this task's result says more than that it has begun."""
     try:
         return backend.get_state(task_id) not in (states.PENDING, states.RECEIVED, states.STARTED)
-    except Exception:  # a backend that cannot tell, such as the disabled one
+    except Exception:  # noqa: BLE001  a backend that cannot tell, such as the disabled one
         return False

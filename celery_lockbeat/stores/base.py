@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-__all__ = ["Finished", "Held", "Lease", "Store", "TOKEN_MEMORY"]
+__all__ = ["TOKEN_MEMORY", "Finished", "Held", "Lease", "Store"]
 
 #: Seconds for which a store remembers the last token of a key after its last use. Only a server clock that was set
 #: back by more than this could then hand out a smaller token: a new token is never below the clock's microseconds.

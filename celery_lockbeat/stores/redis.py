@@ -36,7 +36,7 @@ class _Script:
     """A Lua file and its digest, for EVALSHA."""
 
     def __init__(self, name: str) -> None:
-        self.source: Final = files("celery_lockbeat.stores").joinpath("lua", f"{name}.lua").read_text("utf-8")
+        self.source: Final = files("celery_lockbeat.stores").joinpath("lua").joinpath(f"{name}.lua").read_text("utf-8")
         self.sha: Final = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
 
