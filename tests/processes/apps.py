@@ -1,0 +1,143 @@
+"""The app that the real workers and beats of these tests load (``celery -A apps``).
+
+Its task bodies tell a witness what they do: a server of its own, written to with plain redis-py. ``seen:<key>`` is the
+list of what happened under a key, ``inside:<key>`` counts the bodies that are in it now.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import redis
+from celery import Celery
+from celery.exceptions import Ignore, Reject
+
+from celery_lockbeat import LockedTask, LockNotAcquired, StoreUnavailable, current_lock
+from celery_lockbeat.events import log_json_lines
+
+#: A body that nobody lets go ends by itself, so that a failing test leaves nothing behind.
+LONGEST = 60.0
+
+witness = redis.Redis.from_url(os.environ["LOCKBEAT_TEST_WITNESS"], decode_responses=True)
+
+app = Celery("processes")
+app.conf.update(json.loads(os.environ["LOCKBEAT_TEST_SETTINGS"]))
+log_json_lines()
+
+# The JSON lines do not tell the level of an event. stdout has it, for the tests that ask.
+levels = logging.StreamHandler(sys.__stdout__)
+levels.setFormatter(logging.Formatter("%(levelname)s %(message)s"))
+logging.getLogger("celery_lockbeat.events").addHandler(levels)
+
+
+@contextlib.contextmanager
+def seen(task, key: str) -> Iterator[Callable[..., None]]:
+    lock = current_lock()
+    token = None if lock is None else lock.token
+
+    def tell(what: str, **more: object) -> None:
+        line = {"what": what, "id": task.request.id, "at": time.time(), "pid": os.getpid(), "token": token, **more}
+        witness.rpush(f"seen:{key}", json.dumps(line))
+
+    tell("enter", inside=witness.incr(f"inside:{key}"))
+    try:
+        yield tell
+    finally:
+        witness.decr(f"inside:{key}")
+        tell("leave")
+
+
+def hold(task, key: str, seconds: float | None = None) -> str:
+    """Stay for so long, or until the test lets this task go; tell once when the lock is seen to be lost."""
+    with seen(task, key) as tell:
+        deadline = time.monotonic() + (LONGEST if seconds is None else seconds)
+        told = False
+        while time.monotonic() < deadline and not (seconds is None and witness.exists(f"go:{task.request.id}")):
+            lock = current_lock()
+            if lock is not None and lock.lost and not told:
+                tell("lost")
+                told = True
+            time.sleep(0.02)
+    return f"held {key}"
+
+
+def holding(name: str, **options: object) -> None:
+    """Make one more task that holds the key it is given."""
+    app.task(bind=True, base=LockedTask, name=name, lock_key="{key}", lock_logging="verbose", **options)(hold)
+
+
+holding("hold")
+holding("hold_with_redis", lock_driver="redis")
+holding("hold_in_memory", lock_driver="memory")
+holding("hold_or_warn", lock_on_lost="warn")
+holding("hold_without_result", ignore_result=True)
+holding("hold_late", acks_late=True)
+holding("hold_when_free", lock_retry_attempts=1200, lock_retry_delay=0.05, lock_retry_jitter=0)
+holding(
+    "hold_or_try_again",
+    lock_driver="redis",
+    autoretry_for=(StoreUnavailable,),
+    retry_kwargs={"countdown": 0.3, "max_retries": 60},
+)
+holding(
+    "hold_in_turn",
+    lock_skip_if_locked=False,
+    autoretry_for=(LockNotAcquired,),
+    retry_kwargs={"countdown": 0.3, "max_retries": 60},
+)
+
+
+@app.task(bind=True, name="note")
+def note(task, *args: object) -> object:
+    """Tell that a chain or a chord came so far; the last argument is the key. No lock."""
+    with seen(task, str(args[-1])):
+        return args[-1]
+
+
+# The leases of these outlast every wait of the tests: what runs under their keys found them released, not run out.
+
+
+@app.task(bind=True, base=LockedTask, name="end", lock_key="{key}", lock_ttl=300, acks_late=True, max_retries=3)
+def end(task, key: str, how: str) -> str:
+    """End in the way that is asked for at the first try, and well at the next."""
+    with seen(task, key):
+        first = witness.incr(f"tries:{task.request.id}") == 1
+    if not first:
+        return "in the end"
+    if how == "return":
+        return "at once"
+    if how == "raise":
+        raise ZeroDivisionError
+    if how == "retry":
+        raise task.retry(countdown=1)
+    if how == "replace":
+        raise task.replace(task.s(key, how))
+    if how == "requeue":
+        raise Reject("once more", requeue=True)
+    if how == "ignore":
+        raise Ignore("no result")
+    if how == "exit":
+        raise SystemExit(1)
+    raise AssertionError(how)
+
+
+@app.task(
+    bind=True,
+    base=LockedTask,
+    name="end_autoretried",
+    lock_key="{key}",
+    lock_ttl=300,
+    autoretry_for=(ZeroDivisionError,),
+    retry_kwargs={"countdown": 1, "max_retries": 3},
+)
+def end_autoretried(task, key: str) -> str:
+    with seen(task, key):
+        if witness.incr(f"tries:{task.request.id}") == 1:
+            raise ZeroDivisionError
+    return "in the end"

@@ -1,0 +1,79 @@
+"""The servers of these tests, and fleets of workers and beats that end with the test or the module."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fleet import HERE, Fleet, Witness
+from servers import Server
+
+_numbers = itertools.count()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker("processes")
+
+
+@pytest.fixture(scope="session")
+def broker() -> Iterator[Server]:
+    """Broker and result backend: what happens to the locks' server does not happen to them."""
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def witness_server() -> Iterator[Server]:
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture
+def witness(witness_server: Server) -> Iterator[Witness]:
+    witness = Witness(witness_server)
+    yield witness
+    witness.close()
+
+
+@pytest.fixture(scope="module")
+def locks() -> Iterator[Server]:
+    """The locks' server, undisturbed."""
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture
+def key() -> str:
+    return f"key-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def make_fleet(broker: Server, witness_server: Server, tmp_path: Path) -> Iterator[Any]:
+    """Make fleets whose processes end with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def make(**settings: object) -> Fleet:
+            directory = tmp_path / f"fleet{next(_numbers)}"
+            directory.mkdir()
+            return stack.enter_context(contextlib.closing(Fleet(broker, witness_server, directory, **settings)))
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def pair(
+    broker: Server, witness_server: Server, locks: Server, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Fleet]:
+    """Two prefork workers, ``a`` and ``b``, that no test of the module harms."""
+    directory = tmp_path_factory.mktemp("pair")
+    with contextlib.closing(Fleet(broker, witness_server, directory, lockbeat_redis_url=locks.url)) as fleet:
+        fleet.workers("a", "b")
+        yield fleet

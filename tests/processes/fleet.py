@@ -1,0 +1,240 @@
+"""Real beats and workers, each a session of its own that is ended by its id, and the witness of what their tasks do."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import psutil
+from celery import Celery
+from celery.result import AsyncResult
+from servers import Server, wait_until
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+
+_numbers = itertools.count()
+
+
+class Process:
+    """One ``celery worker`` or ``celery beat``, with the children of its pool."""
+
+    def __init__(self, name: str, arguments: list[str], environment: dict[str, str], directory: Path) -> None:
+        self.name = name
+        self.events_path = directory / f"{name}.stderr"
+        self.levels_path = directory / f"{name}.stdout"
+        self.log_path = directory / f"{name}.log"
+        command = [sys.executable, "-m", "celery", "-A", "apps", *arguments, "--logfile", str(self.log_path)]
+        with self.events_path.open("ab") as stderr, self.levels_path.open("ab") as stdout:
+            self.process = subprocess.Popen(
+                command, cwd=directory, env=environment, stdout=stdout, stderr=stderr, start_new_session=True
+            )
+        self.pid = self.process.pid
+
+    def wait_for_log(self, text: str, timeout: float = 60) -> None:
+        def is_there() -> bool:
+            assert self.process.poll() is None, f"{self.name} ended: {self.events_path.read_text()[-2000:]}"
+            return text in self.log()
+
+        wait_until(is_there, timeout, f"{self.name} says {text!r}")
+
+    def log(self) -> str:
+        return self.log_path.read_text() if self.log_path.exists() else ""
+
+    def events(self, **fields: object) -> list[dict[str, Any]]:
+        """What it has told so far, in order: the JSON lines whose fields have these values."""
+        # the last line may be half written
+        lines = self.events_path.read_text().split("\n")[:-1]
+        events = [json.loads(line) for line in lines if line.startswith("{")]
+        return [event for event in events if all(event.get(name) == value for name, value in fields.items())]
+
+    def levels(self) -> list[str]:
+        """The events as ``LEVEL {...}`` lines."""
+        return self.levels_path.read_text().split("\n")[:-1]
+
+    def family(self) -> list[psutil.Process]:
+        """Itself and the children of its pool, dead or alive."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            parent = psutil.Process(self.pid)
+            return [parent, *parent.children(recursive=True)]
+        return []
+
+    def signal_all(self, number: int) -> None:
+        """Signal the whole session: the worker and its children, orphans too."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, number)
+
+    def freeze(self) -> None:
+        self.signal_all(signal.SIGSTOP)
+        wait_until(lambda: all(p.status() == psutil.STATUS_STOPPED for p in self.family()), message="it is frozen")
+
+    def thaw(self) -> None:
+        self.signal_all(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """SIGKILL the worker and all its children; idempotent."""
+        family = self.family()
+        self.signal_all(signal.SIGKILL)
+        self.process.wait()
+        wait_until(lambda: not any(_alive(each) for each in family), message=f"{self.name} is dead")
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        # orphans stay zombies where nobody reaps them
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+class Fleet:
+    """Workers and beats of one app, with a queue for all of them and one for each, and a client that sends to them."""
+
+    def __init__(self, broker: Server, witness: Server, directory: Path, **settings: object) -> None:
+        self.queue = f"q{next(_numbers)}"
+        self.directory = directory
+        self.settings = {
+            "broker_url": broker.url,
+            "result_backend": broker.url,
+            "task_default_queue": self.queue,
+            "worker_prefetch_multiplier": 1,
+            "broker_connection_retry_on_startup": True,
+            "lockbeat_ttl": 2,
+            "lockbeat_memory_path": str(directory / "memory"),
+            **settings,
+        }
+        self.witness_url = witness.url
+        self.processes: list[Process] = []
+        self.client = Celery("client", broker=broker.url, backend=broker.url, set_as_current=False)
+        self.client.conf.task_default_queue = self.queue
+
+    def workers(self, *names: str, pool: str = "prefork", concurrency: int = 4, **settings: object) -> list[Process]:
+        """Start workers, and wait until they are ready. Each has a queue of its name beside that of all."""
+        arguments = ["--without-gossip", "--without-mingle", "--without-heartbeat", "-l", "INFO"]
+        arguments += ["-P", pool, "-c", str(concurrency)]
+        started = [
+            self._start(
+                name,
+                ["worker", "-n", f"{name}@tests", "-Q", f"{self.queue},{self.queue_of(name)}", *arguments],
+                settings,
+            )
+            for name in names
+        ]
+        for worker in started:
+            worker.wait_for_log(f"{worker.name}@tests ready.")
+        return started
+
+    def beat(self, name: str, schedule: dict[str, dict[str, object]]) -> Process:
+        """Start a beat with our scheduler."""
+        return self._start(name, ["beat", "-S", "lockbeat", "-l", "INFO", "--pidfile="], {"beat_schedule": schedule})
+
+    def queue_of(self, name: str) -> str:
+        return f"{self.queue}-{name}"
+
+    def _start(self, name: str, arguments: list[str], settings: dict[str, object]) -> Process:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(HERE), str(ROOT), os.environ.get("PYTHONPATH", "")]),
+            "LOCKBEAT_TEST_WITNESS": self.witness_url,
+            "LOCKBEAT_TEST_SETTINGS": json.dumps({**self.settings, **settings}),
+        }
+        process = Process(name, arguments, environment, self.directory)
+        self.processes.append(process)
+        return process
+
+    def send(self, task: str, *args: object, to: str | None = None, **options: object) -> AsyncResult:
+        """Send a task to the worker of that name, or to whoever takes it."""
+        return self.s(task, *args, to=to, **options).apply_async()
+
+    def s(self, task: str, *args: object, to: str | None = None, **options: object) -> Any:
+        """A signature; the client knows the task by its name only."""
+        return self.client.signature(task, args=args, queue=self.queue if to is None else self.queue_of(to), **options)
+
+    def events(self, **fields: object) -> list[dict[str, Any]]:
+        """What all processes have told, those of one in order."""
+        return [event for process in self.processes for event in process.events(**fields)]
+
+    def told(self, result: AsyncResult, *, runs: int = 1) -> list[dict[str, Any]]:
+        """Wait until this task has told of so many runs to their end; return all events of it, in order of time."""
+        wait_until(
+            lambda: len(self.events(task_id=result.id, event="task_finished")) >= runs,
+            message=f"{runs} runs of {result.id} have told their end",
+        )
+        return sorted(self.events(task_id=result.id), key=lambda event: event["timestamp"])
+
+    def close(self) -> None:
+        try:
+            for process in self.processes:
+                process.kill()
+        finally:
+            self.client.close()
+        for process in self.processes:
+            # shown where a test has failed
+            print(f"---- {process.name}\n{process.log()[-6000:]}{process.events_path.read_text()[-3000:]}")
+
+
+def names(events: Iterable[dict[str, Any]]) -> list[str]:
+    return [event["event"] for event in events]
+
+
+def stories(events: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The events of each run, by its execution_id."""
+    runs = defaultdict(list)
+    for event in events:
+        runs[event["execution_id"]].append(event)
+    return dict(runs)
+
+
+def assert_whole_story(run: list[dict[str, Any]]) -> None:
+    """P7, of one run that is over."""
+    told = [name for name in names(run) if name.startswith("task_")]
+    assert told[0] == "task_started", run
+    assert told[1] in ("task_succeeded", "task_failed", "task_skipped"), run
+    assert told[2:] == ["task_finished"], run
+    assert len({(event["task_id"], event["task_name"], event["lock_key"], event["pid"]) for event in run}) == 1, run
+    assert run[-1]["event"] == "task_finished", run
+    assert run[-1]["status"] == {"task_succeeded": "success", "task_failed": "failed"}.get(told[1], "skipped"), run
+
+
+class Witness:
+    """What the bodies say, on a server that neither Celery nor the locks know of."""
+
+    def __init__(self, server: Server) -> None:
+        self._client = server.client()
+
+    def lines(self, key: str, what: str | None = None) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in self._client.lrange(f"seen:{key}", 0, -1)]
+        return [line for line in lines if what in (None, line["what"])]
+
+    def entered(self, key: str, result: AsyncResult | None = None) -> list[dict[str, Any]]:
+        """Every time a body, or that of one task, was entered."""
+        return [line for line in self.lines(key, "enter") if result is None or line["id"] == result.id]
+
+    def wait_for(self, key: str, what: str, result: AsyncResult, timeout: float = 20) -> dict[str, Any]:
+        """Wait until the body of this task says so."""
+        wait_until(
+            lambda: any(line["id"] == result.id for line in self.lines(key, what)),
+            timeout,
+            f"{key}: {what} of {result.id}",
+        )
+        return next(line for line in self.lines(key, what) if line["id"] == result.id)
+
+    def let_go(self, *results: AsyncResult) -> None:
+        """End the body of a ``hold`` without a time."""
+        for result in results:
+            self._client.set(f"go:{result.id}", 1)
+
+    def never_overlapped(self, key: str) -> bool:
+        return all(line["inside"] == 1 for line in self.entered(key))
+
+    def close(self) -> None:
+        self._client.close()
