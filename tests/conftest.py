@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+from celery import Celery
+from servers import Server
+
+_names = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def session_server() -> Iterator[Server]:
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture
+def server(session_server: Server) -> Server:
+    """A server without a key in it."""
+    with session_server.client() as client:
+        client.flushall()
+    return session_server
+
+
+@pytest.fixture
+def spare_server() -> Iterator[Server]:
+    """A server of this test alone, to be stopped, killed and paused."""
+    with Server() as server:
+        yield server
+
+
+@pytest.fixture(params=["redis", "memory"])
+def driver(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def make_app(server: Server, tmp_path) -> Iterator[object]:
+    """Make Celery apps whose locks live in ``server``, or in a directory of this test."""
+    apps: list[Celery] = []
+
+    def make(**settings: object) -> Celery:
+        app = Celery(f"app{next(_names)}", broker=server.url, backend=server.url, set_as_current=False)
+        app.conf.update(lockbeat_memory_path=str(tmp_path / "memory"), task_default_queue=app.main)
+        app.conf.update(settings)
+        apps.append(app)
+        return app
+
+    yield make
+    for app in apps:
+        app.close()
+
+
+@pytest.fixture
+def app(make_app, driver: str) -> Celery:
+    """An app on each driver."""
+    return make_app(lockbeat_driver=driver)

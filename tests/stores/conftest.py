@@ -1,0 +1,77 @@
+"""The stores that the conformance suite runs on. A new one needs an entry in ``KINDS`` and a line in ``opening.py``."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from opening import open_at
+from servers import Server, wait_until
+
+from celery_lockbeat.clock import monotonic
+from celery_lockbeat.stores.base import Store
+
+
+class RedisKind:
+    """How a store of one kind is opened (again), and how the suite makes things happen to it."""
+
+    name = "redis"
+
+    def __init__(self, server: Server, path: Path) -> None:
+        self.target = server.url
+
+    def open(self, key_prefix: str = "lockbeat:") -> Store:
+        return open_at(self.name, self.target, key_prefix)
+
+    def later(self, seconds: float) -> None:
+        """Let the store's own clock go on."""
+        with redis.Redis.from_url(self.target) as client:
+            end = self._now(client) + seconds + 0.002
+            wait_until(lambda: self._now(client) > end)
+
+    @staticmethod
+    def _now(client: redis.Redis) -> float:
+        whole, micro = client.time()
+        return whole + micro / 1e6
+
+    def forget_all(self) -> None:
+        with redis.Redis.from_url(self.target) as client:
+            client.flushall()
+
+
+class MemoryKind:
+    name = "memory"
+
+    def __init__(self, server: Server, path: Path) -> None:
+        self.target = str(path / "memory")
+        self.ahead = 0.0
+
+    def open(self, key_prefix: str = "lockbeat:") -> Store:
+        return open_at(self.name, self.target, key_prefix, clock=lambda: monotonic() + self.ahead)
+
+    def later(self, seconds: float) -> None:
+        self.ahead += seconds
+
+    def forget_all(self) -> None:
+        with contextlib.closing(sqlite3.connect(Path(self.target, "state.db"), timeout=10)) as connection, connection:
+            connection.execute("DELETE FROM lock")
+            connection.execute("DELETE FROM done")
+
+
+KINDS = {"redis": RedisKind, "memory": MemoryKind}
+
+
+@pytest.fixture(params=list(KINDS))
+def kind(request: pytest.FixtureRequest, server: Server, tmp_path: Path):
+    return KINDS[request.param](server, tmp_path)
+
+
+@pytest.fixture
+def store(kind) -> Iterator[Store]:
+    store = kind.open()
+    yield store
+    store.close()

@@ -1,0 +1,32 @@
+"""One of many processes that fight over one key: fighter.py STORE TARGET WITNESS NAME TURNS.
+
+The witness is a server of its own and knows nothing of the code under test: it counts who is inside.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import redis
+from opening import open_at
+
+from celery_lockbeat.stores.base import Held, Store
+
+
+def fight(store: Store, witness_url: str, name: str, turns: int) -> None:
+    with redis.Redis.from_url(witness_url) as witness:
+        for turn in range(turns):
+            deadline = time.monotonic() + 60
+            while isinstance(lease := store.acquire("key", holder=f"{name}:{turn}", ttl=60), Held):
+                assert time.monotonic() < deadline, "starved"
+                time.sleep(0.001)
+            inside = witness.incr("inside")
+            witness.rpush("seen", f"{inside} {lease.token}")
+            witness.decr("inside")
+            assert store.release(lease)
+
+
+if __name__ == "__main__":
+    kind, target, witness_url, name, turns = sys.argv[1:]
+    fight(open_at(kind, target), witness_url, name, int(turns))

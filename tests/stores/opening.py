@@ -1,0 +1,17 @@
+"""How a store is opened by name: for the fixtures, and for processes that share nothing with the tests but text."""
+
+from __future__ import annotations
+
+from celery_lockbeat.clock import monotonic
+from celery_lockbeat.stores.base import Store
+from celery_lockbeat.stores.memory import MemoryStore
+from celery_lockbeat.stores.redis import RedisStore
+
+
+def open_at(name: str, target: str, key_prefix: str = "lockbeat:", clock=monotonic) -> Store:
+    """A new kind of store needs a line here and an entry in ``conftest.KINDS``."""
+    if name == "redis":
+        return RedisStore(target, key_prefix=key_prefix)
+    if name == "memory":
+        return MemoryStore(target, key_prefix=key_prefix, clock=clock)
+    raise AssertionError(name)

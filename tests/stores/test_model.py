@@ -1,0 +1,160 @@
+"""Each store against a model of ten lines: whatever the order of operations, the answers are the same."""
+
+from __future__ import annotations
+
+import tempfile
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from servers import Server
+
+from celery_lockbeat.clock import monotonic
+from celery_lockbeat.stores.base import Finished, Held, Lease
+from celery_lockbeat.stores.memory import MemoryStore
+from celery_lockbeat.stores.redis import RedisStore
+
+#: Longer than a run of the machine takes, and so short that thirty of them do not reach TOKEN_MEMORY.
+LONG = 100.0
+KEYS = st.sampled_from(["k", "{k}", "k:{k}", "\ud800"])
+#: A holder is an execution of one run; two of them may execute the same run.
+HOLDERS = st.sampled_from([("h1", "r1"), ("h2", "r1"), ("h3", "r2"), ("h4", None)])
+
+
+class Model:
+    """What is held, what is finished, and the last token of each key."""
+
+    def __init__(self):
+        self.held, self.finished, self.kept, self.last = {}, {}, set(), {}
+
+    def acquire(self, key, holder, run):
+        if (key, run) in self.finished:
+            return "finished"
+        if key in self.kept or (key in self.held and self.held[key].holder != holder):
+            return "held"
+        return self.held.get(key, "new")
+
+    def release(self, lease, hold, remember):
+        if self.held.get(lease.key) != lease:
+            return False
+        del self.held[lease.key]
+        if hold:
+            self.kept.add(lease.key)
+        if remember and lease.run:
+            self.finished[lease.key, lease.run] = lease.token
+        return True
+
+    def expire(self):
+        self.held, self.finished, self.kept = {}, {}, set()
+
+
+class StoreMachine(RuleBasedStateMachine):
+    advance = None  # where the clock can be moved
+
+    def __init__(self):
+        super().__init__()
+        self.store = self.open()
+        self.model = Model()
+        self.leases: list[Lease] = []
+        self.released: dict[Lease, bool] = {}
+
+    @rule(key=KEYS, who=HOLDERS)
+    def acquire(self, key, who):
+        holder, run = who
+        expected = self.model.acquire(key, holder, run)
+        answer = self.store.acquire(key, holder=holder, ttl=LONG, run=run, description=holder)
+        if expected == "finished":
+            assert answer == Finished()
+        elif expected == "held":
+            assert isinstance(answer, Held)
+            if key in self.model.held:
+                owner = self.model.held[key]
+                assert answer.description == owner.holder
+                assert answer.same_run == (run is not None and run == owner.run)
+        elif expected == "new":
+            assert isinstance(answer, Lease)
+            assert answer.token > self.model.last.get(key, 0)
+            self.model.held[key], self.model.last[key] = answer, answer.token
+            self.leases.append(answer)
+        else:
+            assert answer == expected
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def extend(self, data):
+        batch = data.draw(st.lists(st.sampled_from(self.leases), max_size=4))
+        expected = [self.model.held.get(lease.key) == lease for lease in batch]
+        assert self.store.extend([(lease, LONG) for lease in batch]) == expected
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), hold=st.booleans(), remember=st.booleans())
+    def release(self, data, hold, remember):
+        lease = data.draw(st.sampled_from(self.leases))
+        if self.model.last[lease.key] == lease.token or self.released.get(lease) is False:
+            # again: the first answer, as long as nobody else has taken the key
+            expected = self.released.get(lease) or self.model.release(lease, hold, remember)
+        else:
+            # somebody else has: only a remembered run still tells that it was released
+            expected = lease.run is not None and self.model.finished.get((lease.key, lease.run)) == lease.token
+        answer = self.store.release(lease, hold_for=LONG * hold, remember_for=LONG * remember)
+        assert answer == expected
+        self.released.setdefault(lease, answer)
+
+    @precondition(lambda self: self.advance)
+    @rule()
+    def everything_runs_out(self):
+        self.advance(LONG + 1)
+        self.model.expire()
+
+    @rule()
+    def close(self):
+        self.store.close()
+
+    @invariant()
+    def at_most_one_lease_is_live(self):
+        live = self.store.extend([(lease, LONG) for lease in self.leases])
+        assert [lease for lease, is_live in zip(self.leases, live, strict=True) if is_live] == [
+            lease for lease in self.leases if self.model.held.get(lease.key) == lease
+        ]
+
+    def teardown(self):
+        self.store.close()
+
+
+def run(machine, examples):
+    machine.__qualname__ = machine.__name__
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=30,
+            deadline=None,
+            derandomize=True,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+@pytest.mark.timeout(300)
+def test_the_redis_store_answers_as_the_model(server: Server):
+    class Machine(StoreMachine):
+        def open(self):
+            with server.client() as client:
+                client.flushall()
+            return RedisStore(server.url)
+
+    run(Machine, 60)
+
+
+def test_the_memory_store_answers_as_the_model(tmp_path):
+    class Machine(StoreMachine):
+        def open(self):
+            self.ahead = 0.0
+            return MemoryStore(tempfile.mkdtemp(dir=tmp_path), clock=lambda: monotonic() + self.ahead)
+
+        def advance(self, seconds):
+            self.ahead += seconds
+
+    run(Machine, 60)

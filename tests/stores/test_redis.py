@@ -1,0 +1,108 @@
+"""What only the Redis store promises: how it meets a server that forgets its scripts, is stopped, or is not there."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from servers import Server, free_port, wait_until
+
+from celery_lockbeat.exceptions import StoreUnavailable
+from celery_lockbeat.stores.base import Held, Lease
+from celery_lockbeat.stores.redis import RedisStore
+
+IMPATIENT = {"socket_timeout": 0.3, "socket_connect_timeout": 0.3}
+
+
+def every_operation(store):
+    lease = Lease("key", "a", "r", 1)
+    return [
+        lambda: store.acquire("key", holder="a", ttl=30, run="r"),
+        lambda: store.extend([(lease, 30), (lease, 30)]),
+        lambda: store.release(lease, remember_for=30),
+    ]
+
+
+def assert_unavailable(store, within):
+    for operation in every_operation(store):
+        started = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            operation()
+        assert time.monotonic() - started < within
+
+
+def test_every_operation_survives_a_server_that_forgot_the_scripts(server: Server):
+    store, client = RedisStore(server.url), server.client()
+    client.script_flush()
+    lease = store.acquire("key", holder="a", ttl=30, run="r")
+    client.script_flush()
+    assert store.extend([(lease, 30), (lease, 30)]) == [True, True]
+    client.script_flush()
+    assert store.release(lease, remember_for=30) is True
+    store.close()
+
+
+def test_a_stopped_server_is_unavailable_in_bounded_time_and_comes_back(spare_server: Server):
+    store = RedisStore(spare_server.url, options=IMPATIENT)
+    lease = store.acquire("key", holder="a", ttl=600)
+    spare_server.pause()
+    assert_unavailable(store, within=5)
+    spare_server.resume()
+    wait_until(lambda: store.extend([(lease, 600)]) == [True])
+    store.close()
+
+
+def test_a_server_that_is_not_there_is_unavailable_at_once():
+    store = RedisStore(f"redis://127.0.0.1:{free_port()}/0", options=IMPATIENT)
+    assert_unavailable(store, within=5)
+
+
+def test_by_default_no_operation_waits_for_ever(spare_server: Server):
+    store = RedisStore(spare_server.url)
+    store.acquire("key", holder="a", ttl=600)
+    spare_server.pause()
+    started = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        store.acquire("key", holder="a", ttl=600)
+    assert time.monotonic() - started < 15
+    spare_server.resume()
+
+
+def test_a_server_that_was_started_anew_is_used_again_and_tokens_grow(spare_server: Server):
+    store = RedisStore(spare_server.url, options=IMPATIENT)
+    first = store.acquire("key", holder="a", ttl=600)
+    spare_server.kill()
+    assert_unavailable(store, within=5)
+    spare_server.start()
+    assert store.extend([(first, 600)]) == [False]
+    assert store.acquire("key", holder="b", ttl=600).token > first.token
+    store.close()
+
+
+def test_what_a_persistent_server_acknowledged_survives_its_death():
+    with Server(persistent=True) as server:
+        store = RedisStore(server.url, options=IMPATIENT)
+        store.acquire("key", holder="a", ttl=600)
+        server.restart()
+        assert isinstance(store.acquire("key", holder="b", ttl=600), Held)
+        store.close()
+
+
+def test_without_the_replicas_that_were_asked_for_no_lock_is_granted(server: Server):
+    store = RedisStore(server.url, options=IMPATIENT, min_replicas=1)
+    with pytest.raises(StoreUnavailable, match="min_replicas"):
+        store.acquire("key", holder="a", ttl=600)
+    store.close()
+
+
+def test_every_key_in_the_server_has_the_prefix_and_an_end(server: Server):
+    store, client = RedisStore(server.url, key_prefix="mine:"), server.client()
+    store.release(store.acquire("a{b}c", holder="a", ttl=30, run="r{}"), hold_for=5, remember_for=30)
+    store.acquire("other", holder="a", ttl=30)
+    keys = client.keys("*")
+    assert len(keys) == 3
+    for key in keys:
+        assert key.startswith("mine:")
+        assert key.count("{") == key.count("}") == 1, "one Cluster hash tag"
+        assert client.ttl(key) > 0
+    store.close()
