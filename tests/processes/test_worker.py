@@ -59,7 +59,7 @@ def test_however_a_run_ends_its_lock_is_free_at_once_and_its_story_told(pair, wi
     runs = sorted(stories(told).values(), key=lambda events: events[0]["timestamp"])
     for events in runs:
         assert_whole_story(events)
-    ends = [next(event for event in events if event["event"] in ("task_succeeded", "task_failed")) for events in runs]
+    ends = [events[-2] for events in runs]
     assert ends[0]["event"] == first
     assert ends[0].get("error_name") == error
     assert len(witness.entered(key, run)) == len(runs) == 1 + again
@@ -67,6 +67,19 @@ def test_however_a_run_ends_its_lock_is_free_at_once_and_its_story_told(pair, wi
     if again:
         assert ends[1]["event"] == "task_succeeded"
         assert run.get(timeout=10) == "in the end"
+
+
+@pytest.mark.parametrize("how", ["retry", "replace"])
+def test_a_next_run_of_the_same_task_that_comes_before_its_lock_is_released_does_run(pair, witness, key, how):
+    run = pair.send("hand_over", key, how)
+    # neither skipped by its own predecessor, nor run beside it, nor put off until the end of its lease of 300 s
+    assert run.get(timeout=15) == "in the end"
+    assert len(witness.entered(key, run)) == 2
+    assert witness.never_overlapped(key)
+    assert [event["status"] for event in pair.told(run, runs=2) if event["event"] == "task_finished"] == [
+        "success" if how == "replace" else "failed",
+        "success",
+    ]
 
 
 def test_a_run_that_may_not_be_skipped_gets_its_turn_by_autoretry(pair, witness, key):
