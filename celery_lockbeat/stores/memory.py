@@ -223,6 +223,7 @@ class MemoryStore(Store):
         with contextlib.suppress(FileExistsError):
             # never opened by hand again: closing it would drop the locks of SQLite's own descriptors (fcntl(2))
             os.close(os.open(self._state, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        self._files = (os.stat(self._state).st_ino, os.fstat(self._descriptor).st_ino)  # noqa: PTH116  as in _files
         # no waiting inside SQLite: see PAUSE
         connection = sqlite3.connect(self._state, timeout=0, isolation_level=None, check_same_thread=False)
         try:
@@ -233,7 +234,6 @@ class MemoryStore(Store):
                 for statement in _SCHEMA:
                     connection.execute(statement)
                 self._begin_a_new_boot(connection)
-            self._files = _files(self._state, self._alive)
         except BaseException:
             connection.close()
             raise

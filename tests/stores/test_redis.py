@@ -95,6 +95,17 @@ def test_without_the_replicas_that_were_asked_for_no_lock_is_granted(server: Ser
     store.close()
 
 
+def test_tokens_grow_when_the_servers_clock_was_set_back(server: Server):
+    store, client = RedisStore(server.url), server.client()
+    store.release(store.acquire("key", holder="a", ttl=30))
+    (lock,) = client.keys("*")
+    # as if granted an hour in the future
+    ahead = int(client.get(lock)[:16]) + 3_600_000_000
+    client.setrange(lock, 0, f"{ahead:016d}")
+    assert store.acquire("key", holder="b", ttl=30).token == ahead + 1
+    store.close()
+
+
 def test_every_key_in_the_server_has_the_prefix_and_an_end(server: Server):
     store, client = RedisStore(server.url, key_prefix="mine:"), server.client()
     store.release(store.acquire("a{b}c", holder="a", ttl=30, run="r{}"), hold_for=5, remember_for=30)
