@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class Process:
                 command, cwd=directory, env=environment, stdout=stdout, stderr=stderr, start_new_session=True
             )
         self.pid = self.process.pid
+        self._killed = False
 
     def wait_for_log(self, text: str, timeout: float = 60) -> None:
         def is_there() -> bool:
@@ -82,10 +84,13 @@ class Process:
 
     def kill(self) -> None:
         """SIGKILL the worker and all its children; idempotent."""
+        if self._killed:
+            return  # the id may be another's by now
         family = self.family()
         self.signal_all(signal.SIGKILL)
         self.process.wait()
         wait_until(lambda: not any(_alive(each) for each in family), message=f"{self.name} is dead")
+        self._killed = True
 
 
 def _alive(process: psutil.Process) -> bool:
@@ -134,8 +139,10 @@ class Fleet:
         return started
 
     def beat(self, name: str, schedule: dict[str, dict[str, object]]) -> Process:
-        """Start a beat with our scheduler."""
-        return self._start(name, ["beat", "-S", "lockbeat", "-l", "INFO", "--pidfile="], {"beat_schedule": schedule})
+        """Start a beat with our scheduler, by its short name where the package is installed."""
+        installed = "lockbeat" in entry_points(group="celery.beat_schedulers").names
+        scheduler = "lockbeat" if installed else "celery_lockbeat:LockedScheduler"
+        return self._start(name, ["beat", "-S", scheduler, "-l", "INFO", "--pidfile="], {"beat_schedule": schedule})
 
     def queue_of(self, name: str) -> str:
         return f"{self.queue}-{name}"
@@ -172,11 +179,10 @@ class Fleet:
         return sorted(self.events(task_id=result.id), key=lambda event: event["timestamp"])
 
     def close(self) -> None:
-        try:
+        with contextlib.ExitStack() as endings:  # one that fails keeps none of the others from its turn
+            endings.callback(self.client.close)
             for process in self.processes:
-                process.kill()
-        finally:
-            self.client.close()
+                endings.callback(process.kill)
         for process in self.processes:
             # shown where a test has failed
             print(f"---- {process.name}\n{process.log()[-6000:]}{process.events_path.read_text()[-3000:]}")

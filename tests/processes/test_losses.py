@@ -250,18 +250,18 @@ def test_a_black_hole_longer_than_the_lease_is_a_loss_by_the_local_clock(make_fl
 
 @pytest.fixture(scope="module")
 def outage():
-    """A server that is there or not, as each test needs it; behind a proxy."""
+    """A server that is there or not, as each test needs it, and the proxy before it."""
     with Server() as server, Proxy(server.port) as proxy:
-        server.proxy = proxy
-        yield server
+        yield server, proxy
 
 
 @pytest.fixture(scope="module")
 def stranded(broker, witness_server, outage, tmp_path_factory):
-    """Two workers whose store is ``outage``."""
+    """Workers whose store is ``outage``."""
+    _, proxy = outage
     directory = tmp_path_factory.mktemp("stranded")
     with contextlib.closing(
-        Fleet(broker, witness_server, directory, lockbeat_redis_url=outage.proxy.url, **PATIENCE)
+        Fleet(broker, witness_server, directory, lockbeat_redis_url=proxy.url, **PATIENCE)
     ) as fleet:
         fleet.workers("a", "b", concurrency=2)
         fleet.workers("connected", concurrency=1)
@@ -278,10 +278,11 @@ def connected(stranded, key):
 @pytest.fixture(params=["down", "paused", "black hole"])
 def gone(request, outage):
     """Make the store go in one of three ways, and come back."""
+    server, proxy = outage
     go, come_back = {
-        "down": (outage.kill, outage.start),
-        "paused": (outage.pause, outage.resume),
-        "black hole": (outage.proxy.black_hole, outage.proxy.restore),
+        "down": (server.kill, server.start),
+        "paused": (server.pause, server.resume),
+        "black hole": (proxy.black_hole, proxy.restore),
     }[request.param]
     ways = contextlib.ExitStack()
     ways.callback(come_back)
