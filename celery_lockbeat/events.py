@@ -98,5 +98,5 @@ def log_json_lines(stream: TextIO | None = None, *, level: int | str = logging.I
     events_logger.propagate = False
 
 
-class _JsonLines(logging.StreamHandler[Any]):
+class _JsonLines(logging.StreamHandler):  # type: ignore[type-arg]  # not subscriptable in Python 3.10
     """A handler that :func:`log_json_lines` recognises as its own; logging's default format is the bare message."""

@@ -270,7 +270,7 @@ class Lock:
             if self._state != "held":
                 return
             first, self._failing = not self._failing, True
-            again = max(started, monotonic()) + min(retry_every, self._options.extends_every)
+            again = max(started, monotonic()) + min(retry_every, self._options.extends_every / 4)
             self.next_action = min(again, self._trusted_until)
         if first:
             self._story.emit("lock_extend_failed", error_name=type(error).__name__, error_message=str(error))

@@ -231,6 +231,10 @@ class _Run:
             return TaskSkipped(f"duplicate: this run has ended before, under lock {key!r}", reason="duplicate", key=key)
         if refusal.same_run:
             return _SafetyCopy(refusal.remaining)
+        if self._name() is not None and refusal.run.startswith(f"{self.request.id}:"):
+            # Celery sends the message of self.retry() and self.replace() from within the body, under its lock: this is
+            # that next run, come before its predecessor has ended. It is about to, whatever is left of its lease.
+            return _SafetyCopy(0.0)
         held = f"lock {key!r} is held by {refusal.description}"
         if self.options.skip_if_locked:
             return TaskSkipped(f"locked: {held}", key=key, holder=refusal.description)
@@ -247,7 +251,7 @@ class _Run:
             self.task.signature_from_request(request, countdown=delay, retries=request.retries).apply_async()
         except Exception as exc:  # noqa: BLE001  whatever it was, the message must stay with the broker
             return Reject(exc, requeue=True)
-        text = "a copy of %s[%s] came while that run goes on elsewhere; it comes again in %.0f s"
+        text = "a message of %s[%s] came while a run of it goes on elsewhere; it comes again in %.0f s"
         logger.info(text, self.task.name, request.id, delay)
         return Ignore("postponed: this run goes on elsewhere")
 
@@ -293,12 +297,17 @@ class _Run:
                 request.id,
                 TaskRevokedError(str(skipped)),
                 request=request,
-                store_result=not vars(request).get("ignore_result", self.task.ignore_result),
+                store_result=not self._ignores_result(),
                 call_errbacks=False,
                 state=states.REVOKED,
             )
         except Exception:
             logger.exception("nobody could be told that %s[%s] was skipped", self.task.name, request.id)
+
+    def _ignores_result(self) -> bool:
+        # None: the caller, who knows only the task's name, leaves it to the task (celery 5.7, app/base.py, send_task)
+        asked = vars(self.request).get("ignore_result")
+        return bool(self.task.ignore_result if asked is None else asked)
 
     # -- tell ----------------------------------------------------------------------------------------------------------
 
@@ -332,7 +341,7 @@ class _Run:
 
 
 class _SafetyCopy(Exception):  # noqa: N818  no error: it never leaves this module
-    """The run of this message goes on elsewhere, for ``remaining`` seconds at least."""
+    """The run of this message, or the one before it, goes on elsewhere, for about ``remaining`` seconds more."""
 
     def __init__(self, remaining: float) -> None:
         super().__init__(remaining)

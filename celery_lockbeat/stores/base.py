@@ -43,12 +43,13 @@ class Held:
     """A refusal: the key is another holder's for ``remaining`` more seconds, unless that one extends or releases it.
 
     ``same_run``: the other holder executes the very run that was asked for (a redelivered copy of its message).
-    ``description`` is what that holder told about itself.
+    ``description`` is what that holder told about itself, ``run`` what it executes ("" for none, and once released).
     """
 
     description: str
     remaining: float
     same_run: bool
+    run: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -112,7 +112,8 @@ class MemoryStore(Store):
                 last, until, theirs, their_run, their_description, process = row
                 live = until > now and (theirs == ours or _this_process.sees(process, self._descriptor))
                 if live and theirs != ours:
-                    return Held(their_description, until - now, run is not None and their_run == named)
+                    same_run = run is not None and their_run == named
+                    return Held(their_description, until - now, same_run, their_run.decode("utf-8", "replace"))
                 token = last if live else max(token, last + 1)
             connection.execute(
                 "INSERT OR REPLACE INTO lock VALUES (?, ?, ?, ?, ?, ?, ?, ?)",

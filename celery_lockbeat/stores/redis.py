@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+import weakref
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.resources import files
 from typing import Any, ClassVar, Final
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import redis
 from redis.backoff import ConstantBackoff
 from redis.exceptions import NoScriptError, RedisError
 from redis.retry import Retry
 
+from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
 from celery_lockbeat.stores.base import TOKEN_MEMORY, Finished, Held, Lease, Store
 
@@ -66,31 +70,39 @@ class RedisStore(Store):
             **(options or {}),
             "decode_responses": False,
         }
+        self._make_client = partial(redis.Redis.from_url, url, **arguments)
         try:
-            self._client: Any = redis.Redis.from_url(url, **arguments)
+            self._client: Any = self._make_client()
         except (ValueError, TypeError, RedisError) as exc:
             msg = f"cannot make a Redis client of lockbeat_redis_options and the URL: {exc}"
             raise ConfigurationError(msg) from exc
         self._prefix = key_prefix
         self._min_replicas = min_replicas
-        self._wait_ms = math.ceil(arguments["socket_timeout"] * 500) if arguments["socket_timeout"] else 1000
+        self._timeout: float = arguments["socket_timeout"]
+        #: when an operation was begun, and the server's time (ms) when it was carried out
+        self._seen: tuple[float, int] | None = None
+        _stores.add(self)
         self._acquire, self._extend, self._release = (_Script(name) for name in ("acquire", "extend", "release"))
 
     def acquire(
         self, key: str, *, holder: str, ttl: float, run: str | None = None, description: str = ""
     ) -> Lease | Held | Finished:
-        answer = self._call(
-            self._acquire,
-            self._keys(key, run),
-            (_plain(holder), _plain(run or ""), _ms(ttl), _ms(TOKEN_MEMORY), _readable(description)),
-            replicated=True,
-        )
-        if isinstance(answer, int):
-            return Lease(key, holder, run, answer)
-        if answer[0] == b"finished":
-            return Finished()
-        _, remaining, same_run, described = answer
-        return Held(described.decode("utf-8", "replace"), remaining / 1000, bool(same_run))
+        keys = self._keys(key, run)
+        fixed = (_plain(holder), _plain(run or ""), _ms(ttl), _ms(TOKEN_MEMORY), _readable(description))
+        for _ in range(2):
+            asked = monotonic()
+            kind, *answer = self._call(self._acquire, keys, (*fixed, self._waits_until(asked)), replicated=True)
+            if kind == b"finished":
+                return Finished()
+            if kind == b"held":
+                remaining, same_run, their_run, described = answer
+                return Held(_told(described), remaining / 1000, bool(same_run), unquote(their_run, errors="replace"))
+            self._seen = (asked, answer[0])
+            if kind == b"granted":
+                return Lease(key, holder, run, answer[1])
+            # Late: the answer took too long, or the server's clock was set forward; its time is known now.
+        msg = "the Redis store takes longer to answer than lockbeat_redis_options['socket_timeout'] allows"
+        raise StoreUnavailable(msg)
 
     def extend(self, leases: Sequence[tuple[Lease, float]]) -> list[bool]:
         calls = [
@@ -113,8 +125,20 @@ class RedisStore(Store):
         )
         return bool(answer == 1)
 
+    def _waits_until(self, asked: float) -> int:
+        """The server's time until which an answer to what is asked now has somebody who waits for it; 0: not known."""
+        if self._seen is None:
+            return 0
+        then, server_ms = self._seen
+        return server_ms + _ms((asked - then) * 1.01 + self._timeout)
+
     def close(self) -> None:
         self._client.close()
+
+    def leave_the_parents(self) -> object:
+        """Start anew in a forked child; returns what must not be touched there."""
+        client, self._client = self._client, self._make_client()
+        return client
 
     def _keys(self, key: str, run: str | None = None) -> tuple[str, ...]:
         """Name the keys of one operation; the tag in braces puts them on one Cluster node."""
@@ -158,12 +182,16 @@ class RedisStore(Store):
         for keys, args in calls:
             pipeline.execute_command(command, script, len(keys), *keys, *args)
         if self._min_replicas:
-            pipeline.execute_command("WAIT", self._min_replicas, self._wait_ms)
+            pipeline.execute_command("WAIT", self._min_replicas, _ms(self._timeout / 2))
         answers: list[Any] = pipeline.execute(raise_on_error=False)
         return answers
 
     def _unavailable(self, exc: BaseException) -> StoreUnavailable:
         return StoreUnavailable(f"the Redis store does not answer: {type(exc).__name__}: {exc}")
+
+
+def _told(text: bytes) -> str:
+    return text.decode("utf-8", "replace")
 
 
 def _ms(seconds: float) -> int:
@@ -188,3 +216,17 @@ def _plain(text: str) -> str:
     if len(quoted) <= LONGEST_KEY:
         return quoted
     return f"{quoted[:64]}%~{hashlib.sha256(quoted.encode()).hexdigest()}"
+
+
+# In a forked child redis-py's pool waits for its own lock, which a thread that is not there may hold: each store gets a
+# new client, and the parent's is kept, unused, for its destructor takes that lock too.
+_stores: weakref.WeakSet[RedisStore] = weakref.WeakSet()
+_inherited: list[object] = []
+
+
+def _leave_the_parents() -> None:
+    _inherited.extend([store.leave_the_parents() for store in _stores])
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_the_parents)

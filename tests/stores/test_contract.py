@@ -90,6 +90,11 @@ def test_another_opening_of_the_store_sees_the_same_locks(store, kind):
     other.close()
 
 
+def test_a_refusal_names_the_run_that_goes_on(store):
+    take(store, run="8f14:0:0")
+    assert store.acquire("key", holder="b", ttl=30, run="8f14:1:0").run == "8f14:0:0"
+
+
 def test_a_copy_of_the_running_run_is_told_so(store):
     take(store, run="r")
     assert store.acquire("key", holder="b", ttl=30, run="r").same_run is True
