@@ -254,11 +254,11 @@ def _flag(setting: str, value: Any) -> bool:
 
 
 def _seconds(low: float, *, high: float = LONGEST) -> _Rule:
-    def rule(setting: str, value: Any) -> float:
+    def rule(setting: str, value: Any) -> Any:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or not low <= value <= high:
             raise _refusal(setting, value, f"seconds, a number from {low:g} to {high:g}")
-        return float(value)
+        return value
 
     return rule
 

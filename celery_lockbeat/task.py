@@ -251,7 +251,7 @@ class _Run:
             self.task.signature_from_request(request, countdown=delay, retries=request.retries).apply_async()
         except Exception as exc:  # noqa: BLE001  whatever it was, the message must stay with the broker
             return Reject(exc, requeue=True)
-        text = "a message of %s[%s] came while a run of it goes on elsewhere; it comes again in %.0f s"
+        text = "a copy of %s[%s] came while that run goes on elsewhere; it comes again in %.0f s"
         logger.info(text, self.task.name, request.id, delay)
         return Ignore("postponed: this run goes on elsewhere")
 

@@ -1,0 +1,208 @@
+"""What is wrong is refused early, in the user's terms; what is right is read in the right order."""
+
+from __future__ import annotations
+
+import pytest
+from celery import Celery
+from celery.exceptions import ImproperlyConfigured
+
+from celery_lockbeat import ConfigurationError, Lock, LockedScheduler, LockedTask
+from celery_lockbeat.options import AppOptions
+
+
+def an_app(**settings) -> Celery:
+    app = Celery("options", broker="memory://", set_as_current=False)
+    app.conf.update(settings)
+    return app
+
+
+def report(customer_id, day="mon"):
+    pass
+
+
+def of_anything(**anything):
+    pass
+
+
+def a_task(app=None, function=report, **options):
+    app = app or an_app()
+    app.task(base=LockedTask, name="tasks.it", shared=False, **options)(function)
+    app.finalize()
+    return app.tasks["tasks.it"]
+
+
+WRONG = [
+    ("ttl", 0),
+    ("ttl", -1),
+    ("ttl", "30"),
+    ("ttl", True),
+    ("ttl", float("nan")),
+    ("ttl", float("inf")),
+    ("ttl", 1e12),
+    ("enabled", 1),
+    ("driver", "mysql"),
+    ("connection", ""),
+    ("connection", 7),
+    ("auto_extend", "yes"),
+    ("extend_interval", 30),
+    ("extend_interval", 0),
+    ("retry_attempts", -1),
+    ("retry_attempts", 1.5),
+    ("retry_delay", -0.1),
+    ("retry_jitter", "x"),
+    ("skip_if_locked", None.__class__),
+    ("hold_at_least", -1),
+    ("on_lost", "explode"),
+    ("dedupe_ttl", -1),
+    ("logging", True),
+    ("logging", "loud"),
+    ("key", ""),
+    ("key", 3),
+    ("key", "{unclosed"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_a_wrong_task_option_is_refused_by_name_value_and_what_is_allowed(name, value):
+    with pytest.raises(ConfigurationError) as refused:
+        a_task(**{f"lock_{name}": value})
+    assert f"lock_{name} of tasks.it is {value!r}; allowed: " in str(refused.value)
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG)
+def test_a_wrong_default_is_refused_by_the_beat_too(name, value):
+    with pytest.raises(ConfigurationError) as refused:
+        LockedScheduler(an_app(**{f"lockbeat_{name}": value}), lazy=True)
+    assert f"lockbeat_{name} is {value!r}; allowed: " in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("redis_url", "mysql://x"),
+        ("redis_url", 5),
+        ("redis_options", "x"),
+        ("redis_options", {"url": "redis://x"}),
+        ("redis_options", {"socket_timeout": None}),
+        ("redis_options", {"decode_responses": True}),
+        ("redis_min_replicas", -1),
+        ("connections", ["redis://x"]),
+        ("connections", {"a": {"host": "x"}}),
+        ("key_prefix", ""),
+        ("key_prefix", "a{b}"),
+        ("key_prefix", "a b"),
+        ("claim_ttl", 0),
+        ("memory_path", 7),
+    ],
+)
+def test_a_wrong_setting_is_refused(name, value):
+    with pytest.raises(ConfigurationError, match=f"lockbeat_{name}.* is .*; allowed: "):
+        AppOptions.read(an_app(**{f"lockbeat_{name}": value}).conf)
+
+
+def test_an_unknown_option_is_refused_with_the_nearest_right_one():
+    with pytest.raises(ConfigurationError, match="lock_tll of tasks.it .* did you mean lock_ttl"):
+        a_task(lock_tll=5)
+
+
+def test_an_unknown_setting_is_refused_with_the_nearest_right_one():
+    with pytest.raises(ConfigurationError, match="lockbeat_redis_uri .* did you mean lockbeat_redis_url"):
+        a_task(an_app(lockbeat_redis_uri="redis://x"))
+
+
+def test_an_unknown_setting_in_a_namespace_is_refused_too():
+    app = Celery("options", set_as_current=False)
+    app.config_from_object({"CELERY_BROKER_URL": "memory://", "CELERY_LOCKBEAT_TLL": 3}, namespace="CELERY")
+    with pytest.raises(ConfigurationError, match="lockbeat_tll .* did you mean lockbeat_ttl"):
+        a_task(app)
+
+
+def test_settings_in_a_namespace_count():
+    app = Celery("options", set_as_current=False)
+    app.config_from_object({"CELERY_BROKER_URL": "memory://", "CELERY_LOCKBEAT_TTL": 7}, namespace="CELERY")
+    assert Lock("key", app=app).ttl == 7
+
+
+def test_a_task_option_counts_more_than_the_setting_and_that_more_than_the_default():
+    assert Lock("key", app=an_app()).ttl == 30
+    assert Lock("key", app=an_app(lockbeat_ttl=7)).ttl == 7
+    assert Lock("key", app=an_app(lockbeat_ttl=7), ttl=3).ttl == 3
+
+
+def test_the_interval_must_be_below_the_ttl_wherever_the_two_come_from():
+    with pytest.raises(ConfigurationError, match=r"lockbeat_extend_interval is 20; allowed: .* lock_ttl of tasks.it"):
+        a_task(an_app(lockbeat_extend_interval=20), lock_ttl=10)
+
+
+@pytest.mark.parametrize("key", ["{cusomer_id}", "{0}", "{}", "{nobody.id}", "{day:>{width}}"])
+def test_a_placeholder_that_is_no_argument_is_refused_at_once(key):
+    with pytest.raises(ConfigurationError, match="lock_key of tasks.it is .*{customer_id}, {day}"):
+        a_task(lock_key=key)
+
+
+@pytest.mark.parametrize(
+    ("key", "expected"),
+    [
+        (None, "tasks.it"),
+        ("fixed", "fixed"),
+        ("{{fixed}}", "{fixed}"),
+        ("report:{customer_id}", "report:7"),
+        ("report:{customer_id}:{day}", "report:7:mon"),
+        ("{customer_id:04d}", "0007"),
+        ("{customer_id.real}", "7"),
+        (lambda customer_id, day="x": f"f:{customer_id}", "f:7"),
+    ],
+)
+def test_a_key_is_made_of_the_calls_arguments(key, expected):
+    from celery_lockbeat.task import _Plan
+
+    task = a_task(lock_key=key)
+    plan = _Plan(type(task), task.app)
+    assert plan.key_of(task, (7,), {}) == expected
+    assert plan.key_of(task, (), {"customer_id": 7}) == expected
+
+
+def test_a_task_of_any_keywords_takes_any_placeholder():
+    a_task(function=of_anything, lock_key="{whatever}")
+
+
+def test_an_option_of_tasks_is_none_of_a_lock_outside():
+    with pytest.raises(ConfigurationError, match="skip_if_locked of Lock"):
+        Lock("key", app=an_app(), skip_if_locked=True)
+
+
+def test_a_configuration_error_is_what_celery_users_expect():
+    assert issubclass(ConfigurationError, ImproperlyConfigured)
+
+
+@pytest.mark.parametrize("broker", ["redis://h:1/2", "rediss://h:1/2?ssl_cert_reqs=CERT_NONE", "redis+socket:///s"])
+def test_the_store_is_the_redis_that_celery_uses(broker):
+    url = AppOptions.read(an_app(broker_url=broker).conf).redis_url
+    assert url == {"redis+socket:///s": "unix:///s"}.get(broker, broker.replace("CERT_NONE", "none"))
+
+
+def test_the_result_backend_comes_after_the_broker_and_nothing_is_none():
+    assert AppOptions.read(an_app(result_backend="redis://back").conf).redis_url == "redis://back"
+    assert AppOptions.read(an_app().conf).redis_url is None
+
+
+def test_the_redis_driver_without_a_redis_is_refused():
+    with pytest.raises(ConfigurationError, match="lock_driver is 'redis'; allowed: .*lockbeat_redis_url"):
+        a_task(lock_driver="redis")
+
+
+def test_a_connection_must_be_one_that_is_configured():
+    with pytest.raises(ConfigurationError, match="lock_connection is 'b'; allowed: .*: a"):
+        a_task(an_app(lockbeat_connections={"a": "redis://x"}), lock_connection="b")
+
+
+def test_a_sentinel_broker_is_never_silently_no_lock_between_hosts():
+    with pytest.raises(ConfigurationError, match="broker_url is 'sentinel://"):
+        a_task(an_app(broker_url="sentinel://h:1"))
+    a_task(an_app(broker_url="sentinel://h:1", lockbeat_redis_url="redis://x"))
+
+
+def test_a_password_is_not_in_the_error():
+    with pytest.raises(ConfigurationError) as refused:
+        AppOptions.read(an_app(lockbeat_redis_url="mysql://user:secret@h").conf)
+    assert "secret" not in str(refused.value)

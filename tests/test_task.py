@@ -1,0 +1,480 @@
+"""LockedTask in one process, on each driver: whatever Celery lets a task be, and every way in which it can end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+
+import pytest
+from celery import shared_task, states
+from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
+from pydantic import BaseModel
+
+import celery_lockbeat
+from celery_lockbeat import Lock, LockedTask, LockLost, LockNotAcquired, StoreUnavailable, TaskSkipped, current_lock
+
+
+@pytest.fixture
+def events(caplog):
+    """The events so far, as their JSON lines say them."""
+    caplog.set_level(logging.INFO, "celery_lockbeat.events")
+    return lambda: [json.loads(r.getMessage()) for r in caplog.records if r.name == "celery_lockbeat.events"]
+
+
+def names(events) -> list[str]:
+    return [event["event"] for event in events()]
+
+
+def is_free(app, key) -> bool:
+    try:
+        with Lock(key, app=app, logging=False):
+            return True
+    except LockNotAcquired:
+        return False
+
+
+# -- how tasks are made and called -------------------------------------------------------------------------------------
+
+
+def test_a_bound_task_sees_the_workers_own_request(app):
+    @app.task(base=LockedTask, bind=True)
+    def body(self, x):
+        return self.request.id, self.request.retries, self.request.headers, current_lock().held
+
+    assert body.apply((1,), task_id="mine", headers={"a": 1}).get() == ("mine", 0, {"a": 1}, True)
+
+
+def test_a_direct_call_takes_the_lock_and_a_held_one_raises_task_skipped(app):
+    @app.task(base=LockedTask, lock_key="k")
+    def body():
+        assert not is_free(app, "k")
+        return 5
+
+    assert body() == 5
+    with Lock("k", app=app), pytest.raises(TaskSkipped) as skipped:
+        body()
+    assert skipped.value.reason == "locked"
+    assert skipped.value.key == "k"
+    assert "pid" in skipped.value.holder or skipped.value.holder
+
+
+def test_a_skipped_apply_is_revoked_and_tells_who_waits(app):
+    @app.task(base=LockedTask, lock_key="k")
+    def body():
+        raise AssertionError
+
+    with Lock("k", app=app):
+        result = body.apply()
+    assert result.state == states.REVOKED
+    with pytest.raises(TaskRevokedError, match="locked: lock 'k' is held by "):
+        result.get()
+
+
+def test_a_task_that_calls_itself_finds_its_own_key_held(app):
+    @app.task(base=LockedTask, bind=True)
+    def body(self, depth=0):
+        inner = self.request.called_directly
+        if depth == 0:
+            with pytest.raises(TaskSkipped):
+                self(1)
+        return inner
+
+    assert body.apply().get() is False
+
+
+def test_a_nested_call_of_another_task_has_a_lock_and_a_request_of_its_own(app):
+    @app.task(base=LockedTask, bind=True)
+    def inner(self):
+        return current_lock().key, self.request.called_directly
+
+    @app.task(base=LockedTask, bind=True)
+    def outer(self):
+        return inner(), current_lock().key, self.request.called_directly
+
+    assert outer.apply().get() == ((inner.name, True), outer.name, False)
+
+
+def test_a_class_based_task_works(app):
+    class Report(LockedTask):
+        name = "report"
+
+        def lock_key(self, customer):
+            return f"{self.name}:{customer}"
+
+        def run(self, customer):
+            return current_lock().key
+
+    task = app.register_task(Report())
+    assert task(3) == "report:3"
+    assert task.apply((4,)).get() == "report:4"
+
+
+def test_a_shared_task_works(app):
+    app.set_current()
+
+    @shared_task(base=LockedTask, name="shared", lock_key="s:{x}")
+    def shared(x):
+        return current_lock().key
+
+    assert app.tasks["shared"].apply((1,)).get() == "s:1"
+
+
+def test_annotations_set_options(make_app, driver):
+    app = make_app(lockbeat_driver=driver, task_annotations={"noted": {"lock_key": "from annotations", "lock_ttl": 7}})
+
+    @app.task(base=LockedTask, name="noted")
+    def noted():
+        return current_lock().key, current_lock().ttl
+
+    assert noted() == ("from annotations", 7)
+
+
+def test_settings_made_after_the_task_count(app):
+    @app.task(base=LockedTask, name="early")
+    def early():
+        return current_lock().ttl
+
+    app.finalize()
+    app.conf.lockbeat_ttl = 9
+    assert early() == 9
+
+
+def test_pydantic_tasks_work(app):
+    class Customer(BaseModel):
+        id: int
+
+    def body(customer: Customer) -> int:
+        return customer.id
+
+    body.__annotations__ = {"customer": Customer, "return": int}
+    task = app.task(base=LockedTask, pydantic=True, lock_key="c:{customer[id]}")(body)
+    assert task.apply(({"id": 7},)).get() == 7
+
+
+def test_always_eager_works(make_app, driver):
+    app = make_app(lockbeat_driver=driver, task_always_eager=True)
+
+    @app.task(base=LockedTask)
+    def body(x):
+        return x
+
+    assert body.delay(4).get() == 4
+
+
+def test_a_disabled_lock_is_no_lock(app, events):
+    @app.task(base=LockedTask, lock_enabled=False, lock_key="k")
+    def body():
+        return current_lock()
+
+    with Lock("k", app=app):
+        assert body() is None
+    assert names(events) == ["task_started", "task_succeeded", "task_finished"]
+
+
+def test_retry_and_autoretry_are_new_runs(app):
+    tries = []
+
+    @app.task(base=LockedTask, bind=True, max_retries=2)
+    def by_hand(self):
+        tries.append(self.request.retries)
+        if len(tries) < 3:
+            raise self.retry(countdown=0)
+        return "done"
+
+    assert by_hand.apply().get() == "done"
+    assert tries == [0, 1, 2]
+    tries.clear()
+
+    @app.task(base=LockedTask, autoretry_for=(ValueError,), retry_kwargs={"countdown": 0, "max_retries": 1})
+    def by_itself():
+        tries.append(1)
+        raise ValueError
+
+    assert by_itself.apply().state == states.FAILURE
+    assert len(tries) == 2
+
+
+def test_a_held_lock_fails_the_run_where_it_may_not_be_skipped_and_autoretry_sees_it(app):
+    def body():
+        raise AssertionError
+
+    task = app.task(base=LockedTask, name="a", lock_key="k", lock_skip_if_locked=False)(body)
+    again = app.task(
+        base=LockedTask,
+        name="b",
+        lock_key="k",
+        lock_skip_if_locked=False,
+        autoretry_for=(LockNotAcquired,),
+        retry_kwargs={"countdown": 0, "max_retries": 2},
+    )(body)
+    with Lock("k", app=app):
+        result = task.apply()
+        retried = again.apply()
+    assert isinstance(result.result, LockNotAcquired)
+    assert isinstance(retried.result, LockNotAcquired)
+
+
+def test_a_held_lock_is_tried_again_as_often_as_asked(app):
+    @app.task(base=LockedTask, lock_key="k", lock_retry_attempts=200, lock_retry_delay=0.05, lock_retry_jitter=0.01)
+    def body():
+        return "got it"
+
+    import threading
+
+    with Lock("k", app=app, hold_at_least=0.4):
+        pass
+    started = time.monotonic()
+    assert not is_free(app, "k")
+    assert body() == "got it"
+    assert time.monotonic() - started < 10
+    assert threading.active_count() < 50
+
+
+def test_a_key_is_held_for_at_least_as_long_as_asked_but_not_for_a_retry(app):
+    @app.task(base=LockedTask, lock_key="k", lock_hold_at_least=30)
+    def body():
+        pass
+
+    body()
+    assert not is_free(app, "k")
+
+    @app.task(base=LockedTask, bind=True, lock_key="k2", lock_hold_at_least=30)
+    def again(self):
+        if not self.request.retries:
+            raise self.retry(countdown=0)
+        return "again"
+
+    assert again.apply().get() == "again"
+
+
+# -- how runs end ------------------------------------------------------------------------------------------------------
+
+
+class Gone(BaseException):
+    pass
+
+
+GOOD = ["task_started", "task_succeeded", "task_finished"]
+BAD = ["task_started", "task_failed", "task_finished"]
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "error"),
+    [
+        (None, GOOD, None),
+        (Ignore("no result"), GOOD, None),
+        (ValueError("boom"), BAD, ("ValueError", "boom")),
+        (Reject("no", requeue=False), BAD, ("Reject", "('no', False)")),
+        (Retry("later", exc=None), BAD, ("Retry", "later")),
+        (SystemExit(3), BAD, ("SystemExit", "3")),
+        (KeyboardInterrupt(), BAD, ("KeyboardInterrupt", "")),
+        (Gone("away"), BAD, ("Gone", "away")),
+        (TaskSkipped("inner", reason="locked"), ["task_started", "task_skipped", "task_finished"], None),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_each_ending_is_told_once_in_order_and_frees_the_key(app, events, raised, expected, error):
+    @app.task(base=LockedTask, lock_key="k:{x}")
+    def body(x):
+        if raised is not None:
+            raise raised
+        return "fine"
+
+    if raised is None:
+        assert body(1) == "fine"
+    else:
+        with pytest.raises(type(raised)) as caught:
+            body(1)
+        assert caught.value is raised
+    told = events()
+    assert [event["event"] for event in told] == expected
+    assert len({event["execution_id"] for event in told}) == 1
+    status = {"task_succeeded": "success", "task_failed": "failed", "task_skipped": "skipped"}[expected[1]]
+    assert [event.get("status") for event in told] == [None, status, status]
+    for event in told:
+        assert event["task_name"] == body.name
+        assert event["lock_key"] == "k:1"
+        assert event["kind"] == "task"
+        assert event["ttl"] == 30
+        assert event["token"] > 0
+        assert event["hostname"]
+        assert event["pid"]
+        assert event["timestamp"].endswith("+00:00")
+        assert None not in event.values()
+    assert (told[1].get("error_name"), told[1].get("error_message")) == (error or (None, None))
+    assert is_free(app, "k:1")
+
+
+def test_verbose_tells_the_locks_story_too(app, events):
+    @app.task(base=LockedTask, lock_logging="verbose", lock_ttl=0.6)
+    def body():
+        time.sleep(0.5)
+
+    body()
+    told = names(events)
+    assert told[:2] == ["task_started", "lock_acquired"]
+    assert set(told[2:-3]) == {"lock_extended"}
+    assert told[-3:] == ["lock_released", "task_succeeded", "task_finished"]
+
+
+def test_logging_can_be_off_and_signals_still_come(app, events):
+    seen = []
+
+    def receiver(event, **_):
+        seen.append(event)
+
+    for name in ("task_started", "task_finished"):
+        getattr(celery_lockbeat.signals, name).connect(receiver)
+
+    @app.task(base=LockedTask, lock_logging=False)
+    def body():
+        pass
+
+    body()
+    assert names(events) == []
+    assert seen == ["task_started", "task_finished"]
+
+
+def test_an_observer_that_raises_breaks_nothing(app, events):
+    def receiver(**_):
+        raise RuntimeError("observer")
+
+    class Broken(logging.Handler):
+        def emit(self, record):
+            raise RuntimeError("handler")
+
+    celery_lockbeat.signals.task_started.connect(receiver)
+    broken = Broken()
+    logging.getLogger("celery_lockbeat.events").addHandler(broken)
+    try:
+
+        @app.task(base=LockedTask)
+        def body():
+            return "fine"
+
+        assert body() == "fine"
+    finally:
+        logging.getLogger("celery_lockbeat.events").removeHandler(broken)
+        celery_lockbeat.signals.task_started.disconnect(receiver)
+
+
+@pytest.mark.parametrize("on_lost", ["fail", "warn"])
+def test_a_lost_lock_reads_in_order_and_is_no_success_unless_asked(app, events, on_lost):
+    @app.task(base=LockedTask, lock_key="k", lock_ttl=0.5, lock_on_lost=on_lost)
+    def body():
+        lock = current_lock()
+        assert not lock.lost
+        # the admin's way to take a lock away: its lease is released under its holder
+        lock._store.release(lock.lease)
+        deadline = time.monotonic() + 20
+        while not lock.lost and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with pytest.raises(LockLost):
+            lock.check()
+        return "body"
+
+    losses = ["task_started", "lock_extend_failed", "lock_expired_before_finish"]
+    if on_lost == "fail":
+        with pytest.raises(LockLost, match="'k'"):
+            body()
+        assert names(events) == [*losses, "task_failed", "task_finished"]
+        assert events()[-2]["error_name"] == "LockLost"
+    else:
+        assert body() == "body"
+        assert names(events) == [*losses, "task_succeeded", "task_finished"]
+
+
+def test_a_lock_that_is_not_renewed_is_lost_with_its_ttl(app, events):
+    @app.task(base=LockedTask, lock_ttl=0.2, lock_auto_extend=False)
+    def body():
+        lock = current_lock()
+        while lock.held:
+            time.sleep(0.01)
+        assert lock.remaining == 0
+
+    with pytest.raises(LockLost):
+        body()
+    assert names(events) == ["task_started", "lock_expired_before_finish", "task_failed", "task_finished"]
+
+
+def test_a_run_outlives_its_ttl_many_times(app):
+    @app.task(base=LockedTask, lock_key="k", lock_ttl=0.6)
+    def body():
+        token = current_lock().token
+        for _ in range(40):
+            assert not is_free(app, "k")
+            current_lock().check()
+            time.sleep(0.05)
+        return token
+
+    assert body() > 0
+
+
+def test_a_store_out_of_reach_runs_nothing_on_redis_and_says_so(make_app, events):
+    app = make_app(lockbeat_driver="redis", lockbeat_redis_url="redis://127.0.0.1:1/0")
+
+    @app.task(base=LockedTask)
+    def body():
+        raise AssertionError
+
+    with pytest.raises(StoreUnavailable):
+        body()
+    assert names(events) == BAD
+    assert events()[1]["error_name"] == "StoreUnavailable"
+
+
+def test_auto_falls_back_to_memory_for_the_run_and_says_so_loudly(make_app, events, spare_server):
+    app = make_app(lockbeat_redis_url=spare_server.url)
+    spare_server.kill()
+
+    @app.task(base=LockedTask, lock_key="k", lock_logging=False)
+    def body():
+        with pytest.raises(LockNotAcquired):
+            Lock("k", app=app, logging=False).__enter__()
+        return current_lock()._store.driver
+
+    assert body() == "memory"
+    assert set(names(events)) == {"driver_fallback"}
+    spare_server.start()
+    with Lock("k", app=app) as lock:
+        assert lock._store.driver == "redis"
+
+
+# -- Lock outside of tasks ---------------------------------------------------------------------------------------------
+
+
+def test_a_lock_is_one_hold_and_frees_its_key_when_the_block_raises(app):
+    lock = Lock("k", app=app)
+    with pytest.raises(ZeroDivisionError), lock:
+        assert current_lock() is lock
+        assert lock.held
+        assert 0 < lock.remaining <= 30
+        raise ZeroDivisionError
+    assert current_lock() is None
+    assert is_free(app, "k")
+    with pytest.raises(RuntimeError, match="one hold"):
+        lock.__enter__()
+
+
+def test_a_held_lock_says_who_holds_it(app):
+    with Lock("k", app=app), pytest.raises(LockNotAcquired) as refused, Lock("k", app=app):
+        pass
+    assert refused.value.key == "k"
+    assert refused.value.holder
+
+
+def test_leaving_a_block_whose_lock_was_lost_raises(app):
+    with pytest.raises(LockLost), Lock("k", app=app, ttl=0.2, auto_extend=False) as lock:
+        while lock.held:
+            time.sleep(0.01)
+
+
+def test_a_lock_that_nobody_keeps_a_reference_to_is_not_renewed_for_ever(app):
+    import gc
+
+    Lock("k", app=app, ttl=0.3).acquire()
+    gc.collect()
+    from servers import wait_until
+
+    wait_until(lambda: is_free(app, "k"), 15)
