@@ -27,7 +27,10 @@ def of_anything(**anything):
 def a_task(app=None, function=report, **options):
     app = app or an_app()
     app.task(base=LockedTask, name="tasks.it", shared=False, **options)(function)
-    app.finalize()
+    try:
+        app.finalize()
+    finally:
+        app.close()  # else Celery finalizes it again, for the next shared task of another test
     return app.tasks["tasks.it"]
 
 
