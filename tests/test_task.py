@@ -480,3 +480,24 @@ def test_a_lock_that_nobody_keeps_a_reference_to_is_not_renewed_for_ever(app):
     from servers import wait_until
 
     wait_until(lambda: is_free(app, "k"), 15)
+
+
+def test_a_lock_that_is_dropped_after_a_renewal_is_not_renewed_for_ever_either(app):
+    import gc
+
+    from servers import wait_until
+
+    def renewed_and_dropped() -> None:
+        lock = Lock("k", app=app, ttl=0.6)
+        lock.acquire()
+        first = lock.next_action
+        wait_until(lambda: lock.next_action != first, 15, "a renewal")
+        assert lock.held
+
+    renewed_and_dropped()
+
+    def is_free_by_now() -> bool:
+        gc.collect()
+        return is_free(app, "k")
+
+    wait_until(is_free_by_now, 10)
