@@ -5,7 +5,8 @@ Promises, of every store, each a test in ``tests/stores/test_contract.py``:
 - each operation is atomic, and at most one lease per key is live at any moment of the store's own clock;
 - tokens only grow per key: after expiry, after a release, and after the store has forgotten the key;
 - only the lease that was granted can be extended or released, and only while it is live;
-- every operation can be repeated after a lost answer and then gives the same answer.
+- every operation can be repeated after a lost answer and then gives the same answer;
+- of all beats that claim one tick one gets it, and a claim that is not settled can be taken over, under its own task id.
 
 Not promised: fairness, waiting, renewal (``renewal.py``), or anything about who is *alive*, but for the memory store.
 """
@@ -13,15 +14,43 @@ Not promised: fairness, waiting, renewal (``renewal.py``), or anything about who
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
-__all__ = ["TOKEN_MEMORY", "Finished", "Held", "Lease", "Store"]
+__all__ = [
+    "ALIVE",
+    "BACKLOG",
+    "OVERDUE_AT_ONCE",
+    "STATE_MEMORY",
+    "TOKEN_MEMORY",
+    "Claim",
+    "Claims",
+    "EntryState",
+    "Finished",
+    "Held",
+    "Joined",
+    "Lease",
+    "Overdue",
+    "Store",
+]
 
 #: Seconds for which a store remembers the last token of a key after its last use. Only a server clock that was set
 #: back by more than this could then hand out a smaller token: a new token is never below the clock's microseconds.
 TOKEN_MEMORY: Final = 3600.0
+
+#: Seconds for which the state of an entry that no replica lists is kept, and all state of an app without replicas.
+STATE_MEMORY: Final = 7 * 86400.0
+
+#: Seconds after which a beat replica that was not heard of counts as gone.
+ALIVE: Final = 10.0
+
+#: As many claims of one entry may be pending; then its ticks wait, and are one when their turn has come. Without a
+#: bound, each broker outage and each entry that cannot be sent would pile them up.
+BACKLOG: Final = 8
+
+#: As many claims that nobody has settled in time are told at once.
+OVERDUE_AT_ONCE: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +84,67 @@ class Held:
 @dataclass(frozen=True, slots=True)
 class Finished:
     """A refusal: this run has been released as finished, and is remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class EntryState:
+    """What all replicas know of an entry: how often it has been claimed, and when last, in its schedule's own time.
+
+    ``last_run_at`` is opaque to the store: text that the schedulers write and read.
+    """
+
+    total_run_count: int
+    last_run_at: str
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """One tick of an entry, to be published under ``task_id``.
+
+    ``state`` is what its entry becomes by this claim, so its ``total_run_count`` numbers this run; ``details``, which
+    JSON can write, go with the claim to whoever takes it over.
+    """
+
+    task_id: str
+    entry: str
+    state: EntryState
+    details: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """A claim that was not settled in time: whoever knows its entry may take it over."""
+
+    task_id: str
+    entry: str
+    run: int
+    details: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """The answer to :meth:`Store.claim`.
+
+    ``refusals`` has, for each claim asked for, None where it is granted, else the state of its entry: with a greater
+    ``total_run_count`` the tick was another replica's, else the entry has too many claims pending. ``overdue`` are
+    claims that may be taken over, oldest first, and ``next_overdue`` the seconds until the next may, None where none
+    is pending. ``server_time`` is the store's wall clock, seconds since the epoch. ``listed``: whether the store still
+    knows what this replica lists.
+    """
+
+    refusals: list[EntryState | None]
+    overdue: list[Overdue]
+    next_overdue: float | None
+    server_time: float
+    listed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The answer to :meth:`Store.join`: when the replicas started cold, and now, by the store's wall clock."""
+
+    cold_start: float
+    server_time: float
 
 
 class Store(abc.ABC):
@@ -95,6 +185,60 @@ class Store(abc.ABC):
         the lease was lost. Releasing again gives the first release's answer, at least as long as the token or the
         run is remembered and nobody else has taken the key.
         """
+
+    # -- beats ---------------------------------------------------------------------------------------------------------
+    # ``app`` names whose entries they are (two apps in one store do not see each other's), ``replica`` one beat process.
+    # Names of apps and entries are text of any content and length, those of replicas and task ids are plain ASCII.
+
+    @abc.abstractmethod
+    def join(self, app: str, replica: str, *, anew: bool = False) -> Joined:
+        """Count ``replica`` among the beats of ``app``; it has no list yet.
+
+        A cold start is when no other replica is there: none that was heard of in the last :data:`ALIVE` seconds and has
+        not left. ``anew``: this one was there before, so this is no cold start.
+        """
+
+    @abc.abstractmethod
+    def list_entries(
+        self,
+        app: str,
+        replica: str,
+        entries: Sequence[tuple[str, EntryState]],
+        *,
+        removed: Sequence[str] = (),
+        complete: bool = False,
+    ) -> list[EntryState]:
+        """Add ``entries`` to what this replica lists, take ``removed`` from it; return the state of each one added.
+
+        An entry that is new to the store, or that no replica has listed for a while though there were some, gets the
+        state that is given: its past is not replayed. ``complete``: the list is whole now; only then is what no replica
+        lists forgotten. Repeated with nothing to add it keeps all that is stored for another :data:`STATE_MEMORY`.
+        """
+
+    @abc.abstractmethod
+    def claim(self, app: str, replica: str, claims: Sequence[Claim], *, ttl: float, skip: int = 0) -> Claims:
+        """Claim ticks, one per entry at most, each only if its run is the next one of its entry.
+
+        An entry whose state was lost, wholly or in part, is granted. What was granted before to this replica under the
+        same task id is granted again, for a fresh ``ttl`` seconds. ``skip`` so many of the overdue claims when telling.
+        """
+
+    @abc.abstractmethod
+    def take_over(self, app: str, replica: str, task_ids: Sequence[str], *, ttl: float) -> list[bool]:
+        """Make overdue claims one's own for ``ttl`` seconds; False: another was faster, or it has been settled."""
+
+    @abc.abstractmethod
+    def settle(
+        self, app: str, replica: str, published: Sequence[tuple[str, str]], *, handed_over: Sequence[str] = ()
+    ) -> list[bool]:
+        """Forget the claims that are ``published``, (task id, entry) each, and make those ``handed_over`` overdue now.
+
+        False for each published one that is no longer this replica's.
+        """
+
+    @abc.abstractmethod
+    def leave(self, app: str, replica: str) -> None:
+        """Count ``replica`` no more. What only it listed is kept until others, if there are any, have listed theirs."""
 
     @abc.abstractmethod
     def close(self) -> None:

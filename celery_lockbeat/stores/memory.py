@@ -12,6 +12,7 @@ take 71 us (100 us with a run to remember; Redis: 290 us), 58 us with synchronou
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import sqlite3
@@ -26,7 +27,22 @@ from typing import ClassVar, Final, TypeVar
 
 from celery_lockbeat.clock import boot_id, monotonic
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
-from celery_lockbeat.stores.base import TOKEN_MEMORY, Finished, Held, Lease, Store
+from celery_lockbeat.stores.base import (
+    ALIVE,
+    BACKLOG,
+    OVERDUE_AT_ONCE,
+    STATE_MEMORY,
+    TOKEN_MEMORY,
+    Claim,
+    Claims,
+    EntryState,
+    Finished,
+    Held,
+    Joined,
+    Lease,
+    Overdue,
+    Store,
+)
 
 try:
     import fcntl
@@ -56,7 +72,24 @@ _SCHEMA: Final = (
     """CREATE TABLE IF NOT EXISTS done (
         key BLOB, run BLOB, token INTEGER, lasts REAL, forget REAL, PRIMARY KEY (key, run)) WITHOUT ROWID""",
     "CREATE INDEX IF NOT EXISTS done_forget ON done (forget)",
+    # of the beats; ``until``, ``seen`` and ``unlisted`` (NULL: listed) are on the host's clock, ``at`` on the wall's
+    """CREATE TABLE IF NOT EXISTS entry (
+        app BLOB, name BLOB, count INTEGER, last_run_at BLOB, unlisted REAL, PRIMARY KEY (app, name)) WITHOUT ROWID""",
+    "CREATE INDEX IF NOT EXISTS entry_unlisted ON entry (app, unlisted) WHERE unlisted IS NOT NULL",
+    """CREATE TABLE IF NOT EXISTS claim (
+        app BLOB, task_id TEXT, entry BLOB, run INTEGER, replica TEXT, until REAL, details TEXT,
+        PRIMARY KEY (app, task_id)) WITHOUT ROWID""",
+    "CREATE INDEX IF NOT EXISTS claim_until ON claim (app, until)",
+    "CREATE INDEX IF NOT EXISTS claim_entry ON claim (app, entry)",
+    """CREATE TABLE IF NOT EXISTS replica (
+        app BLOB, name TEXT, seen REAL, complete INTEGER, PRIMARY KEY (app, name)) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS listed (
+        app BLOB, replica TEXT, name BLOB, PRIMARY KEY (app, replica, name)) WITHOUT ROWID""",
+    "CREATE TABLE IF NOT EXISTS cold_start (app BLOB PRIMARY KEY, at REAL) WITHOUT ROWID",
 )
+
+#: ``seen`` of a replica that has left, or that was there before this boot.
+LONG_AGO: Final = float("-inf")
 
 _T = TypeVar("_T")
 
@@ -170,6 +203,132 @@ class MemoryStore(Store):
 
         return self._atomically(free)
 
+    # -- beats ---------------------------------------------------------------------------------------------------------
+
+    def join(self, app: str, replica: str, *, anew: bool = False) -> Joined:
+        whose = self._row_key(app)
+
+        def count_in(connection: sqlite3.Connection, now: float) -> Joined:
+            wall = self._wall()
+            others = connection.execute(
+                "SELECT 1 FROM replica WHERE app = ? AND name <> ? AND seen > ? LIMIT 1", (whose, replica, now - ALIVE)
+            ).fetchone()
+            started = connection.execute("SELECT at FROM cold_start WHERE app = ?", (whose,)).fetchone()
+            cold = started is None or not (others or anew)
+            if cold:
+                connection.execute("INSERT OR REPLACE INTO cold_start VALUES (?, ?)", (whose, wall))
+            connection.execute("DELETE FROM listed WHERE app = ? AND replica = ?", (whose, replica))
+            connection.execute("INSERT OR REPLACE INTO replica VALUES (?, ?, ?, 0)", (whose, replica, now))
+            return Joined(wall if cold else started[0], wall)
+
+        return self._atomically(count_in)
+
+    def list_entries(
+        self,
+        app: str,
+        replica: str,
+        entries: Sequence[tuple[str, EntryState]],
+        *,
+        removed: Sequence[str] = (),
+        complete: bool = False,
+    ) -> list[EntryState]:
+        whose = self._row_key(app)
+
+        def add(connection: sqlite3.Connection, now: float) -> list[EntryState]:
+            connection.execute(
+                "INSERT INTO replica VALUES (?, ?, ?, ?) ON CONFLICT (app, name) DO UPDATE SET"
+                " seen = excluded.seen, complete = max(complete, excluded.complete)",
+                (whose, replica, now, complete),
+            )
+            connection.executemany(
+                "DELETE FROM listed WHERE app = ? AND replica = ? AND name = ?",
+                [(whose, replica, _exact(name)) for name in removed],
+            )
+            names = [_exact(name) for name, _ in entries]
+            connection.executemany(
+                "INSERT OR IGNORE INTO listed VALUES (?, ?, ?)", [(whose, replica, name) for name in names]
+            )
+            connection.executemany(
+                "INSERT INTO entry VALUES (?, ?, ?, ?, NULL) ON CONFLICT (app, name) DO UPDATE SET"
+                " last_run_at = CASE WHEN unlisted IS NULL THEN last_run_at ELSE excluded.last_run_at END, unlisted = NULL",
+                [
+                    (whose, name, state.total_run_count, _exact(state.last_run_at))
+                    for name, (_, state) in zip(names, entries, strict=True)
+                ],
+            )
+            return [_state_of(connection, whose, name) or entry[1] for name, entry in zip(names, entries, strict=True)]
+
+        return self._atomically(add)
+
+    def claim(self, app: str, replica: str, claims: Sequence[Claim], *, ttl: float, skip: int = 0) -> Claims:
+        whose = self._row_key(app)
+
+        def grant(connection: sqlite3.Connection, now: float) -> Claims:
+            refusals = [_grant(connection, whose, replica, claim, now + ttl) for claim in claims]
+            seen = connection.execute(
+                "UPDATE replica SET seen = ? WHERE app = ? AND name = ?", (now, whose, replica)
+            ).rowcount
+            if seen:
+                _forget_who_is_gone(connection, whose, now)
+            _forget_old_state(connection, whose, now - STATE_MEMORY)
+            overdue = connection.execute(
+                "SELECT task_id, entry, run, details FROM claim WHERE app = ? AND until <= ? ORDER BY until, run LIMIT ?, ?",
+                (whose, now, skip, OVERDUE_AT_ONCE),
+            ).fetchall()
+            (until,) = connection.execute(
+                "SELECT min(until) FROM claim WHERE app = ? AND until > ?", (whose, now)
+            ).fetchone()
+            return Claims(
+                refusals,
+                [Overdue(task_id, _text(entry), run, json.loads(details)) for task_id, entry, run, details in overdue],
+                None if until is None else until - now,
+                self._wall(),
+                seen == 1,
+            )
+
+        return self._atomically(grant)
+
+    def take_over(self, app: str, replica: str, task_ids: Sequence[str], *, ttl: float) -> list[bool]:
+        whose = self._row_key(app)
+        return self._atomically(
+            lambda connection, now: [
+                connection.execute(
+                    "UPDATE claim SET replica = ?, until = ? WHERE app = ? AND task_id = ? AND until <= ?",
+                    (replica, now + ttl, whose, task_id, now),
+                ).rowcount
+                == 1
+                for task_id in task_ids
+            ]
+        )
+
+    def settle(
+        self, app: str, replica: str, published: Sequence[tuple[str, str]], *, handed_over: Sequence[str] = ()
+    ) -> list[bool]:
+        whose = self._row_key(app)
+
+        def forget(connection: sqlite3.Connection, now: float) -> list[bool]:
+            connection.executemany(
+                "UPDATE claim SET until = ? WHERE app = ? AND task_id = ? AND replica = ?",
+                [(now, whose, task_id, replica) for task_id in handed_over],
+            )
+            return [
+                connection.execute(
+                    "DELETE FROM claim WHERE app = ? AND task_id = ? AND replica = ?", (whose, task_id, replica)
+                ).rowcount
+                == 1
+                for task_id, _ in published
+            ]
+
+        return self._atomically(forget)
+
+    def leave(self, app: str, replica: str) -> None:
+        whose = self._row_key(app)
+        self._atomically(
+            lambda connection, _now: connection.execute(
+                "UPDATE replica SET seen = ? WHERE app = ? AND name = ?", (LONG_AGO, whose, replica)
+            )
+        )
+
     def close(self) -> None:
         with _mutex:
             connection, self._connection = self._connection, None
@@ -256,6 +415,9 @@ class MemoryStore(Store):
                 connection.execute("UPDATE lock SET until = ? WHERE process = ?", (now, process))
         connection.execute("UPDATE lock SET forget = until + ?", (TOKEN_MEMORY,))
         connection.execute("UPDATE done SET forget = ? + lasts", (now,))
+        connection.execute("UPDATE claim SET until = ?", (now,))
+        connection.execute("UPDATE entry SET unlisted = ? WHERE unlisted IS NOT NULL", (now,))
+        connection.execute("UPDATE replica SET seen = ?", (LONG_AGO,))
         connection.execute("DELETE FROM host")
         connection.execute("INSERT INTO host VALUES (?)", (boot,))
 
@@ -277,6 +439,66 @@ class MemoryStore(Store):
         if not (_is_busy(exc) or isinstance(exc, sqlite3.ProgrammingError)):
             with contextlib.suppress(sqlite3.Error):
                 self.close()
+
+
+def _state_of(connection: sqlite3.Connection, app: bytes, name: bytes) -> EntryState | None:
+    row = connection.execute("SELECT count, last_run_at FROM entry WHERE app = ? AND name = ?", (app, name)).fetchone()
+    return None if row is None else EntryState(row[0], _text(row[1]))
+
+
+def _grant(connection: sqlite3.Connection, app: bytes, replica: str, claim: Claim, until: float) -> EntryState | None:
+    """Claim one tick; returns None, or the state that refuses it."""
+    name, run = _exact(claim.entry), claim.state.total_run_count
+    state = _state_of(connection, app, name)
+    owner = connection.execute(
+        "SELECT replica FROM claim WHERE app = ? AND task_id = ?", (app, claim.task_id)
+    ).fetchone()
+    if owner == (replica,):
+        # its answer was lost: granted again
+        connection.execute("UPDATE claim SET until = ? WHERE app = ? AND task_id = ?", (until, app, claim.task_id))
+        return None
+    if owner is not None:
+        return state or claim.state
+    if state is not None:
+        if state.total_run_count >= run:
+            return state
+        (pending,) = connection.execute(
+            "SELECT count(*) FROM claim WHERE app = ? AND entry = ?", (app, name)
+        ).fetchone()
+        if pending >= BACKLOG:
+            return state
+    # a smaller count than expected is a state that was lost in part: the replica knows better
+    connection.execute(
+        "INSERT INTO entry VALUES (?, ?, ?, ?, NULL) ON CONFLICT (app, name) DO UPDATE SET"
+        " count = excluded.count, last_run_at = excluded.last_run_at",
+        (app, name, run, _exact(claim.state.last_run_at)),
+    )
+    connection.execute(
+        "INSERT INTO claim VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (app, claim.task_id, name, run, replica, until, json.dumps(claim.details)),
+    )
+    return None
+
+
+def _forget_who_is_gone(connection: sqlite3.Connection, app: bytes, now: float) -> None:
+    """What only those list who are gone is listed by nobody, unless somebody has not yet listed all."""
+    gone = connection.execute("SELECT name FROM replica WHERE app = ? AND seen <= ?", (app, now - ALIVE)).fetchall()
+    listing = "SELECT 1 FROM replica WHERE app = ? AND seen > ? AND NOT complete"
+    if not gone or connection.execute(listing, (app, now - ALIVE)).fetchone():
+        return
+    for (replica,) in gone:
+        connection.execute("DELETE FROM listed WHERE app = ? AND replica = ?", (app, replica))
+        connection.execute("DELETE FROM replica WHERE app = ? AND name = ?", (app, replica))
+    connection.execute(
+        "UPDATE entry SET unlisted = ? WHERE app = ? AND unlisted IS NULL"
+        " AND name NOT IN (SELECT name FROM listed WHERE app = ?)",
+        (now, app, app),
+    )
+
+
+def _forget_old_state(connection: sqlite3.Connection, app: bytes, before: float) -> None:
+    connection.execute("DELETE FROM entry WHERE app = ? AND unlisted <= ?", (app, before))
+    connection.execute("DELETE FROM claim WHERE app = ? AND until <= ?", (app, before))
 
 
 class _ThisProcess:
@@ -417,6 +639,10 @@ def _is_busy(exc: Exception) -> bool:
 
 def _exact(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
+
+
+def _text(exact: bytes) -> str:
+    return exact.decode("utf-8", "surrogatepass")
 
 
 def _readable(text: str) -> str:

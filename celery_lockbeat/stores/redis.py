@@ -8,6 +8,7 @@ Times are the server's. This is the only place of Redis keys and of milliseconds
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import weakref
@@ -24,7 +25,22 @@ from redis.retry import Retry
 
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
-from celery_lockbeat.stores.base import TOKEN_MEMORY, Finished, Held, Lease, Store
+from celery_lockbeat.stores.base import (
+    ALIVE,
+    BACKLOG,
+    OVERDUE_AT_ONCE,
+    STATE_MEMORY,
+    TOKEN_MEMORY,
+    Claim,
+    Claims,
+    EntryState,
+    Finished,
+    Held,
+    Joined,
+    Lease,
+    Overdue,
+    Store,
+)
 
 __all__ = ["RedisStore"]
 
@@ -83,6 +99,8 @@ class RedisStore(Store):
         self._seen: tuple[float, int] | None = None
         _stores.add(self)
         self._acquire, self._extend, self._release = (_Script(name) for name in ("acquire", "extend", "release"))
+        self._join, self._list, self._claim = (_Script(name) for name in ("join", "list", "claim"))
+        self._take_over, self._settle, self._leave = (_Script(name) for name in ("take_over", "settle", "leave"))
 
     def acquire(
         self, key: str, *, holder: str, ttl: float, run: str | None = None, description: str = ""
@@ -132,6 +150,74 @@ class RedisStore(Store):
         then, server_ms = self._seen
         return server_ms + _ms((asked - then) * 1.01 + self._timeout)
 
+    def join(self, app: str, replica: str, *, anew: bool = False) -> Joined:
+        keys = self._beat_keys(app, "replicas", "listing", "cold_start", f"names:{_plain(replica)}")
+        args = (_plain(replica), _ms(ALIVE), _ms(STATE_MEMORY), int(anew))
+        cold_start, now = self._call(self._join, keys, args)
+        return Joined(cold_start / 1000, now / 1000)
+
+    def list_entries(
+        self,
+        app: str,
+        replica: str,
+        entries: Sequence[tuple[str, EntryState]],
+        *,
+        removed: Sequence[str] = (),
+        complete: bool = False,
+    ) -> list[EntryState]:
+        names = f"names:{_plain(replica)}"
+        keys = self._beat_keys(
+            app, "entries", "unlisted", "replicas", "listing", names, "claims", "pending", "cold_start"
+        )
+        args: list[Any] = [_plain(replica), _ms(STATE_MEMORY), int(complete), len(removed), *map(_exact, removed)]
+        for name, state in entries:
+            args += (_exact(name), state.total_run_count, _exact(state.last_run_at))
+        return [_state(text) for text in self._call(self._list, keys, tuple(args), replicated=bool(entries))]
+
+    def claim(self, app: str, replica: str, claims: Sequence[Claim], *, ttl: float, skip: int = 0) -> Claims:
+        keys = self._beat_keys(app, "entries", "claims", "pending", "replicas", "listing", "unlisted")
+        prefix = self._beat_keys(app, "names:")[0]
+        args: list[Any] = [
+            _plain(replica),
+            _ms(ttl),
+            _ms(ALIVE),
+            _ms(STATE_MEMORY),
+            BACKLOG,
+            OVERDUE_AT_ONCE,
+            skip,
+            prefix,
+        ]
+        for claim in claims:
+            entry = _exact(claim.entry)
+            told = b"%d %b%b" % (len(entry), entry, json.dumps(claim.details, separators=(",", ":")).encode())
+            args += (entry, claim.state.total_run_count, _exact(claim.state.last_run_at), _plain(claim.task_id), told)
+        now, listed, until, refusals, overdue = self._call(self._claim, keys, tuple(args), replicated=bool(claims))
+        return Claims(
+            [_state(refusal) if refusal else None for refusal in refusals],
+            [_overdue(*told) for told in zip(overdue[::2], overdue[1::2], strict=True)],
+            None if until < 0 else until / 1000,
+            now / 1000,
+            bool(listed),
+        )
+
+    def take_over(self, app: str, replica: str, task_ids: Sequence[str], *, ttl: float) -> list[bool]:
+        args = (_plain(replica), _ms(ttl), *map(_plain, task_ids))
+        taken = self._call(self._take_over, self._beat_keys(app, "claims", "pending"), args, replicated=True)
+        return [answer == 1 for answer in taken]
+
+    def settle(
+        self, app: str, replica: str, published: Sequence[tuple[str, str]], *, handed_over: Sequence[str] = ()
+    ) -> list[bool]:
+        args: list[Any] = [_plain(replica), len(published)]
+        for task_id, entry in published:
+            args += (_plain(task_id), _exact(entry))
+        args += map(_plain, handed_over)
+        settled = self._call(self._settle, self._beat_keys(app, "entries", "claims", "pending"), tuple(args))
+        return [answer == 1 for answer in settled]
+
+    def leave(self, app: str, replica: str) -> None:
+        self._call(self._leave, self._beat_keys(app, "replicas", "listing"), (_plain(replica),))
+
     def close(self) -> None:
         self._client.close()
 
@@ -145,6 +231,10 @@ class RedisStore(Store):
         tag = _plain(key)
         lock = f"{self._prefix}lock:{{{tag}}}"
         return (lock,) if run is None else (lock, f"{self._prefix}done:{{{tag}}}:{_plain(run)}")
+
+    def _beat_keys(self, app: str, *names: str) -> tuple[str, ...]:
+        """Name keys of an app's beats; what stands before the app's name keeps the tag from being empty."""
+        return tuple(f"{self._prefix}{{beat:{_plain(app)}}}:{name}" for name in names)
 
     def _call(self, script: _Script, keys: tuple[str, ...], args: tuple[Any, ...], *, replicated: bool = False) -> Any:
         if replicated and self._min_replicas:
@@ -205,6 +295,21 @@ def _digits(token: int) -> str:
 
 def _readable(text: str) -> bytes:
     return text.encode("utf-8", "backslashreplace")
+
+
+def _exact(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _state(text: bytes) -> EntryState:
+    count, _pending, last_run_at = text.split(b" ", 2)
+    return EntryState(int(count), last_run_at.decode("utf-8", "surrogatepass"))
+
+
+def _overdue(task_id: bytes, told: bytes) -> Overdue:
+    run, length, rest = told.split(b" ", 2)
+    entry, details = rest[: int(length)], rest[int(length) :]
+    return Overdue(unquote(task_id.decode()), entry.decode("utf-8", "surrogatepass"), int(run), json.loads(details))
 
 
 def _plain(text: str) -> str:

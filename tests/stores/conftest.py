@@ -58,8 +58,8 @@ class MemoryKind:
 
     def forget_all(self) -> None:
         with contextlib.closing(sqlite3.connect(Path(self.target, "state.db"), timeout=10)) as connection, connection:
-            connection.execute("DELETE FROM lock")
-            connection.execute("DELETE FROM done")
+            for table in ("lock", "done", "entry", "claim", "replica", "listed", "cold_start"):
+                connection.execute(f"DELETE FROM {table}")
 
 
 KINDS = {"redis": RedisKind, "memory": MemoryKind}

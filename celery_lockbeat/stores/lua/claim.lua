@@ -1,0 +1,106 @@
+-- Claim the ticks that are due, tell what is overdue, and forget what nobody lists any more.
+-- KEYS[1]  entries: hash, entry -> '<total run count> <pending claims> <last_run_at>'
+-- KEYS[2]  claims: hash, task id -> '<replica> <run> <length of the entry> <entry><details>'
+-- KEYS[3]  pending: sorted set, task id by the server ms from which on anybody may take it over
+-- KEYS[4]  replicas, KEYS[5] listing (see join.lua), KEYS[6] unlisted (see list.lua)
+-- ARGV     replica, ttl ms, alive ms, memory ms, backlog, overdue at once, overdue to skip, prefix of the keys of names,
+--          then (entry, run, last_run_at, task id, '<length of the entry> <entry><details>')...
+-- Returns  {now ms, listed (0/1), ms until the next is overdue (-1: none), {refusal or ''...}, {task id, claim, ...}}
+-- Atomic:  the compare of the run count and the new claim must see one state, or two replicas could claim one tick.
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local replica, ttl, alive, memory = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local names, ids = {}, {}
+for i = 9, #ARGV, 5 do
+  names[#names + 1], ids[#ids + 1] = ARGV[i], ARGV[i + 3]
+end
+
+local refusals = {}
+if #names > 0 then
+  local states = redis.call('HMGET', KEYS[1], unpack(names))
+  local claims = redis.call('HMGET', KEYS[2], unpack(ids))
+  local entries_set, claims_set, pending_set = {}, {}, {}
+  local backlog, until_ms = tonumber(ARGV[5]), string.format('%.0f', now + ttl)
+  for i, name in ipairs(names) do
+    local given = 4 + 5 * i
+    local run = tonumber(ARGV[given + 1])
+    local count, pending = 0, 0
+    if states[i] then
+      count, pending = string.match(states[i], '^(%d+) (%d+) ')
+      count, pending = tonumber(count), tonumber(pending)
+    end
+    if claims[i] then
+      if string.sub(claims[i], 1, #replica + 1) == replica .. ' ' then
+        -- its answer was lost: granted again
+        pending_set[#pending_set + 1], pending_set[#pending_set + 2] = until_ms, ids[i]
+        refusals[i] = ''
+      else
+        refusals[i] = states[i] or ''
+      end
+    elseif states[i] and (count >= run or pending >= backlog) then
+      refusals[i] = states[i]
+    else
+      -- a smaller count than expected is a state that the server has lost in part: the replica knows better
+      entries_set[#entries_set + 1] = name
+      entries_set[#entries_set + 1] = run .. ' ' .. (pending + 1) .. ' ' .. ARGV[given + 2]
+      claims_set[#claims_set + 1] = ids[i]
+      claims_set[#claims_set + 1] = replica .. ' ' .. run .. ' ' .. ARGV[given + 4]
+      pending_set[#pending_set + 1], pending_set[#pending_set + 2] = until_ms, ids[i]
+      refusals[i] = ''
+    end
+  end
+  if #entries_set > 0 then
+    redis.call('HSET', KEYS[1], unpack(entries_set))
+    redis.call('HSET', KEYS[2], unpack(claims_set))
+  end
+  if #pending_set > 0 then
+    redis.call('ZADD', KEYS[3], unpack(pending_set))
+  end
+end
+
+-- Who is there, and who is not any more? What only those list who are gone is listed by nobody.
+local listed = redis.call('ZSCORE', KEYS[4], replica) and 1 or 0
+if listed == 1 then
+  redis.call('ZADD', KEYS[4], now, replica)
+end
+local gone = redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', string.format('%.0f', now - alive), 'LIMIT', 0, 16)
+if #gone > 0 then
+  redis.call('SREM', KEYS[5], unpack(gone))
+  if listed == 1 and redis.call('SCARD', KEYS[5]) == 0 then
+    local there = redis.call('ZRANGEBYSCORE', KEYS[4], '(' .. string.format('%.0f', now - alive), '+inf')
+    for i, id in ipairs(there) do
+      there[i] = ARGV[8] .. id
+    end
+    for _, id in ipairs(gone) do
+      for _, name in ipairs(redis.call('SDIFF', ARGV[8] .. id, unpack(there))) do
+        redis.call('ZADD', KEYS[6], 'NX', now, name)
+      end
+      redis.call('DEL', ARGV[8] .. id)
+      redis.call('ZREM', KEYS[4], id)
+    end
+    redis.call('PEXPIRE', KEYS[6], ARGV[4])
+  end
+end
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', KEYS[6], '-inf', string.format('%.0f', now - memory), 'LIMIT', 0, 100)) do
+  redis.call('HDEL', KEYS[1], name)
+  redis.call('ZREM', KEYS[6], name)
+end
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', string.format('%.0f', now - memory), 'LIMIT', 0, 100)) do
+  redis.call('HDEL', KEYS[2], id)
+  redis.call('ZREM', KEYS[3], id)
+end
+
+local overdue = {}
+local late = redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', string.format('%.0f', now), 'LIMIT', ARGV[7], ARGV[6])
+if #late > 0 then
+  local claims = redis.call('HMGET', KEYS[2], unpack(late))
+  for i, id in ipairs(late) do
+    if claims[i] then
+      overdue[#overdue + 1], overdue[#overdue + 2] = id, string.match(claims[i], '^[^ ]* (.*)$')
+    else
+      redis.call('ZREM', KEYS[3], id)
+    end
+  end
+end
+local next_one = redis.call('ZRANGEBYSCORE', KEYS[3], '(' .. string.format('%.0f', now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
+return {now, listed, next_one[2] and tonumber(next_one[2]) - now or -1, refusals, overdue}
