@@ -3,6 +3,7 @@
 from importlib.metadata import version
 
 from celery_lockbeat import signals
+from celery_lockbeat.decorators import cron, interval, timeout
 from celery_lockbeat.exceptions import (
     ConfigurationError,
     LockbeatError,
@@ -26,8 +27,11 @@ __all__ = [
     "StoreUnavailable",
     "TaskSkipped",
     "__version__",
+    "cron",
     "current_lock",
+    "interval",
     "signals",
+    "timeout",
 ]
 
 __version__ = version("celery-lockbeat")

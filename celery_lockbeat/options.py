@@ -20,7 +20,7 @@ from kombu.utils.url import maybe_sanitize_url
 
 from celery_lockbeat.exceptions import ConfigurationError
 
-__all__ = ["AppOptions", "LockOptions", "bound_key", "check_key"]
+__all__ = ["AppOptions", "LockOptions", "bound_key", "check_key", "check_options"]
 
 TASK_PREFIX: Final = "lock_"
 SETTING_PREFIX: Final = "lockbeat_"
@@ -191,6 +191,14 @@ def _named_arguments(signature: inspect.Signature, args: tuple[Any, ...], kwargs
         if parameter.kind is parameter.VAR_KEYWORD:
             arguments |= arguments.pop(name)
     return arguments
+
+
+def check_options(own: Mapping[str, Any], *, owner: str, prefix: str) -> None:
+    """Check options of a lock one by one, for whoever has no app yet to merge them with. Raises ConfigurationError."""
+    _refuse_unknown(own, [prefix + name for name in LOCK_NAMES], owner=owner)
+    for name in LOCK_NAMES:
+        if own.get(prefix + name) is not None:
+            _LOCK_RULES[name](f"{prefix}{name} of {owner}", own[prefix + name])
 
 
 def check_key(setting: str, key: Any) -> str:

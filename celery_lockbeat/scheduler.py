@@ -1,23 +1,688 @@
-"""LockedScheduler: the beat scheduler of celery-lockbeat (``beat_scheduler = "celery_lockbeat:LockedScheduler"``).
+"""The beat without a leader: due -> claim -> publish -> settle, on any number of replicas at once.
 
-Promises so far what celery's own scheduler does, without its file: it fires ``beat_schedule`` and what
-``add_periodic_task`` adds. It does not yet agree with other replicas about their ticks: run one.
+Promises: each due tick is published under the one task id that was chosen when it was claimed; a replica that dies, is
+frozen or is cut off delays no tick but those that it had claimed, and these by ``lockbeat_claim_ttl``; two store calls per
+batch of due entries; neither a broker nor a store that is down ends the process. What "due" means is Celery's own.
+
+Not promised: that a message is published once only. A replica that dies between a publish and its settling leaves a claim
+that is published again, under the same task id: a LockedTask runs once all the same, a plain task does not.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from celery.beat import Scheduler
+from celery.beat import BeatLazyFunc, Scheduler
+from celery.schedules import crontab, schedule
+from celery.utils import uuid
+from kombu.exceptions import OperationalError
 
-from celery_lockbeat.options import AppOptions
+from celery_lockbeat.agenda import Agenda, Item
+from celery_lockbeat.clock import monotonic
+from celery_lockbeat.decorators import Timeout
+from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
+from celery_lockbeat.options import AppOptions, LockOptions
+from celery_lockbeat.stores import stores_of
+from celery_lockbeat.stores.base import OVERDUE_AT_ONCE, Claim, Claims, EntryState, Overdue, Store
 
-__all__ = ["LockedScheduler"]
+__all__ = ["LockedScheduler", "LockedSchedulerMixin"]
+
+logger: Final = logging.getLogger("celery_lockbeat.beat")
+
+#: Where Celery's own beat says what it sends.
+beat_logger: Final = logging.getLogger("celery.beat")
+
+#: So many ticks are claimed at once: enough to make the two round trips cheap, few enough that replicas share the work.
+BATCH: Final = 100
+
+#: So many entries are listed between two rounds of ticks: some 20 ms.
+LIST_AT_ONCE: Final = 500
+
+#: Seconds between two looks for changed entries, or a hundred times what a look takes.
+LOOK_EVERY: Final = 1.0
+
+#: Seconds between two complaints about the same trouble.
+COMPLAIN_EVERY: Final = 60.0
+
+#: Seconds until the next try while the store or the broker is out of reach, at first and at most.
+RETRY_FIRST: Final = 0.1
+RETRY_AT_MOST: Final = 2.0
+
+#: Seconds after which all that is stored is kept for another STATE_MEMORY.
+KEEP_EVERY: Final = 3600.0
+
+#: After so many messages in a row that a broker in reach refuses, it is the broker that is in trouble.
+REFUSALS_IN_A_ROW: Final = 3
+
+#: Seconds until an entry that is not yet due is looked at again, at least.
+SHORTEST: Final = 0.001
+
+#: What the local clock may gain on the store's while a claim lives (see lock.py).
+MARGIN: Final = 0.01
+
+#: Seconds by which this host's clock may differ from the store's before it is worth a warning.
+SKEW: Final = 1.0
 
 
-class LockedScheduler(Scheduler):  # type: ignore[misc]
-    """Fires the entries of ``app.conf.beat_schedule``. Wrong ``lockbeat_*`` settings are a ConfigurationError."""
+# What is mixed in is made for a celery.beat.Scheduler, which ships no types.
+if TYPE_CHECKING:
+    _Mixed = Any
+else:
+    _Mixed = object
+
+
+class _Tick(NamedTuple):
+    """A claim of ours that is to be published before ``fresh_until``, when others may take it over."""
+
+    item: Item
+    run: int
+    task_id: str
+    told: Mapping[str, Any]
+    fresh_until: float
+
+
+class _Stale(Exception):  # noqa: N818  a way out of a batch, not an error
+    """Ticks of a batch grew too old while it was made."""
+
+
+class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
+    """Lets any number of replicas of a :class:`celery.beat.Scheduler` share its ticks; stands before that class.
+
+    >>> class MyScheduler(LockedSchedulerMixin, SomeScheduler): ...  # doctest: +SKIP
+
+    The scheduler it is mixed into tells the entries (``schedule``) and when they are due (``is_due``); when each ran last is
+    shared in the store of ``lockbeat_driver``. Wrong ``lockbeat_*`` settings are a ConfigurationError when it is made.
+    """
 
     def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
-        AppOptions.read(app.conf)
+        self._options = AppOptions.read(app.conf)
+        locks = LockOptions.read(app.conf, {}, owner="the app")
+        self._options.connection(locks.driver, locks.connection)
+        self._chosen = (locks.driver, locks.connection)
+        self._clock = monotonic
+        self._prepare(app)
         super().__init__(app, *args, **kwargs)
+
+    def _prepare(self, app: Any) -> None:
+        self._name = str(app.main or "")
+        self._replica = ""  # the name of this process among the beats, once it has joined
+        self._known = False  # whether the store knows this replica and what it lists
+        self._cold_start = 0.0  # on our clock
+        self._epoch = 0  # the cold start in the store's milliseconds
+        self._agenda = Agenda(self._clock)
+        self._unlisted: dict[str, Item] = {}
+        self._removed: list[str] = []
+        self._listed_at: float | None = None  # None: not yet, or not any more
+        self._unsent: dict[str, _Tick] = {}
+        self._sent: list[tuple[str, str]] = []  # (task id, key) of what waits to be settled
+        self._giving_up: list[str] = []  # task ids of what waits to be handed over
+        self._skip = 0  # so many overdue claims, which none but another release knows
+        self._refusals = 0  # messages in a row that a broker in reach has refused
+        self._next_look = self._next_poll = self._retry_at = 0.0
+        self._troubled = False  # the last publish failed
+        self._pause = RETRY_FIRST
+        self._complained: dict[str, float] = {}
+        self._wall_offset = time.time() - self._clock()
+        self._in_tick = False
+
+    # -- one round -----------------------------------------------------------------------------------------------------
+
+    def tick(self, *_args: Any, **_kwargs: Any) -> float:
+        """Claim what is due, publish it and settle it; return the seconds until there is more to do."""
+        self._in_tick = True
+        try:
+            rest = self._round()
+        except StoreUnavailable as exc:
+            self._complain("store", "beat waits for the store of its ticks: %s", exc)
+            rest = self._next_pause()
+        finally:
+            self._in_tick = False
+        return max(0.0, min(rest, float(self.max_interval)))
+
+    def _round(self) -> float:
+        store = self._store
+        if not self._known:
+            self._join(store)
+        self._notice_clock_steps()
+        self._look_for_changes()
+        self._list(store)
+        self._settle(store)
+        if self._troubled:
+            now = self._clock()
+            if now < self._retry_at:
+                return self._retry_at - now
+            if not self._reconnect():
+                return self._next_pause()
+        ticks = self._claim(store)
+        if ticks:
+            self._publish(ticks)
+            self._settle(store)
+            if self.should_sync():
+                self._do_sync()
+        elif self._troubled:
+            self._recovered("broker")
+        self._recovered("store")
+        return self._rest()
+
+    def _rest(self) -> float:
+        now = self._clock()
+        if self._troubled:
+            return self._retry_at - now
+        if self._unlisted:
+            return 0.0
+        until_due = self._agenda.until_next()
+        until_poll = self._next_poll - now
+        return until_poll if until_due is None else min(until_due, until_poll)
+
+    def _next_pause(self) -> float:
+        pause, self._pause = self._pause, min(2 * self._pause, RETRY_AT_MOST)
+        self._retry_at = self._clock() + pause
+        return pause
+
+    @property
+    def _store(self) -> Store:
+        # never the one to fall back to: two beats in two stores would double everything
+        return stores_of(self.app).choose(*self._chosen)[0]
+
+    # -- the replica and its entries -----------------------------------------------------------------------------------
+
+    def _join(self, store: Store) -> None:
+        replica = self._replica or f"{socket.gethostname()}-{os.getpid()}-{uuid()[:8]}"
+        asked = self._clock()
+        joined = store.join(self._name, replica, anew=bool(self._replica))
+        self._notice_skew(joined.server_time, asked)
+        self._epoch = round(joined.cold_start * 1000)
+        self._cold_start = self._clock() - (joined.server_time - joined.cold_start)
+        self._replica, self._known = replica, True
+        self._listed_at = None
+        self._unlisted = {item.key: item for item in self._agenda}
+        logger.info("beat %s has joined the replicas of %r", replica, self._name)
+
+    def _look_for_changes(self) -> None:
+        """Find the entries that were added, changed or removed since the last look."""
+        started = self._clock()
+        if started < self._next_look:
+            return
+        self.refresh_schedule()
+        keys = set()
+        for name, entry in self.schedule.items():
+            # the one run of a timeout is one of this cold start
+            key = f"{name}@{self._epoch}" if isinstance(entry.schedule, Timeout) else name
+            keys.add(key)
+            item = self._agenda.get(key) or self._unlisted.get(key)
+            if item is None:
+                self._unlisted[key] = Item(key, entry)
+            elif item.entry is not entry or item.schedule is not entry.schedule:
+                self._change(item, entry)
+        for key in [item.key for item in self._agenda if item.key not in keys]:
+            self._agenda.remove(key)
+            self._removed.append(key)
+        for key in [key for key in self._unlisted if key not in keys]:
+            del self._unlisted[key]
+        self._next_look = self._clock() + max(LOOK_EVERY, 100 * (self._clock() - started))
+
+    def refresh_schedule(self) -> None:
+        """Bring ``schedule`` up to date, where its property does not do so; called about once a second."""
+
+    def _change(self, item: Item, entry: Any) -> None:
+        if item.entry is not entry:
+            entry.last_run_at, entry.total_run_count = item.entry.last_run_at, item.entry.total_run_count
+        item.entry, item.schedule = entry, entry.schedule
+        if item.key in self._agenda:
+            self._plan(item)
+
+    def _list(self, store: Store) -> None:
+        """Tell the store of some entries that are new here, and take over what it knows of them."""
+        items = [self._unlisted[key] for key in list(self._unlisted)[:LIST_AT_ONCE]]
+        keep = self._listed_at is None or self._clock() - self._listed_at > KEEP_EVERY
+        if not (items or self._removed or keep):
+            return
+        complete = len(items) == len(self._unlisted)
+        states = store.list_entries(
+            self._name,
+            self._replica,
+            [(item.key, _state_of(item.entry)) for item in items],
+            removed=self._removed,
+            complete=complete,
+        )
+        self._removed.clear()
+        for item, state in zip(items, states, strict=True):
+            del self._unlisted[item.key]
+            self._adopt(item, state)
+            self._agenda.add(item)
+            self._plan(item)
+        if complete:
+            self._listed_at = self._clock()
+
+    def _adopt(self, item: Item, state: EntryState) -> None:
+        """Take over what the store knows of an entry, unless it has lost what we know."""
+        entry = item.entry
+        if state.total_run_count < entry.total_run_count:
+            return
+        try:
+            entry.last_run_at = _time_of(state, entry.last_run_at.tzinfo)
+        except ValueError:
+            logger.error("the store has %r as the last run of entry %r, which is no time", state.last_run_at, item.key)  # noqa: TRY400
+            return
+        entry.total_run_count = state.total_run_count
+
+    # -- due -----------------------------------------------------------------------------------------------------------
+
+    def _plan(self, item: Item) -> None:
+        """Plan an entry by its schedule and its last run."""
+        now = self._clock()
+        if isinstance(item.schedule, Timeout):
+            if not item.entry.total_run_count:
+                self._agenda.plan(item, self._cold_start + item.schedule.seconds)
+            return
+        is_due, delay = self._is_due(item.entry)
+        # since when it is due, for the tick's own time
+        self._agenda.plan(item, now - _overdue_for(item.entry) if is_due else now + delay)
+
+    def _is_due(self, entry: Any) -> tuple[bool, float]:
+        try:
+            is_due, delay = self.is_due(entry)
+        except Exception:
+            # one entry whose next run cannot be told must not stop the others
+            logger.exception("cannot tell when entry %r is due; trying again in %g s", entry.name, self.max_interval)
+            return False, self.max_interval
+        if not isinstance(delay, (int, float)):
+            delay = self.max_interval
+        return bool(is_due), max(delay, SHORTEST)
+
+    def _due(self, limit: int) -> list[Item]:
+        """Take what is due off the agenda, each with the claim to make for it."""
+        due: list[Item] = []
+        while len(due) < limit and (item := self._agenda.due()):
+            late = self._clock() - item.when
+            is_due, item.delay = (True, 0.0) if isinstance(item.schedule, Timeout) else self._is_due(item.entry)
+            if not is_due:
+                self._agenda.plan(item, self._clock() + item.delay)
+                continue
+            now = item.entry.default_now()
+            run = item.entry.total_run_count + 1
+            asked = item.claim
+            # The same tick under the same task id, if the answer to an earlier try was lost.
+            task_id = asked.task_id if asked is not None and asked.state.total_run_count == run else uuid()
+            tick = (now - timedelta(seconds=late)).isoformat(timespec="milliseconds")
+            item.claim = Claim(task_id, item.key, EntryState(run, now.isoformat()), {"due": tick})
+            due.append(item)
+        return due
+
+    # -- claim, take over ----------------------------------------------------------------------------------------------
+
+    def _claim(self, store: Store) -> list[_Tick]:
+        """Claim what is due, and take over what others have left; return what is ours to publish, oldest first."""
+        # one message alone shows whether a broker that was in trouble works again
+        limit = 1 if self._troubled else BATCH
+        due = self._due(limit)
+        asked = self._clock()
+        if not due and asked < self._next_poll:
+            return []
+        try:
+            answer = self._ask(store, due)
+        except StoreUnavailable:
+            for item in due:
+                self._agenda.plan(item, item.when)
+            raise
+        self._notice_skew(answer.server_time, asked)
+        self._known = answer.listed
+        ticks = []
+        for item, refusal in zip(due, answer.refusals, strict=True):
+            if refusal is None:
+                ticks.append(self._granted(item, asked))
+            else:
+                self._refused(item, refusal)
+        return [*self._take_over(store, answer, limit), *ticks]
+
+    def _ask(self, store: Store, due: list[Item]) -> Claims:
+        claims = [item.claim for item in due if item.claim is not None]
+        answer = store.claim(self._name, self._replica, claims, ttl=self._options.claim_ttl, skip=self._skip)
+        until = self._options.claim_ttl / 4
+        if answer.next_overdue is not None:
+            until = min(until, answer.next_overdue)
+        self._next_poll = self._clock() + until
+        return answer
+
+    def _granted(self, item: Item, asked: float) -> _Tick:
+        claim, item.claim = item.claim, None
+        assert claim is not None  # it was asked for  # noqa: S101
+        self._advance(item, claim.state)
+        if item.key in self._agenda and not isinstance(item.schedule, Timeout):
+            self._agenda.plan(item, asked + item.delay)
+        return self._note(item, claim.state.total_run_count, claim.task_id, claim.details, asked)
+
+    def _note(self, item: Item, run: int, task_id: str, told: Mapping[str, Any], asked: float) -> _Tick:
+        tick = _Tick(item, run, task_id, told, asked + self._options.claim_ttl * (1 - MARGIN))
+        self._unsent[task_id] = tick
+        return tick
+
+    def _advance(self, item: Item, state: EntryState) -> None:
+        """Let the scheduler move the entry on by one run; then it has the state of the claim."""
+        zone = item.entry.last_run_at.tzinfo
+        item.entry = self.reserve(item.entry)
+        item.schedule = item.entry.schedule
+        item.entry.last_run_at = _time_of(state, zone)
+        item.entry.total_run_count = state.total_run_count
+
+    def _refused(self, item: Item, state: EntryState) -> None:
+        """The tick is another's, or the entry has too many that are not yet published."""
+        backlog = state.total_run_count <= item.entry.total_run_count
+        self._adopt(item, state)
+        if item.key not in self._agenda:
+            return
+        if backlog:
+            self._agenda.plan(item, self._clock() + self._options.claim_ttl / 4)
+        else:
+            self._plan(item)
+
+    def _take_over(self, store: Store, answer: Claims, limit: int) -> list[_Tick]:
+        known: list[tuple[Overdue, Item]] = []
+        for each in answer.overdue:
+            item = self._agenda.get(each.entry)
+            if item is not None:
+                known.append((each, item))
+        # what only another release knows is left to it, and must not hide what comes after it
+        hidden = len(answer.overdue) == OVERDUE_AT_ONCE and not known
+        self._skip = self._skip + OVERDUE_AT_ONCE if hidden else 0
+        known = sorted(known, key=lambda pair: (pair[0].entry, pair[0].run))[:limit]
+        if not known:
+            return []
+        self._next_poll = asked = self._clock()  # there may be more
+        ids = [each.task_id for each, _ in known]
+        try:
+            taken = store.take_over(self._name, self._replica, ids, ttl=self._options.claim_ttl)
+        except StoreUnavailable as exc:
+            # those that we have claimed are to be published all the same
+            self._complain("store", "beat could not take over what other beats have left: %s", exc)
+            return []
+        return [
+            self._note(item, each.run, each.task_id, each.details, asked)
+            for (each, item), ours in zip(known, taken, strict=True)
+            if ours
+        ]
+
+    # -- publish -------------------------------------------------------------------------------------------------------
+
+    def _publish(self, ticks: Sequence[_Tick]) -> None:
+        """Publish what can be published; what cannot is handed over, or left to be taken over when its ttl is over."""
+        try:
+            if self._can_batch():
+                self._publish_at_once(ticks)
+                return
+        except Exception as exc:  # noqa: BLE001  whatever it was, it is the broker's
+            self._trouble(exc)
+            if not self._reconnect():
+                self._give_up()
+                return
+        # Which of a batch that failed has arrived cannot be known: at least once, under one task id.
+        self._publish_one_by_one(ticks)
+
+    def _can_batch(self) -> bool:
+        # kombu 5.7 and newer, with some transports
+        return bool(getattr(self.producer, "supports_batch_publish", False))
+
+    def _publish_at_once(self, ticks: Sequence[_Tick]) -> None:
+        try:
+            with self.producer.batch():
+                for tick in ticks:
+                    self._send(tick)
+                if any(self._clock() >= tick.fresh_until for tick in ticks):
+                    # we were frozen while the batch was made: it must not be flushed
+                    raise _Stale
+        except _Stale:
+            for tick in ticks:
+                self._unsent.pop(tick.task_id, None)
+        else:
+            self._published(ticks)
+
+    def _publish_one_by_one(self, ticks: Sequence[_Tick]) -> None:
+        for tick in ticks:
+            try:
+                self._send(tick)
+            except Exception as exc:  # noqa: BLE001, PERF203  as above
+                self._trouble(exc)
+                self._refusals += 1
+                if self._refusals >= REFUSALS_IN_A_ROW or not self._reconnect():
+                    self._give_up()
+                    return
+                # it alone may be at fault: it is tried again when its claim has run out
+                self._unsent.pop(tick.task_id, None)
+            else:
+                self._published([tick])
+
+    def _published(self, ticks: Sequence[_Tick]) -> None:
+        for tick in ticks:
+            if self._unsent.pop(tick.task_id, None) is not None:
+                self._sent.append((tick.task_id, tick.item.key))
+        self._refusals = 0
+        self._recovered("broker")
+
+    def _send(self, tick: _Tick) -> None:
+        """Send the message of one tick. Raises what the broker's client raises."""
+        if self._clock() >= tick.fresh_until:
+            # we were frozen: it may have been published by another by now
+            self._unsent.pop(tick.task_id, None)
+            return
+        entry, producer = tick.item.entry, self.producer
+        try:
+            args, kwargs = _evaluated(entry)
+        except Exception:
+            logger.exception("tick %s of entry %r is lost: its arguments cannot be made", dict(tick.told), entry.name)
+            return
+        beat_logger.info("Scheduler: Sending due task %s (%s)", entry.name, entry.task)
+        try:
+            self.send_tick(entry, args, kwargs, producer, task_id=tick.task_id, lockbeat=_header(tick))
+        except Exception as exc:
+            if self._is_brokers(exc):
+                raise
+            # no other replica could send it either
+            logger.exception("tick %s of entry %r is lost: its message cannot be made", dict(tick.told), entry.name)
+        self._tasks_since_sync += 1
+
+    def send_tick(
+        self,
+        entry: Any,
+        args: list[Any],
+        kwargs: dict[str, Any],
+        producer: Any,
+        *,
+        task_id: str,
+        lockbeat: dict[str, Any],
+    ) -> None:
+        """Send one message, as :meth:`celery.beat.Scheduler.apply_async` does, under this task id and with this header."""
+        options = dict(entry.options)
+        headers = {**(options.pop("headers", None) or {}), "celery_beat_task": True, "lockbeat": lockbeat}
+        # retried by us, for a claim has its time; the claim chose the id
+        options.update(task_id=task_id, headers=headers, retry=False)
+        task = self.app.tasks.get(entry.task)
+        if task:
+            task.apply_async(args, kwargs, producer=producer, **options)
+        else:
+            self.send_task(entry.task, args, kwargs, producer=producer, **options)
+
+    def _is_brokers(self, exc: Exception) -> bool:
+        # kombu's Redis transport counts KeyError among its connection errors (kombu 5.7, transport/redis.py)
+        if isinstance(exc, (LookupError, TypeError, ValueError)):
+            return False
+        errors = (OperationalError, *self.connection.connection_errors, *self.connection.channel_errors)
+        return isinstance(exc, errors)
+
+    def _trouble(self, exc: Exception) -> None:
+        self._troubled = True
+        self._complain("broker", "beat cannot publish, and keeps what is due: %s: %s", type(exc).__name__, exc)
+        self._drop_connection()
+
+    def _give_up(self) -> None:
+        """Leave what is not sent to whoever reaches the broker first, in the order in which it was claimed."""
+        self._giving_up += self._unsent
+        self._unsent.clear()
+        self._next_pause()
+
+    def _reconnect(self) -> bool:
+        try:
+            self.producer.channel  # noqa: B018  it connects
+        except Exception as exc:  # noqa: BLE001  a transport's own
+            self._trouble(exc)
+            return False
+        return True
+
+    def _ensure_connected(self) -> Any:
+        # Celery's own tries a hundred times, for hours, and lets nothing else happen meanwhile.
+        return self.connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
+
+    def _drop_connection(self) -> None:
+        self.__dict__.pop("producer", None)
+        connection = self.__dict__.pop("connection", None)
+        if connection is not None:
+            with contextlib.suppress(Exception):
+                connection.release()
+
+    # -- settle --------------------------------------------------------------------------------------------------------
+
+    def _settle(self, store: Store) -> None:
+        """Tell the store what is published and what is not, in one call; what it does not hear it is told again."""
+        if not (self._sent or self._giving_up):
+            return
+        sent, giving_up = list(self._sent), list(self._giving_up)
+        settled = store.settle(self._name, self._replica, sent, handed_over=giving_up)
+        del self._sent[: len(sent)], self._giving_up[: len(giving_up)]
+        for (task_id, key), ours in zip(sent, settled, strict=True):
+            if not ours:
+                logger.warning("task %s of entry %r may have been sent twice: another beat took it over", task_id, key)
+
+    def close(self) -> None:
+        """Settle what is published, hand over the rest, and leave; idempotent.
+
+        Celery's signal handlers call it in the middle of whatever goes on, and once more when that has been unwound: the
+        second call does the work.
+        """
+        if self._in_tick:
+            return
+        if self._known:
+            self._known = False
+            self._give_up()
+            try:
+                self._settle(self._store)
+                self._store.leave(self._name, self._replica)
+            except StoreUnavailable as exc:
+                logger.warning("beat leaves without a word, for the store does not answer: %s", exc)
+        self._drop_connection()
+        super().close()
+
+    # -- what is told --------------------------------------------------------------------------------------------------
+
+    def _complain(self, about: str, message: str, *args: Any) -> None:
+        now = self._clock()
+        if now - self._complained.get(about, -COMPLAIN_EVERY) >= COMPLAIN_EVERY:
+            self._complained[about] = now
+            logger.error(message, *args)
+
+    def _recovered(self, about: str) -> None:
+        if about == "broker":
+            self._troubled = False
+        self._pause = RETRY_FIRST
+        if self._complained.pop(about, None) is not None:
+            logger.info("beat reaches the %s again", about)
+
+    def _notice_skew(self, server_time: float, asked: float) -> None:
+        took = self._clock() - asked
+        skew = time.time() - took / 2 - server_time
+        if abs(skew) > SKEW + took and "skew" not in self._complained:
+            self._complained["skew"] = self._clock()
+            logger.warning("the clock of this host differs from the store's by %+.1f s: ticks come as much later", skew)
+
+    def _notice_clock_steps(self) -> None:
+        offset = time.time() - self._clock()
+        if abs(offset - self._wall_offset) > SKEW / 2:
+            # the wall clock was set: what was planned by the old one is wrong
+            for item in self._agenda:
+                self._plan(item)
+        self._wall_offset = offset
+
+
+class LockedScheduler(LockedSchedulerMixin, Scheduler):  # type: ignore[misc]
+    """The scheduler for ``app.conf.beat_schedule``, ``add_periodic_task`` and the decorators, on any number of replicas.
+
+    Changes of ``beat_schedule`` at run time are followed. It keeps no file.
+    """
+
+    def setup_schedule(self) -> None:
+        """Make the entries of the settings, and Celery's own default entries. Raises ConfigurationError."""
+        self._settings: dict[str, dict[str, Any]] = {}
+        for name, definition in self.app.conf.beat_schedule.items():
+            self._follow(name, definition)
+        self.install_default_entries(self.data)
+
+    def reserve(self, entry: Any) -> Any:
+        """Keep the entry: making another for each run, as Celery does, costs more than all the rest of a tick."""
+        return entry
+
+    def refresh_schedule(self) -> None:
+        """Follow changes of ``app.conf.beat_schedule``."""
+        wanted = self.app.conf.beat_schedule
+        if self._settings == wanted:
+            return
+        for name in self._settings.keys() - wanted.keys():
+            del self._settings[name]
+            self.data.pop(name, None)
+        for name, definition in wanted.items():
+            if self._settings.get(name) != dict(definition):
+                try:
+                    self._follow(name, definition)
+                except ConfigurationError as exc:
+                    logger.error("a change of the schedule is not followed: %s", exc)  # noqa: TRY400  it says it all
+
+    def _follow(self, name: str, definition: Any) -> None:
+        self._settings[name] = dict(definition)
+        try:
+            self.data[name] = self.Entry(**dict(definition, name=name, app=self.app))
+        except (TypeError, ValueError, AttributeError) as exc:
+            allowed = "task, and schedule (seconds, a timedelta, a crontab or another schedule), args, kwargs, options, relative"
+            raise ConfigurationError(f"beat_schedule[{name!r}] is {definition!r} ({exc}); allowed: {allowed}") from exc
+
+
+def _evaluated(entry: Any) -> tuple[list[Any], dict[str, Any]]:
+    args = [value() if isinstance(value, BeatLazyFunc) else value for value in entry.args or ()]
+    kwargs = {
+        name: value() if isinstance(value, BeatLazyFunc) else value for name, value in (entry.kwargs or {}).items()
+    }
+    return args, kwargs
+
+
+def _header(tick: _Tick) -> dict[str, Any]:
+    kind = _kind(tick.item.schedule)
+    return {"entry": tick.item.entry.name, "run": tick.run, **tick.told, **({"kind": kind} if kind else {})}
+
+
+def _kind(when: Any) -> str | None:
+    if isinstance(when, Timeout):
+        return "timeout"
+    if isinstance(when, crontab):
+        return "cron"
+    return "interval" if isinstance(when, schedule) else None
+
+
+def _time_of(state: EntryState, zone: Any) -> datetime:
+    """Read a time in the zone of its entry: Celery takes a crontab's fields off it as it is (celery 5.4, schedules.py)."""
+    time_ = datetime.fromisoformat(state.last_run_at)
+    return time_.astimezone(zone) if time_.tzinfo and zone else time_
+
+
+def _state_of(entry: Any) -> EntryState:
+    return EntryState(entry.total_run_count, entry.last_run_at.isoformat())
+
+
+def _overdue_for(entry: Any) -> float:
+    """Seconds since when the entry has been due; 0 where its schedule cannot tell."""
+    try:
+        return max(0.0, -float(entry.schedule.remaining_estimate(entry.last_run_at).total_seconds()))
+    except Exception:  # noqa: BLE001  a schedule of the user's
+        return 0.0

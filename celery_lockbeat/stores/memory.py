@@ -454,7 +454,11 @@ def _grant(connection: sqlite3.Connection, app: bytes, replica: str, claim: Clai
         "SELECT replica FROM claim WHERE app = ? AND task_id = ?", (app, claim.task_id)
     ).fetchone()
     if owner == (replica,):
-        # its answer was lost: granted again
+        # its answer was lost: granted again, with the newer time of the run
+        connection.execute(
+            "UPDATE entry SET last_run_at = ? WHERE app = ? AND name = ? AND count = ?",
+            (_exact(claim.state.last_run_at), app, name, run),
+        )
         connection.execute("UPDATE claim SET until = ? WHERE app = ? AND task_id = ?", (until, app, claim.task_id))
         return None
     if owner is not None:

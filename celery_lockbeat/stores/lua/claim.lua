@@ -31,7 +31,10 @@ if #names > 0 then
     end
     if claims[i] then
       if string.sub(claims[i], 1, #replica + 1) == replica .. ' ' then
-        -- its answer was lost: granted again
+        -- its answer was lost: granted again, with the newer time of the run
+        if count == run then
+          entries_set[#entries_set + 1], entries_set[#entries_set + 2] = name, run .. ' ' .. pending .. ' ' .. ARGV[given + 2]
+        end
         pending_set[#pending_set + 1], pending_set[#pending_set + 2] = until_ms, ids[i]
         refusals[i] = ''
       else
@@ -51,6 +54,8 @@ if #names > 0 then
   end
   if #entries_set > 0 then
     redis.call('HSET', KEYS[1], unpack(entries_set))
+  end
+  if #claims_set > 0 then
     redis.call('HSET', KEYS[2], unpack(claims_set))
   end
   if #pending_set > 0 then
