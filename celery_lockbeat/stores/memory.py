@@ -205,7 +205,7 @@ class MemoryStore(Store):
 
     # -- beats ---------------------------------------------------------------------------------------------------------
 
-    def join(self, app: str, replica: str, *, anew: bool = False) -> Joined:
+    def join(self, app: str, replica: str, *, cold_start: float | None = None) -> Joined:
         whose = self._row_key(app)
 
         def count_in(connection: sqlite3.Connection, now: float) -> Joined:
@@ -214,12 +214,13 @@ class MemoryStore(Store):
                 "SELECT 1 FROM replica WHERE app = ? AND name <> ? AND seen > ? LIMIT 1", (whose, replica, now - ALIVE)
             ).fetchone()
             started = connection.execute("SELECT at FROM cold_start WHERE app = ?", (whose,)).fetchone()
-            cold = started is None or not (others or anew)
-            if cold:
-                connection.execute("INSERT OR REPLACE INTO cold_start VALUES (?, ?)", (whose, wall))
+            begun: float = started[0] if started else wall if cold_start is None else cold_start
+            if cold_start is None and not others:
+                begun = wall
+            connection.execute("INSERT OR REPLACE INTO cold_start VALUES (?, ?)", (whose, begun))
             connection.execute("DELETE FROM listed WHERE app = ? AND replica = ?", (whose, replica))
             connection.execute("INSERT OR REPLACE INTO replica VALUES (?, ?, ?, 0)", (whose, replica, now))
-            return Joined(wall if cold else started[0], wall)
+            return Joined(begun, wall)
 
         return self._atomically(count_in)
 

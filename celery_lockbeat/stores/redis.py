@@ -150,11 +150,11 @@ class RedisStore(Store):
         then, server_ms = self._seen
         return server_ms + _ms((asked - then) * 1.01 + self._timeout)
 
-    def join(self, app: str, replica: str, *, anew: bool = False) -> Joined:
+    def join(self, app: str, replica: str, *, cold_start: float | None = None) -> Joined:
         keys = self._beat_keys(app, "replicas", "listing", "cold_start", f"names:{_plain(replica)}")
-        args = (_plain(replica), _ms(ALIVE), _ms(STATE_MEMORY), int(anew))
-        cold_start, now = self._call(self._join, keys, args)
-        return Joined(cold_start / 1000, now / 1000)
+        earlier = "" if cold_start is None else round(cold_start * 1000)
+        started, now = self._call(self._join, keys, (_plain(replica), _ms(ALIVE), _ms(STATE_MEMORY), earlier))
+        return Joined(started / 1000, now / 1000)
 
     def list_entries(
         self,

@@ -418,4 +418,6 @@ def test_who_comes_back_does_not_start_cold(kind, short_lived):
     beat = Beat(kind.open(), "a")
     first = beat.join()
     kind.later(short_lived)
-    assert beat.join(anew=True).cold_start == first.cold_start
+    assert beat.join(cold_start=first.cold_start).cold_start == first.cold_start
+    kind.forget_all()
+    assert beat.join(cold_start=first.cold_start).cold_start == first.cold_start
