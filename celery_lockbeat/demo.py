@@ -263,7 +263,7 @@ class Process:
 class Guard:
     """A shell that ends the fleet and removes its directory if this process is killed: its stdin ends with us."""
 
-    SCRIPT: Final = 'while read -r id; do ids="$ids -$id"; done; kill -KILL -- $ids; rm -rf -- "$1"'
+    SCRIPT: Final = 'while read -r id; do ids="$ids -$id"; done; kill -s KILL -- $ids; rm -rf -- "$1"'
 
     def __init__(self, directory: Path) -> None:
         self._popen = subprocess.Popen(
@@ -351,7 +351,8 @@ class Fleet:
             "broker_transport_options": {"global_keyprefix": self._prefix},
             "lockbeat_key_prefix": self._prefix,
         }
-        return {**environment, SETTINGS: json.dumps(settings)}
+        # a worker that is killed leaves its pool's files (billiard's pymp-*)
+        return {**environment, "TMPDIR": str(self._directory), SETTINGS: json.dumps(settings)}
 
     def ready(self) -> bool:
         """Whether all have said that they are."""

@@ -18,8 +18,6 @@ import psutil
 import pytest
 from servers import Server, wait_until
 
-from celery_lockbeat.demo import Tally
-
 README = (Path(__file__).parents[2] / "README.md").read_text()
 DEMO = [sys.executable, "-m", "celery_lockbeat.demo", "--seconds", "1"]
 
@@ -61,7 +59,7 @@ class Demo:
         wait_until(is_there, LONGEST, f"the demo says {text!r}")
 
     def family(self) -> list[psutil.Process]:
-        """All that bear the mark and live."""
+        """All that bear the mark and live; the demo itself is one."""
         return [process for process in psutil.process_iter() if self._bears_mark(process)]
 
     def member(self, *words: str) -> psutil.Process:
@@ -79,8 +77,8 @@ class Demo:
     def assert_nothing_is_left(self) -> None:
         # killed children of a pool are another's to bury, which takes a moment
         wait_until(lambda: not self.family(), 5, "no process is left")
-        assert os.listdir(self.temporary) == []
-        assert os.listdir(self.work) == []
+        assert list(self.temporary.iterdir()) == []
+        assert list(self.work.iterdir()) == []
 
     def close(self) -> None:
         self.process.kill()
@@ -140,6 +138,7 @@ def test_a_signal_while_it_starts_leaves_nothing_behind_either(demo):
 def test_its_own_death_leaves_nothing_behind_either(demo):
     process = demo.start("--seconds", "30")
     demo.wait_for("running")
+    assert len(demo.family()) > 6, "itself, its guard, valkey, a beat, two workers and their children"
     process.kill()
     process.wait()
     wait_until(lambda: not demo.family(), 10, "the guard ends all")
@@ -214,7 +213,7 @@ def test_on_a_terminal_it_is_one_live_view(demo):
             shown += chunk
     os.close(ours)
     assert demo.process.wait(LONGEST) == 0
-    text = shown.decode()
+    text = re.sub(r"\x1b\[[0-9;]*m", "", shown.decode())
     assert text.count("renewals  now") > 20, "drawn again and again"
     assert "━ worker-1" in text
     assert text.rstrip().endswith("Nothing is left behind.")
