@@ -6,6 +6,7 @@ import contextlib
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -97,7 +98,7 @@ def demo(tmp_path: Path) -> Iterator[Demo]:
     demo = Demo(tmp_path)
     yield demo
     demo.close()
-    subprocess.run(["rm", "-rf", str(demo.temporary)])
+    shutil.rmtree(demo.temporary, ignore_errors=True)
 
 
 def test_it_shows_runs_skips_and_renewals_and_leaves_nothing_behind(demo):
