@@ -169,7 +169,8 @@ class RedisStore(Store):
         keys = self._beat_keys(
             app, "entries", "unlisted", "replicas", "listing", names, "claims", "pending", "cold_start"
         )
-        args: list[Any] = [_plain(replica), _ms(STATE_MEMORY), int(complete), len(removed), *map(_exact, removed)]
+        args: list[Any] = [_plain(replica), _ms(STATE_MEMORY), int(complete), self._beat_keys(app, "names:")[0]]
+        args += (len(removed), *map(_exact, removed))
         for name, state in entries:
             args += (_exact(name), state.total_run_count, _exact(state.last_run_at))
         return [_state(text) for text in self._call(self._list, keys, tuple(args), replicated=bool(entries))]
