@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+import redis
 from servers import Server, free_port, wait_until
 
 from celery_lockbeat.exceptions import StoreUnavailable
@@ -76,6 +77,49 @@ def test_a_server_that_was_started_anew_is_used_again_and_tokens_grow(spare_serv
     spare_server.start()
     assert store.extend([(first, 600)]) == [False]
     assert store.acquire("key", holder="b", ttl=600).token > first.token
+    store.close()
+
+
+def test_connections_that_the_server_closed_meanwhile_are_opened_anew(spare_server: Server):
+    store = RedisStore(spare_server.url)
+    lease = store.acquire("key", holder="a", ttl=600)
+    with spare_server.client() as client:
+        for operation in every_operation(store):
+            client.client_kill_filter(_type="normal", skipme=True)
+            operation()
+    assert store.extend([(lease, 600)]) == [True]
+    store.close()
+
+
+def test_one_connection_serves_every_operation_of_one_thread(server: Server):
+    store = RedisStore(server.url, options={"max_connections": 1})
+    lease = store.acquire("key", holder="a", ttl=600)
+    assert store.extend([(lease, 600)]) == [True]
+    assert store.release(lease) is True
+    store.acquire("key", holder="b", ttl=600)
+    store.close()
+
+
+@pytest.mark.parametrize("replicas", [0, 1])
+def test_a_call_that_was_broken_off_leaves_no_answer_for_the_next(server: Server, monkeypatch, replicas):
+    class Stop(BaseException):
+        pass
+
+    def stop(*args, **options):
+        raise Stop
+
+    store = RedisStore(server.url)
+    lease = store.acquire("key", holder="a", ttl=600)
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "_min_replicas", replicas)
+        # as a soft time limit does it: the command is sent, its answer is not read
+        broken.setattr(redis.Redis, "parse_response", stop)
+        broken.setattr(redis.client.Pipeline, "parse_response", stop)
+        with pytest.raises(Stop):
+            store.acquire("key", holder="b", ttl=600)
+    assert store.extend([(lease, 600)]) == [True]
+    assert store.release(lease) is True
+    assert store.acquire("key", holder="c", ttl=600).token > lease.token
     store.close()
 
 
