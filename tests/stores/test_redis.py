@@ -113,8 +113,7 @@ def test_a_call_that_was_broken_off_leaves_no_answer_for_the_next(server: Server
     with monkeypatch.context() as broken:
         broken.setattr(store, "_min_replicas", replicas)
         # as a soft time limit does it: the command is sent, its answer is not read
-        broken.setattr(redis.Redis, "parse_response", stop)
-        broken.setattr(redis.client.Pipeline, "parse_response", stop)
+        broken.setattr(redis.Connection, "read_response", stop)
         with pytest.raises(Stop):
             store.acquire("key", holder="b", ttl=600)
     assert store.extend([(lease, 600)]) == [True]
