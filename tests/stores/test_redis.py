@@ -8,6 +8,7 @@ import pytest
 import redis
 from servers import Server, free_port, wait_until
 
+from celery_lockbeat import LockedTask
 from celery_lockbeat.exceptions import StoreUnavailable
 from celery_lockbeat.stores.base import Held, Lease
 from celery_lockbeat.stores.redis import RedisStore
@@ -136,6 +137,48 @@ def test_without_the_replicas_that_were_asked_for_no_lock_is_granted(server: Ser
     with pytest.raises(StoreUnavailable, match="min_replicas"):
         store.acquire("key", holder="a", ttl=600)
     store.close()
+
+
+def test_a_lock_is_granted_once_a_replica_has_it_and_nothing_runs_while_none_answers(make_app):
+    with (
+        Server("--repl-diskless-sync-delay", "0") as primary,
+        Server("--replicaof", "127.0.0.1", str(primary.port)) as replica,
+        replica.client() as copy,
+    ):
+        wait_until(lambda: copy.info("replication")["master_link_status"] == "up", message="the replica is in sync")
+        app = make_app(
+            lockbeat_driver="redis",
+            lockbeat_redis_url=primary.url,
+            lockbeat_redis_options=IMPATIENT,
+            lockbeat_redis_min_replicas=1,
+        )
+        runs = []
+
+        @app.task(base=LockedTask)
+        def body():
+            runs.append(copy.keys())
+
+        store = RedisStore(primary.url, options=IMPATIENT, min_replicas=1)
+        lease = store.acquire("key", holder="a", ttl=600)
+        body()
+        assert "lockbeat:lock:{key}" in runs[0]
+        assert len(runs[0]) == 2
+        replica.pause()
+        with pytest.raises(StoreUnavailable, match="min_replicas"):
+            body()
+        with pytest.raises(StoreUnavailable, match="min_replicas"):
+            store.extend([(lease, 600)])
+        assert len(runs) == 1
+        replica.resume()
+        wait_until(lambda: answers(lambda: store.extend([(lease, 600)])) == [True])
+        store.close()
+
+
+def answers(operation):
+    try:
+        return operation()
+    except StoreUnavailable:
+        return None
 
 
 def test_tokens_grow_when_the_servers_clock_was_set_back(server: Server):
