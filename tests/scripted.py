@@ -107,3 +107,7 @@ def renewer(store: Store, time: Time) -> tuple[Renewer, Callable[[float], None]]
             made._run()
 
     return made, run_until
+
+
+# What only beats and parents ask of a store is not asked for here.
+ScriptedStore.__abstractmethods__ = frozenset()
