@@ -266,9 +266,9 @@ class RedisStore(Store):
     def _execute(self, *command: Any) -> Any:
         """Carry out one command on a connection that is ours.
 
-        redis-py's pool polls the socket of a connection each time it lends it: with its bookkeeping, half of what a command
-        costs. It looks for a closed connection, which the retry meets as well, and for an answer that nobody has read, but
-        in vain while that is still under way: what broke off a call ends its connection here, whatever it was.
+        redis-py's pool polls the socket of a connection each time it lends it: with its bookkeeping, nearly half of what a
+        command costs. It looks for a closed connection, which the retry meets as well, and for an answer that nobody has
+        read, but in vain while that is still under way: what broke off a call ends its connection here, whatever it was.
         """
         try:
             client = self._idle.pop()
