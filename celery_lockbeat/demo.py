@@ -201,9 +201,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--seconds",
         type=float,
-        default=20,
+        default=17,
         metavar="N",
-        help="stop after so many seconds if all has been seen by then (default: 20; it never lasts longer than 30)",
+        help="stop after so many seconds if all has been seen by then (default: 17; it never lasts longer than 30)",
     )
     return parser.parse_args(arguments)
 
@@ -240,19 +240,18 @@ def _watch(fleet: Fleet, tally: Tally, display: Display, signals: list[int], sec
     if not until(fleet.ready, LAST_TICK):
         raise _FailedError(fleet.tell_unready())
     display.enter("running")
-    running = tally.age()
-    until(lambda: tally.age() > running + FIRST_KILL, LAST_TICK)
+    first, second = tally.age() + FIRST_KILL, tally.age() + random.uniform(*SECOND_KILL)  # noqa: S311
+    until(lambda: tally.age() > first, LAST_TICK)
     fleet.kill_a_beat_with_a_tick_in_its_hands()
-    second = running + random.uniform(*SECOND_KILL)  # noqa: S311
     until(lambda: tally.age() > second, LAST_TICK)
     fleet.kill_a_beat()
     until(lambda: tally.age() >= seconds and all(check.good for check in tally.sights()), LAST_TICK)
     display.enter("stopping: the last runs come to their ends")
-    for kind, at_rest in (("beat", lambda: True), ("worker", tally.at_rest)):
-        until(at_rest, LAST_END - 1)
-        fleet.stop(kind)  # a worker that is asked to stop ends its runs first
+    for kind in ("beat", "worker"):
+        fleet.stop(kind)
         if not until(partial(fleet.stopped, kind), LAST_END):
             raise _FailedError(f"a {kind} did not end in time")
+        until(tally.at_rest, LAST_END - 1)
     tally.count(fleet.events())
     display.refresh()
 
@@ -643,7 +642,7 @@ def _count_publishing(event: dict[str, Any], at: float, tick: Tick) -> str | Non
         return f"is about to publish {tick.job} #{tick.number}"
     tick.published.append((at, event["by"]))
     late = tick.taken_over_after()
-    return f"takes {tick.job} #{tick.number} over, and publishes it {late:.1f} s late" if late else None
+    return f"takes over {tick.job} #{tick.number}, published {late:.1f} s late" if late else None
 
 
 def _count_run(event: dict[str, Any], at: float, tick: Tick) -> str | None:
@@ -672,7 +671,7 @@ def _note_of(event: dict[str, Any], tick: Tick, *, outlives: bool) -> str | None
     renewed = f", {tick.renewals} renewal{'s' * (tick.renewals > 1)}" * bool(tick.renewals)
     match event["event"]:
         case "lock_extended" if outlives:
-            return f"outlives its ttl of {TTL:g} s on {tick.worker}{renewed}"
+            return f"outlives its ttl on {tick.worker}{renewed}"
         case "task_skipped" if "holder" in event:
             return f"skipped on {tick.worker}, for {event['holder'].partition('@')[0]} runs it"
         case "task_skipped":
@@ -819,7 +818,7 @@ class Display:
 
 def _line(note: tuple[float, str, str]) -> Text:
     at, job, text = note
-    return Text.assemble((f"{at:5.1f} s  ", "dim"), job.ljust(15), text)
+    return Text.assemble((f"{at:5.1f} s  ", "dim"), job.ljust(15), text, no_wrap=True, overflow="ellipsis")
 
 
 if __name__ == "__main__":
