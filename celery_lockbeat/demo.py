@@ -67,7 +67,7 @@ FIRST_KILL: Final = 3.0
 SECOND_KILL: Final = (6.5, 8.5)
 
 #: When the beats are stopped, whatever was not seen by then; and when the workers' last runs must have ended.
-LAST_TICK: Final = 23.0
+LAST_TICK: Final = 22.0
 LAST_END: Final = 29.0
 
 
@@ -253,7 +253,7 @@ def _watch(fleet: Fleet, tally: Tally, display: Display, signals: list[int], sec
         fleet.stop(kind)
         if not until(partial(fleet.stopped, kind), LAST_END):
             raise _FailedError(f"a {kind} did not end in time")
-        until(tally.at_rest, LAST_END - 1)
+        until(tally.at_rest, LAST_END - 2)
     tally.count(fleet.events())
     display.refresh()
 
@@ -551,8 +551,8 @@ class Tally:
         }
 
     def at_rest(self) -> bool:
-        """Whether no tick is on its way."""
-        return not any(self.counts(job)["lost"] for job in JOBS)
+        """Whether all that was published has come to its end."""
+        return all(tick.ends() for tick in self.ticks() if tick.published)
 
     def note_kills(self, beats: list[str]) -> None:
         """Take in who has been killed."""
