@@ -49,8 +49,8 @@ class Time:
 
 
 class ScriptedStore(Store):
-    """Answers each call with the next of its script, and True or a lease beyond it. An exception is raised, a number is the
-    seconds that this answer takes, a callable is called."""
+    """Answers each call with the next of its script, and with True or a lease beyond it. An exception is raised, and a float
+    is the seconds that this answer takes."""
 
     driver = "scripted"
 
