@@ -15,7 +15,9 @@ import os
 import random
 import socket
 import threading
+from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,10 +26,10 @@ from celery import current_app
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.events import Story
 from celery_lockbeat.exceptions import LockLost, LockNotAcquired, StoreUnavailable
-from celery_lockbeat.lifecycle import stopping
+from celery_lockbeat.lifecycle import forget, note, stopping
 from celery_lockbeat.options import LockOptions, check_key
 from celery_lockbeat.renewal import renewer_of
-from celery_lockbeat.stores import Finished, Held, Lease, Stores, stores_of
+from celery_lockbeat.stores import Finished, Held, Lease, Store, Stores, stores_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -102,6 +104,8 @@ class Lock:
         self._acquired_at = 0.0
         self._state = "new"  # -> held -> lost | released
         self._failing = False
+        #: the store that may hold something for us, which nobody else would end before its ttl
+        self._unsettled: Store | None = None
         self._pid = os.getpid()
         # The owner and the renewer both may find that the lock is lost; one of them says so.
         self._mutex = threading.Lock()
@@ -161,13 +165,19 @@ class Lock:
         if self._state != "new":
             msg = f"lock {self.key!r} was {self._state} already: a Lock is one hold, make another"
             raise RuntimeError(msg)
-        answer = self._ask_or_fall_back()
-        for _ in range(self._options.retry_attempts):
-            if not isinstance(answer, Held) or answer.same_run or stopping.is_set():
-                break
-            stopping.wait(self._options.retry_delay + random.uniform(0, self._options.retry_jitter))  # noqa: S311
+        try:
             answer = self._ask_or_fall_back()
+            for _ in range(self._options.retry_attempts):
+                if not isinstance(answer, Held) or answer.same_run or stopping.is_set():
+                    break
+                stopping.wait(self._options.retry_delay + random.uniform(0, self._options.retry_jitter))  # noqa: S311
+                answer = self._ask_or_fall_back()
+        except BaseException:
+            # It may have been granted all the same: the answer was lost, or an exception from outside came in between.
+            self.abandon()
+            raise
         if not isinstance(answer, Lease):
+            self._settle()
             return answer
         self._state = "held"
         self._story.fields["token"] = answer.token
@@ -188,17 +198,21 @@ class Lock:
         self.expire()
         with self._mutex:
             if self._state != "held":
+                self._settle()
                 return False
             self._state = "released"
             self.next_action = None
         hold_for = max(0.0, self._options.hold_at_least - (monotonic() - self._acquired_at)) if hold else 0.0
+        remember_for = self._options.dedupe_ttl if finished else 0.0
+        release = partial(self._store.release, self.lease, hold_for=hold_for, remember_for=remember_for)
         try:
-            released = self._store.release(
-                self.lease, hold_for=hold_for, remember_for=self._options.dedupe_ttl if finished else 0.0
-            )
+            released = release()
         except StoreUnavailable as exc:
-            logger.warning("lock %r ends by its ttl of %g s, for its release failed: %s", self.key, self.ttl, exc)
+            text = "lock %r ends by its ttl of %g s, unless the store comes back before, for its release failed: %s"
+            logger.warning(text, self.key, self.ttl, exc)
+            self._settle_later(self._store, release, until=self._trusted_until)
             return True
+        self._settle()
         if released:
             self._story.emit("lock_released")
         else:
@@ -206,9 +220,25 @@ class Lock:
         return released
 
     def abandon(self) -> None:
-        """Stop renewing, whatever happened: for a holder that an exception threw out of ``acquire`` or ``release``."""
-        if self._state == "held" and self._pid == os.getpid():
-            renewer_of(self._store).discard(self)
+        """Stop renewing, and free whatever the store may hold for us: when ``acquire`` or ``release`` did not return."""
+        store = self._unsettled
+        if store is None or self._pid != os.getpid():
+            return
+        if self._state == "held":
+            renewer_of(store).discard(self)
+        free = partial(store.free, self.key, holder=self._story.execution_id)
+        self._settle_later(store, free, until=monotonic() + self.ttl)
+
+    def _settle(self) -> None:
+        """Nothing of ours is in the store any more."""
+        if self._unsettled is not None:
+            self._unsettled = None
+            if self._store.driver != "memory":
+                forget(self._story.execution_id)
+
+    def _settle_later(self, store: Store, tell: Callable[[], object], *, until: float) -> None:
+        self._unsettled = None
+        renewer_of(store).errand(tell, until=until, then=partial(forget, self._story.execution_id))
 
     def _ask_or_fall_back(self) -> Lease | Held | Finished:
         try:
@@ -216,6 +246,7 @@ class Lock:
         except StoreUnavailable as exc:
             if self._fallback is None:
                 raise
+            self.abandon()
             # The other way back is none: this lock lives where it was taken, the next one asks the first store again.
             self._store, self._fallback = self._fallback, None
             self._story.fields["driver"] = self._store.driver
@@ -223,6 +254,11 @@ class Lock:
             return self._ask()
 
     def _ask(self) -> Lease | Held | Finished:
+        if self._unsettled is None:
+            self._unsettled = self._store
+            if self._store.driver != "memory":
+                # before it is asked for: a child may be killed before it hears that it was granted
+                note(self._story.execution_id, self.key, self._options.connection, self.ttl)
         for _ in range(LATE_ANSWERS):
             started = monotonic()
             answer = self._store.acquire(
@@ -262,7 +298,7 @@ class Lock:
 
     def extend_refused(self) -> None:
         """The store says that the lock is another's, or nobody's."""
-        self._lose("the store says that the lock is not ours any more")
+        self.lose("the store says that the lock is not ours any more")
 
     def extend_failed(self, started: float, error: Exception, retry_every: float) -> None:
         """The store did not answer; try again, for the lease still runs."""
@@ -278,9 +314,10 @@ class Lock:
     def expire(self) -> None:
         """Lose the lock if its lease has run out by the local clock."""
         if self._state == "held" and not self._trusted():
-            self._lose("the lease ran out before it was extended")
+            self.lose("the lease ran out before it was extended")
 
-    def _lose(self, why: str) -> None:
+    def lose(self, why: str) -> None:
+        """Be lost, if it is held."""
         with self._mutex:
             if self._state != "held":
                 return

@@ -3,8 +3,8 @@
 Promises: a lock is extended every ``extends_every`` seconds for as long as it is held, however long that is; all locks
 that are due go into one round trip; a failed round is tried again while the leases last; the thread ends for no
 exception, and a lock that it cannot keep is told so. It is a daemon, started by the first lock, and lives in the
-process that started it: a forked child starts from nothing. One thread per store, not one for all: a store that hangs
-must not delay the renewals of another.
+process that started it: a forked child starts from nothing, and a pool child whose parent is dead renews nothing more.
+One thread per store, not one for all: a store that hangs must not delay the renewals of another.
 
 Not promised: that a lock which nobody references any more is kept; it is dropped, and its lease runs out.
 """
@@ -20,6 +20,7 @@ from typing import Final, Protocol
 
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import StoreUnavailable
+from celery_lockbeat.lifecycle import orphaned
 from celery_lockbeat.stores.base import Lease, Store
 
 __all__ = ["Renewer", "renewer_of"]
@@ -40,6 +41,10 @@ class Renewable(Protocol):
     #: whether the next action is an extension, or just to notice that the lease has run out
     auto_extend: bool
 
+    @property
+    def remaining(self) -> float:
+        """Seconds for which the lease is surely ours."""
+
     def extended(self, started: float) -> None:
         """An extension that was asked for at ``started`` has been granted."""
 
@@ -52,6 +57,16 @@ class Renewable(Protocol):
     def expire(self) -> None:
         """Notice that the lease has run out, if it has."""
 
+    def lose(self, why: str) -> None:
+        """Be lost, if it is held."""
+
+
+class _Errand:
+    """What is still to be told to the store, until it has been, or until ``until``."""
+
+    def __init__(self, tell: Callable[[], object], then: Callable[[], None], at: float, until: float) -> None:
+        self.tell, self.then, self.at, self.until = tell, then, at, until
+
 
 class Renewer:
     """The renewing of all the locks that this process holds in one store."""
@@ -61,6 +76,7 @@ class Renewer:
         self._clock = clock
         self._changed = threading.Condition()
         self._locks: weakref.WeakSet[Renewable] = weakref.WeakSet()
+        self._errands: list[_Errand] = []
         self._wakes_at: float | None = None  # None: not before it is notified
         self._thread: threading.Thread | None = None
 
@@ -69,13 +85,24 @@ class Renewer:
         action = lock.next_action
         with self._changed:
             self._locks.add(lock)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="lockbeat-renewer", daemon=True)
-                self._thread.start()
-            elif action is not None and (self._wakes_at is None or action < self._wakes_at):
-                # The usual lock is over long before its first renewal, and the next one's comes later than that of
-                # the one before: so the thread is seldom woken.
-                self._changed.notify()
+            if action is not None:
+                self._wake_by(action)
+
+    def errand(self, tell: Callable[[], object], *, until: float, then: Callable[[], None]) -> None:
+        """Call ``tell``, now and as long as it raises StoreUnavailable, until ``until``; in the end, ``then``."""
+        with self._changed:
+            now = self._clock()
+            self._errands.append(_Errand(tell, then, now, until))
+            self._wake_by(now)
+
+    def _wake_by(self, action: float) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="lockbeat-renewer", daemon=True)
+            self._thread.start()
+        elif self._wakes_at is None or action < self._wakes_at:
+            # The usual lock is over long before its first renewal, and the next one's comes later than that of
+            # the one before: so the thread is seldom woken.
+            self._changed.notify()
 
     def discard(self, lock: Renewable) -> None:
         """Forget ``lock``. An extension that is under way may still reach the store, which refuses it."""
@@ -88,29 +115,50 @@ class Renewer:
 
     def _carry_out_a_round(self) -> None:
         # In a frame of its own: the last round's locks, referenced from the loop, would be kept alive, and so renewed.
-        due = self._wait_for_due()
+        due, errands = self._wait_for_due()
         try:
             self._renew(due)
         except Exception as exc:
             # Whatever it was, the leases are still there: tell the locks, and go on.
             logger.exception("the renewal of %d locks failed", len(due))
             self._fail(due, self._clock(), exc)
+        for errand in errands:
+            self._run_errand(errand)
 
-    def _wait_for_due(self) -> list[Renewable]:
-        """Sleep until a lock has something to do; return those that have."""
+    def _wait_for_due(self) -> tuple[list[Renewable], list[_Errand]]:
+        """Sleep until a lock has something to do, or the store is to be told something; return what it is."""
         with self._changed:
             while True:
                 planned = [(lock, lock.next_action) for lock in self._locks]
                 actions = [action for _, action in planned if action is not None]
                 now = self._clock()
-                if any(action <= now for action in actions):
+                errands = [errand for errand in self._errands if errand.at <= now]
+                if errands or any(action <= now for action in actions):
                     # whoever is due soon comes along: one round trip for all
-                    return [lock for lock, action in planned if action is not None and action <= now + lock.ttl / 20]
+                    due = [lock for lock, action in planned if action is not None and action <= now + lock.ttl / 20]
+                    return due, errands
+                actions += [errand.at for errand in self._errands]
                 del planned  # a reference from here would keep a dropped lock alive
                 self._wakes_at = min(actions, default=None)
                 self._changed.wait(None if self._wakes_at is None else self._wakes_at - now)
 
+    def _run_errand(self, errand: _Errand) -> None:
+        try:
+            errand.tell()
+        except StoreUnavailable:
+            errand.at = self._clock() + RETRY_EVERY
+            if errand.at < errand.until:
+                return
+        except Exception:
+            logger.exception("a lock's end could not be told to its store")
+        with self._changed:
+            self._errands.remove(errand)
+        errand.then()
+
     def _renew(self, due: list[Renewable]) -> None:
+        if orphaned():
+            for lock in due:
+                lock.lose("the worker that this process belonged to is dead")
         for lock in due:
             lock.expire()
         batch = [
@@ -121,11 +169,15 @@ class Renewer:
         if not batch:
             return
         started = self._clock()
+        over = threading.Event()
+        threading.Thread(target=_expire, args=([lock for lock, _, _ in batch], over), daemon=True).start()
         try:
             answers = self._store.extend([(lease, ttl) for _, lease, ttl in batch])
         except StoreUnavailable as exc:
             self._fail([lock for lock, _, _ in batch], started, exc)
             return
+        finally:
+            over.set()
         for (lock, _, _), extended in zip(batch, answers, strict=True):
             if extended:
                 lock.extended(started)
@@ -135,6 +187,14 @@ class Renewer:
     def _fail(self, locks: list[Renewable], started: float, error: Exception) -> None:
         for lock in locks:
             lock.extend_failed(started, error, RETRY_EVERY)
+
+
+def _expire(locks: list[Renewable], over: threading.Event) -> None:
+    """Tell each lock that its lease has run out, though the renewer waits for a store that hangs."""
+    while locks and not over.wait(max(0.0, min(lock.remaining for lock in locks)) + 0.001):
+        for lock in locks:
+            lock.expire()
+        locks = [lock for lock in locks if lock.remaining > 0]
 
 
 #: The renewers of this process, by store.

@@ -97,5 +97,12 @@ class Store(abc.ABC):
         """
 
     @abc.abstractmethod
+    def free(self, key: str, *, holder: str) -> bool:
+        """End whatever lease ``holder`` has of ``key``, remembering nothing; False: it has none that is live.
+
+        For a holder that is dead, or that asked for ``key`` and never got the answer: nobody knows its token.
+        """
+
+    @abc.abstractmethod
     def close(self) -> None:
         """Close connections and files; idempotent. The store opens them again when it is used again."""

@@ -83,6 +83,7 @@ class RedisStore(Store):
         self._seen: tuple[float, int] | None = None
         _stores.add(self)
         self._acquire, self._extend, self._release = (_Script(name) for name in ("acquire", "extend", "release"))
+        self._free = _Script("free")
 
     def acquire(
         self, key: str, *, holder: str, ttl: float, run: str | None = None, description: str = ""
@@ -123,6 +124,10 @@ class RedisStore(Store):
                 _ms(remember_for),
             ),
         )
+        return bool(answer == 1)
+
+    def free(self, key: str, *, holder: str) -> bool:
+        answer = self._call(self._free, self._keys(key), (_plain(holder), _ms(TOKEN_MEMORY)))
         return bool(answer == 1)
 
     def _waits_until(self, asked: float) -> int:

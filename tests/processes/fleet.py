@@ -242,5 +242,9 @@ class Witness:
     def never_overlapped(self, key: str) -> bool:
         return all(line["inside"] == 1 for line in self.entered(key))
 
+    def last_beat(self, key: str) -> float:
+        """When a body that tells it all the time was last there."""
+        return float(self._client.get(f"beat:{key}") or 0)
+
     def close(self) -> None:
         self._client.close()

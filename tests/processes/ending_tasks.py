@@ -1,0 +1,103 @@
+"""Tasks that end badly, for workers that ``include`` this module."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import subprocess
+import time
+
+from apps import LONGEST, app, hold, holding, seen, witness
+from celery.exceptions import SoftTimeLimitExceeded
+
+from celery_lockbeat import LockedTask, current_lock
+
+# The leases outlast every wait of the tests: who comes in has found the lock freed, not run out.
+holding("hold_long", lock_ttl=300)
+
+
+def beat(key: str, seconds: float = LONGEST) -> None:
+    """Tell all the time that the body is still there."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        witness.set(f"beat:{key}", repr(time.time()))
+        time.sleep(0.002)
+
+
+@app.task(bind=True, base=LockedTask, name="die", lock_key="{key}", lock_ttl=300)
+def die(task, key: str, how: str = "") -> str:
+    """Die in the way that is asked for, after a moment in which others see the key held; or wait for death."""
+    with seen(task, key) as tell:
+        if how == "deaf":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        try:
+            beat(key, 0.3 if how in ("segfault", "exit", "abort") else LONGEST)
+        except (SoftTimeLimitExceeded, SystemExit) as exc:
+            tell("cleaning")
+            beat(key, 0.7)
+            tell("clean", error=type(exc).__name__, held=current_lock().held)
+            raise
+        if how == "segfault":
+            ctypes.string_at(0)
+        if how == "exit":
+            os._exit(3)
+        if how == "abort":
+            os.abort()
+    return "alive"
+
+
+@app.task(bind=True, base=LockedTask, name="die_at_first", lock_key="{key}", lock_ttl=300, acks_late=True)
+def die_at_first(task, key: str) -> str:
+    """Stay until death, and come back from it at once."""
+    with seen(task, key):
+        if witness.incr(f"tries:{task.request.id}") == 1:
+            beat(key)
+    return "at last"
+
+
+@app.task(bind=True, base=LockedTask, name="breed", lock_key="{key}", lock_ttl=3)
+def breed(task, key: str, how: str) -> None:
+    """Fork, let the child look at the lock of this run and try to free it, and stay for some leases."""
+    lock = current_lock()
+    ours, theirs = multiprocessing.Pipe()
+
+    def look() -> None:
+        found = {"held": lock.held, "lost": lock.lost, "released": lock.release()}
+        theirs.send({**found, "connections": len(lock._store._client.connection_pool._available_connections)})
+        time.sleep(LONGEST)
+
+    with seen(task, key) as tell:
+        if how == "subprocess":
+            child = subprocess.Popen(["sleep", str(LONGEST)], start_new_session=True).pid
+        elif how == "multiprocessing":
+            # Celery's children are daemons, which multiprocessing would not let have children
+            multiprocessing.current_process()._config["daemon"] = False
+            process = multiprocessing.get_context("fork").Process(target=look)
+            process.start()
+            child = process.pid
+        else:
+            child = os.fork()
+            if child == 0:
+                look()
+                os._exit(0)
+        found = ours.recv() if how != "subprocess" else None
+        time.sleep(4)  # longer than the ttl
+        tell("bred", child=found, grandchild=child, held=lock.held)
+        time.sleep(LONGEST)
+
+
+@app.task(bind=True, base=LockedTask, name="eat", lock_key="{key}", lock_ttl=300)
+def eat(task, key: str) -> str:
+    """Make the child too large for ``max_memory_per_child``, and stay a while."""
+    food = b"x" * 80_000_000
+    hold(task, key, 0.5)
+    return f"ate {len(food)}"
+
+
+@app.task(bind=True, base=LockedTask, name="orphan", lock_key="{key}", lock_ttl=2)
+def orphan(task, key: str) -> str:
+    """Outlive the worker, which Linux would not allow: Celery asks it to kill the children with their parent."""
+    ctypes.CDLL(None).prctl(1, 0)  # PR_SET_PDEATHSIG: none
+    return hold(task, key)
