@@ -5,7 +5,8 @@ is trusted until ``t + ttl - margin`` on the local monotonic clock, for the stor
 the margin covers two clocks that do not run at quite the same rate. After that moment it is lost, whatever else is
 known: when you cannot know whether you still hold it, you do not.
 
-Not promised: that a body stops when its lock is lost. It can ask (``check``), and it can guard its writes with ``token``.
+Not promised: that a body stops when its lock is lost, but with ``on_lost="abort"``. It can ask (``check``), and it can
+guard its writes with ``token``.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from celery import current_app
 
+from celery_lockbeat.abort import Abort
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.events import Story
 from celery_lockbeat.exceptions import LockLost, LockNotAcquired, StoreUnavailable
@@ -104,6 +106,7 @@ class Lock:
         self._acquired_at = 0.0
         self._state = "new"  # -> held -> lost | released
         self._failing = False
+        self._abort: Abort | None = None
         #: the store that may hold something for us, which nobody else would end before its ttl
         self._unsettled: Store | None = None
         self._pid = os.getpid()
@@ -150,12 +153,30 @@ class Lock:
             raise LockNotAcquired(f"lock {self.key!r} is held by {holder}", key=self.key, holder=holder)
         self._story.emit("lock_acquired")
         self._outer = _current.set(self)
+        self.arm()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        _current.reset(self._outer)
-        if not self.release() and exc is None and self._options.on_lost == "fail" and self._pid == os.getpid():
+        try:
+            self.disarm()
+        finally:
+            _current.reset(self._outer)
+            released = self.release()
+        if not released and exc is None and self._options.on_lost != "warn" and self._pid == os.getpid():
             raise LockLost(f"lock {self.key!r} was lost before the block ended")
+
+    def arm(self) -> None:
+        """With ``on_lost="abort"``: from now on, raise LockLost in this thread as soon as the lock is lost."""
+        if self._options.on_lost == "abort":
+            self._abort = Abort(LockLost(f"lock {self.key!r} was lost, which ends what runs under it"))
+            self._abort.arm()
+            if self._state == "lost":
+                self._abort.fire()
+
+    def disarm(self) -> None:
+        """What ran under the lock has ended: LockLost is raised in it before this returns, or not at all."""
+        if self._abort is not None:
+            self._abort.disarm()
 
     def acquire(self) -> Held | Finished | None:
         """Take the key, trying ``retry_attempts`` more times while it is held; None: it is ours, else why it is not.
@@ -324,6 +345,8 @@ class Lock:
             self._state = "lost"
             self.next_action = None
         self._tell_lost(why)
+        if self._abort is not None:
+            self._abort.fire()
 
     def _tell_lost(self, why: str) -> None:
         self._state = "lost"

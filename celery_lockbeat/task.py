@@ -194,7 +194,13 @@ class _Run:
         self._start()
         outer = _current.set(self.lock)
         try:
-            return self.body(*self.args, **self.kwargs)
+            if self.lock is None:
+                return self.body(*self.args, **self.kwargs)
+            self.lock.arm()
+            try:
+                return self.body(*self.args, **self.kwargs)
+            finally:
+                self.lock.disarm()
         finally:
             _current.reset(outer)
 
@@ -265,8 +271,11 @@ class _Run:
         over = exc is None or (isinstance(exc, Exception) and not isinstance(exc, Reject))
         held = self.lock is None or self.lock.release(finished=over, hold=over and not isinstance(exc, Retry))
         ending = exc
-        if not held and self.lock is not None and self.lock.lost and self.options.on_lost == "fail" and _good(exc):
+        if not held and self.lock is not None and self.lock.lost and self.options.on_lost != "warn" and _good(exc):
             ending = LockLost(f"lock {self.lock.key!r} was lost before the run ended")
+        if type(ending) is LockLost and self.lock is not None and not ending.args:
+            # raised in a thread, where only a class can be (see abort.py)
+            ending.args = (f"lock {self.lock.key!r} was lost, which ended the run",)
         if isinstance(ending, LockbeatError) and self.request is not None:
             ending = self._autoretried(ending)
         if isinstance(ending, TaskSkipped):
