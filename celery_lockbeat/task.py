@@ -34,6 +34,13 @@ __all__ = ["LockedTask"]
 
 logger: Final = logging.getLogger("celery_lockbeat")
 
+#: At most so many seconds pass until a copy of a message asks again whether its run is over: less than a lease, for the
+#: lock of a run that dies may be freed long before its lease ends, and a copy costs but a message and a round trip.
+COPY_COMES_WITHIN: Final = 5.0
+
+#: The header of a postponed copy that tells how often it has been.
+_POSTPONED: Final = "lockbeat_postponed"
+
 #: The attribute of a request that says that its one run has begun.
 _TAKEN: Final = "lockbeat_taken"
 
@@ -247,14 +254,19 @@ class _Run:
         return LockNotAcquired(held, key=key, holder=refusal.description)
 
     def _postpone(self, copy: _SafetyCopy) -> Ignore:
-        """Send this copy of a message whose run goes on elsewhere once more, for when that one's lease ends.
+        """Send this copy of a message whose run goes on elsewhere once more, for later.
 
-        Acknowledged away it could not run if the running one dies; put back at once it would only circle.
+        Acknowledged away it could not run if the running one dies; put back at once it would only circle. That one may
+        be dead already: the broker is told of a dead pool child sooner than its lock is free. So the first time it
+        comes again soon, and then ever later, but not much later than a lock that is freed meanwhile.
         """
         request = self.request
-        delay = max(1.0, copy.remaining)
+        headers = {**(request.headers or {}), _POSTPONED: _postponed(request) + 1}
+        delay = min(2.0 ** _postponed(request), max(1.0, copy.remaining), COPY_COMES_WITHIN)
         try:
-            self.task.signature_from_request(request, countdown=delay, retries=request.retries).apply_async()
+            self.task.signature_from_request(
+                request, countdown=delay, retries=request.retries, headers=headers
+            ).apply_async()
         except Exception as exc:  # noqa: BLE001  whatever it was, the message must stay with the broker
             return Reject(exc, requeue=True)
         text = "a copy of %s[%s] came while that run goes on elsewhere; it comes again in %.0f s"
@@ -383,6 +395,11 @@ def _tick_of(request: Any) -> Mapping[str, Any]:
     """The tick that a beat has written into the headers of this message."""
     tick = ((request and request.headers) or {}).get("lockbeat")
     return tick if isinstance(tick, Mapping) else {}
+
+
+def _postponed(request: Any) -> int:
+    count = (request.headers or {}).get(_POSTPONED)
+    return min(count, 30) if isinstance(count, int) and count > 0 else 0
 
 
 def _answered(backend: Any, task_id: str) -> bool:

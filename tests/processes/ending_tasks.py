@@ -12,7 +12,7 @@ import time
 from apps import LONGEST, app, hold, holding, seen, witness
 from celery.exceptions import SoftTimeLimitExceeded
 
-from celery_lockbeat import LockedTask, current_lock
+from celery_lockbeat import LockedTask, LockLost, current_lock
 
 # The leases outlast every wait of the tests: who comes in has found the lock freed, not run out.
 holding("hold_long", lock_ttl=300)
@@ -101,3 +101,37 @@ def orphan(task, key: str) -> str:
     """Outlive the worker, which Linux would not allow: Celery asks it to kill the children with their parent."""
     ctypes.CDLL(None).prctl(1, 0)  # PR_SET_PDEATHSIG: none
     return hold(task, key)
+
+
+@app.task(bind=True, base=LockedTask, name="sleep", lock_key="{key}", lock_ttl=1.5, lock_on_lost="abort")
+def sleep(task, key: str, at_a_time: float) -> str:
+    """Sleep until the lock is lost."""
+    with seen(task, key) as tell:
+        try:
+            for _ in range(int(LONGEST / at_a_time)):
+                time.sleep(at_a_time)
+        except LockLost as exc:
+            tell("aborted", error=str(exc))
+            time.sleep(0.3)
+            tell("cleaned")
+            raise
+    return "slept"
+
+
+def work(task, key: str, seconds: float) -> str:
+    with seen(task, key) as tell:
+        time.sleep(seconds)
+        tell("end")
+    return key
+
+
+for name, late in (("work_late", True), ("work_early", False)):
+    app.task(
+        bind=True,
+        base=LockedTask,
+        name=name,
+        lock_key="{key}",
+        lock_ttl=300,
+        acks_late=late,
+        reject_on_worker_lost=late,
+    )(work)
