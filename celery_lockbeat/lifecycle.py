@@ -28,7 +28,7 @@ from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import LockbeatError
 from celery_lockbeat.stores import stores_of
 
-__all__ = ["forget", "note", "orphaned", "stopping"]
+__all__ = ["events_wanted", "forget", "note", "orphaned", "stopping"]
 
 logger: Final = logging.getLogger("celery_lockbeat")
 
@@ -66,6 +66,11 @@ def orphaned() -> bool:
     return _parents_pid is not None and os.getppid() != _parents_pid
 
 
+def events_wanted() -> bool:
+    """Whether this worker sends Celery's task events now: ``-E``, or switched on by remote control, as Flower does."""
+    return _page.events_wanted if _page is not None else _dispatches()
+
+
 class _Page:
     """What one child holds, in memory that outlives it: two halves, and a byte that says which of them counts.
 
@@ -76,6 +81,15 @@ class _Page:
         self._memory: Final = mmap.mmap(-1, 16 + 2 * ROOM)
         self._held: Final[dict[str, list[Any]]] = {}
         self._mutex: Final = threading.Lock()
+
+    @property
+    def events_wanted(self) -> bool:
+        """Whether the worker sends Celery's task events, as its parent saw last."""
+        return bool(self._memory[1])
+
+    @events_wanted.setter
+    def events_wanted(self, wanted: bool) -> None:
+        self._memory[1] = wanted
 
     @property
     def pid(self) -> int:
@@ -148,6 +162,7 @@ class _Parent:
         # a store that hangs must not hang the pool
         self._waited = self._mutex.acquire(timeout=1.0)
         self.next = _Page()
+        self.next.events_wanted = _dispatches()
 
     def after_a_fork(self) -> None:
         if self.next is not None:
@@ -168,6 +183,8 @@ class _Parent:
                     self._legacies.extend(_legacies(pid, page))
                     self.pages.remove(page)
                     page.close()
+                else:
+                    page.events_wanted = _dispatches()
             now = monotonic()
             self._legacies = [left for left in self._legacies if now < left.at or not self._free(left)]
 
@@ -223,6 +240,13 @@ def _lives(pid: int) -> bool:
 _parent: _Parent | None = None
 _page: _Page | None = None
 _parents_pid: int | None = None
+_consumer: Any = None
+
+
+def _dispatches() -> bool:
+    dispatcher = getattr(_consumer, "event_dispatcher", None)
+    # without -E it is there for the worker's own events (celery 5.7, worker/consumer/events.py)
+    return dispatcher is not None and dispatcher.enabled and (not dispatcher.groups or "task" in dispatcher.groups)
 
 
 @signals.worker_init.connect  # type: ignore[untyped-decorator]
@@ -233,6 +257,12 @@ def _begin(sender: Any, **_: Any) -> None:
         _parent.end()
     _parent = _Parent(sender.app)
     atexit.register(_parent.end)
+
+
+@signals.worker_ready.connect  # type: ignore[untyped-decorator]
+def _know_the_consumer(sender: Any, **_: Any) -> None:
+    global _consumer  # noqa: PLW0603  the one of this process
+    _consumer = sender
 
 
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]

@@ -26,6 +26,7 @@ from celery.states import IGNORED
 
 from celery_lockbeat.events import Story
 from celery_lockbeat.exceptions import LockbeatError, LockLost, LockNotAcquired, TaskSkipped
+from celery_lockbeat.lifecycle import events_wanted
 from celery_lockbeat.lock import Lock, _current
 from celery_lockbeat.options import TASK_PREFIX, AppOptions, LockOptions, bound_key
 from celery_lockbeat.stores import Finished, Held, stores_of
@@ -322,6 +323,10 @@ class _Run:
                 call_errbacks=False,
                 state=states.REVOKED,
             )
+            if events_wanted() and self.task.send_events:
+                # as the worker does for a task that it does not run (celery 5.7, worker/request.py, _announce_revoked)
+                reason = repr(TaskRevokedError(str(skipped)))
+                self.task.send_event("task-revoked", terminated=False, signum=None, expired=False, exception=reason)
         except Exception:
             logger.exception("nobody could be told that %s[%s] was skipped", self.task.name, request.id)
 

@@ -135,3 +135,27 @@ for name, late in (("work_late", True), ("work_early", False)):
         acks_late=late,
         reject_on_worker_lost=late,
     )(work)
+
+
+@app.task(bind=True, base=LockedTask, name="lose", lock_key="{key}", lock_ttl=1)
+def lose(task, key: str) -> str:
+    """Lose the lock, and return all the same."""
+    with seen(task, key):
+        lock = current_lock()
+        lock._store.release(lock.lease)
+        while not lock.lost:
+            time.sleep(0.01)
+    return "a result of nobody"
+
+
+class Told(LockedTask):
+    """Tell which of Celery's hooks is called."""
+
+    def on_success(self, retval, task_id, args, kwargs):
+        witness.rpush(f"hooks:{task_id}", "on_success")
+
+    def on_failure(self, exc, task_id, args, kwargs, einfo):
+        witness.rpush(f"hooks:{task_id}", f"on_failure {type(exc).__name__}")
+
+
+app.task(base=Told, name="lose_and_tell", bind=True, lock_key="{key}", lock_ttl=1)(lose.run.__func__)
