@@ -57,7 +57,7 @@ def die_at_first(task, key: str) -> str:
     return "at last"
 
 
-@app.task(bind=True, base=LockedTask, name="breed", lock_key="{key}", lock_ttl=3)
+@app.task(bind=True, base=LockedTask, name="breed", lock_key="{key}", lock_ttl=1.5)
 def breed(task, key: str, how: str) -> None:
     """Fork, let the child look at the lock of this run and try to free it, and stay for some leases."""
     lock = current_lock()
@@ -83,7 +83,7 @@ def breed(task, key: str, how: str) -> None:
                 look()
                 os._exit(0)
         found = ours.recv() if how != "subprocess" else None
-        time.sleep(4)  # longer than the ttl
+        time.sleep(2)  # longer than the ttl
         tell("bred", child=found, grandchild=child, held=lock.held)
         time.sleep(LONGEST)
 
@@ -92,7 +92,7 @@ def breed(task, key: str, how: str) -> None:
 def eat(task, key: str) -> str:
     """Make the child too large for ``max_memory_per_child``, and stay a while."""
     food = b"x" * 80_000_000
-    hold(task, key, 0.5)
+    hold(task, key, 0.2)
     return f"ate {len(food)}"
 
 

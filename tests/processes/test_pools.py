@@ -18,12 +18,16 @@ from celery_lockbeat import LockLost
 POOLS = ["threads", "solo", "gevent", "eventlet", "prefork"]
 
 
+def require(pool: str) -> None:
+    if pool in ("gevent", "eventlet") and not importlib.util.find_spec(pool):
+        if os.environ.get("CI"):
+            pytest.fail(f"{pool} is missing: pip install -e '.[dev]'")
+        pytest.skip(f"{pool} is missing")
+
+
 @pytest.fixture(scope="module", params=POOLS)
 def pool(request):
-    if request.param in ("gevent", "eventlet") and not importlib.util.find_spec(request.param):
-        if os.environ.get("CI"):
-            pytest.fail(f"{request.param} is missing: pip install -e '.[dev]'")
-        pytest.skip(f"{request.param} is missing")
+    require(request.param)
     return request.param
 
 

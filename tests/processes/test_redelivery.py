@@ -89,7 +89,7 @@ def test_a_copy_runs_soon_after_its_run_is_dead(fleet, witness, key):
     run = fleet.send("work_late", key, 30, to="a")
     entered = witness.wait_for(key, "enter", run)
     fleet.send("work_late", key, 0, to="b", task_id=run.id)
-    time.sleep(4)  # it has been postponed several times
+    time.sleep(2)  # it has been postponed several times
     assert len(witness.entered(key)) == 1
     os.kill(entered["pid"], signal.SIGKILL)
     killed = time.time()
@@ -104,7 +104,7 @@ def test_a_message_that_is_delivered_again_while_its_run_goes_on_does_not_run(ma
         lockbeat_redis_url=locks.url, include=["ending_tasks"], broker_transport_options=options, task_acks_late=True
     )
     fleet.workers("a", concurrency=2)
-    run = fleet.send("work_late", key, 8)
+    run = fleet.send("work_late", key, 6)
     witness.wait_for(key, "enter", run)
     time.sleep(2.5)
     fleet.workers("b", concurrency=2)
@@ -123,7 +123,7 @@ def test_a_worker_that_lost_its_broker_for_a_moment_runs_nothing_twice(make_flee
         fleet = make_fleet(lockbeat_redis_url=locks.url, include=["ending_tasks"])
         fleet.workers("cut", concurrency=2, broker_url=proxy.url)
         fleet.workers("other", concurrency=2)
-        run = fleet.send("work_late", key, 4, to="cut")
+        run = fleet.send("work_late", key, 2, to="cut")
         witness.wait_for(key, "enter", run)
         proxy.cut()
         assert run.get(timeout=30) == key
