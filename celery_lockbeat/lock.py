@@ -225,13 +225,17 @@ class Lock:
             self.next_action = None
         hold_for = max(0.0, self._options.hold_at_least - (monotonic() - self._acquired_at)) if hold else 0.0
         remember_for = self._options.dedupe_ttl if finished else 0.0
-        release = partial(self._store.release, self.lease, hold_for=hold_for, remember_for=remember_for)
+        lease = self.lease
         try:
-            released = release()
+            released = self._store.release(lease, hold_for=hold_for, remember_for=remember_for)
         except StoreUnavailable as exc:
             text = "lock %r ends by its ttl of %g s, unless the store comes back before, for its release failed: %s"
             logger.warning(text, self.key, self.ttl, exc)
-            self._settle_later(self._store, release, until=self._trusted_until)
+            self._settle_later(
+                self._store,
+                lambda store: store.release(lease, hold_for=hold_for, remember_for=remember_for),
+                until=self._trusted_until,
+            )
             return True
         self._settle()
         if released:
@@ -247,8 +251,8 @@ class Lock:
             return
         if self._state == "held":
             renewer_of(store).discard(self)
-        free = partial(store.free, self.key, holder=self._story.execution_id)
-        self._settle_later(store, free, until=monotonic() + self.ttl)
+        key, holder = self.key, self._story.execution_id
+        self._settle_later(store, lambda store: store.free(key, holder=holder), until=monotonic() + self.ttl)
 
     def _settle(self) -> None:
         """Nothing of ours is in the store any more."""
@@ -257,7 +261,7 @@ class Lock:
             if self._store.driver != "memory":
                 forget(self._story.execution_id)
 
-    def _settle_later(self, store: Store, tell: Callable[[], object], *, until: float) -> None:
+    def _settle_later(self, store: Store, tell: Callable[[Store], object], *, until: float) -> None:
         self._unsettled = None
         renewer_of(store).errand(tell, until=until, then=partial(forget, self._story.execution_id))
 

@@ -6,6 +6,8 @@ exception, and a lock that it cannot keep is told so. It is a daemon, started by
 process that started it: a forked child starts from nothing, and a pool child whose parent is dead renews nothing more.
 One thread per store, not one for all: a store that hangs must not delay the renewals of another.
 
+Under gevent it is a thread of the kernel's all the same, so a body that never yields cannot keep it from renewing.
+
 Not promised: that a lock which nobody references any more is kept; it is dropped, and its lease runs out.
 """
 
@@ -13,10 +15,11 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import StoreUnavailable
@@ -64,7 +67,7 @@ class Renewable(Protocol):
 class _Errand:
     """What is still to be told to the store, until it has been, or until ``until``."""
 
-    def __init__(self, tell: Callable[[], object], then: Callable[[], None], at: float, until: float) -> None:
+    def __init__(self, tell: Callable[[Store], object], then: Callable[[], None], at: float, until: float) -> None:
         self.tell, self.then, self.at, self.until = tell, then, at, until
 
 
@@ -72,41 +75,49 @@ class Renewer:
     """The renewing of all the locks that this process holds in one store."""
 
     def __init__(self, store: Store, *, clock: Callable[[], float] = monotonic) -> None:
-        self._store = store
+        green = _gevent_has_patched()
+        self._start = green.get_original("_thread", "start_new_thread") if green else _start_thread
+        self._store = store.twin() if green else store
         self._clock = clock
-        self._changed = threading.Condition()
+        # Not a Condition: gevent's would wait in the hub of this thread, and not be woken from another.
+        allocate_lock = green.get_original("_thread", "allocate_lock") if green else threading.Lock
+        self._mutex = allocate_lock()
+        self._bell = allocate_lock()  # locked, until it rings
+        self._bell.acquire()
         self._locks: weakref.WeakSet[Renewable] = weakref.WeakSet()
         self._errands: list[_Errand] = []
         self._wakes_at: float | None = None  # None: not before it is notified
-        self._thread: threading.Thread | None = None
+        self._started = False
 
     def add(self, lock: Renewable) -> None:
         """Keep ``lock`` from now on."""
         action = lock.next_action
-        with self._changed:
+        with self._mutex:
             self._locks.add(lock)
             if action is not None:
                 self._wake_by(action)
 
-    def errand(self, tell: Callable[[], object], *, until: float, then: Callable[[], None]) -> None:
-        """Call ``tell``, now and as long as it raises StoreUnavailable, until ``until``; in the end, ``then``."""
-        with self._changed:
+    def errand(self, tell: Callable[[Store], object], *, until: float, then: Callable[[], None]) -> None:
+        """Call ``tell`` with the store, now and as long as it raises StoreUnavailable, until ``until``; in the end, ``then``."""
+        with self._mutex:
             now = self._clock()
             self._errands.append(_Errand(tell, then, now, until))
             self._wake_by(now)
 
     def _wake_by(self, action: float) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="lockbeat-renewer", daemon=True)
-            self._thread.start()
+        if not self._started:
+            self._started = True
+            self._start(self._run, ())
         elif self._wakes_at is None or action < self._wakes_at:
             # The usual lock is over long before its first renewal, and the next one's comes later than that of
             # the one before: so the thread is seldom woken.
-            self._changed.notify()
+            self._wakes_at = action
+            if self._bell.locked():
+                self._bell.release()
 
     def discard(self, lock: Renewable) -> None:
         """Forget ``lock``. An extension that is under way may still reach the store, which refuses it."""
-        with self._changed:
+        with self._mutex:
             self._locks.discard(lock)
 
     def _run(self) -> None:
@@ -127,8 +138,8 @@ class Renewer:
 
     def _wait_for_due(self) -> tuple[list[Renewable], list[_Errand]]:
         """Sleep until a lock has something to do, or the store is to be told something; return what it is."""
-        with self._changed:
-            while True:
+        while True:
+            with self._mutex:
                 planned = [(lock, lock.next_action) for lock in self._locks]
                 actions = [action for _, action in planned if action is not None]
                 now = self._clock()
@@ -137,21 +148,21 @@ class Renewer:
                     # whoever is due soon comes along: one round trip for all
                     due = [lock for lock, action in planned if action is not None and action <= now + lock.ttl / 20]
                     return due, errands
-                actions += [errand.at for errand in self._errands]
                 del planned  # a reference from here would keep a dropped lock alive
-                self._wakes_at = min(actions, default=None)
-                self._changed.wait(None if self._wakes_at is None else self._wakes_at - now)
+                self._wakes_at = min(actions + [errand.at for errand in self._errands], default=None)
+                timeout = -1 if self._wakes_at is None else self._wakes_at - now
+            self._bell.acquire(timeout=timeout)
 
     def _run_errand(self, errand: _Errand) -> None:
         try:
-            errand.tell()
+            errand.tell(self._store)
         except StoreUnavailable:
             errand.at = self._clock() + RETRY_EVERY
             if errand.at < errand.until:
                 return
         except Exception:
             logger.exception("a lock's end could not be told to its store")
-        with self._changed:
+        with self._mutex:
             self._errands.remove(errand)
         errand.then()
 
@@ -187,6 +198,15 @@ class Renewer:
     def _fail(self, locks: list[Renewable], started: float, error: Exception) -> None:
         for lock in locks:
             lock.extend_failed(started, error, RETRY_EVERY)
+
+
+def _start_thread(run: Callable[[], None], _: tuple[()]) -> None:
+    threading.Thread(target=run, name="lockbeat-renewer", daemon=True).start()
+
+
+def _gevent_has_patched() -> Any:
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey if monkey is not None and monkey.is_module_patched("threading") else None
 
 
 def _expire(locks: list[Renewable], over: threading.Event) -> None:

@@ -103,6 +103,10 @@ class Store(abc.ABC):
         For a holder that is dead, or that asked for ``key`` and never got the answer: nobody knows its token.
         """
 
+    def twin(self) -> Store:
+        """Return a store of the same locks, for a thread that gevent does not know: it can share no socket with others."""
+        return self
+
     @abc.abstractmethod
     def close(self) -> None:
         """Close connections and files; idempotent. The store opens them again when it is used again."""

@@ -7,6 +7,7 @@ Times are the server's. This is the only place of Redis keys and of milliseconds
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import os
@@ -139,6 +140,12 @@ class RedisStore(Store):
 
     def close(self) -> None:
         self._client.close()
+
+    def twin(self) -> RedisStore:
+        twin = copy.copy(self)
+        twin._client = self._make_client()
+        _stores.add(twin)
+        return twin
 
     def leave_the_parents(self) -> object:
         """Start anew in a forked child; returns what must not be touched there."""

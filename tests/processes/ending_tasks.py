@@ -159,3 +159,17 @@ class Told(LockedTask):
 
 
 app.task(base=Told, name="lose_and_tell", bind=True, lock_key="{key}", lock_ttl=1)(lose.run.__func__)
+
+
+def block(task, key: str, seconds: float) -> str:
+    """Never yield to a loop."""
+    with seen(task, key):
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            pass
+    return key
+
+
+for driver in ("redis", "memory"):
+    name = f"block_with_{driver}"
+    app.task(bind=True, base=LockedTask, name=name, lock_key="{key}", lock_ttl=1, lock_driver=driver)(block)

@@ -95,6 +95,23 @@ def test_a_body_whose_lock_is_lost_is_ended_at_once_with_lock_on_lost_abort(flee
     assert fleet.send("hold", key, 0, to="one").get(timeout=10) == f"held {key}"
 
 
+@pytest.mark.parametrize("driver", ["redis", "memory"])
+def test_a_body_that_never_yields_keeps_its_lock_but_under_eventlet(fleet, pool, witness, key, driver):
+    if pool not in ("gevent", "eventlet"):
+        pytest.skip("no loop to yield to")
+    run = fleet.send(f"block_with_{driver}", key, 3, to="one")
+    witness.wait_for(key, "enter", run)
+    time.sleep(2)
+    other = fleet.send(f"block_with_{driver}", key, 0, to="other")
+    if pool == "gevent":
+        with pytest.raises(TaskRevokedError):
+            other.get(timeout=10)
+        assert run.get(timeout=10) == key
+    else:
+        with pytest.raises(LockLost):
+            run.get(timeout=10)
+
+
 def test_a_body_that_exits_frees_its_lock_though_it_ends_a_solo_worker(fleet, pool, witness, key):
     run = fleet.send("end", key, "exit", to="one")
     assert_whole_story(fleet.told(run))
