@@ -20,7 +20,7 @@ def code_of(page: str) -> str:
 @pytest.fixture
 def fencing(app):
     connection = sqlite3.connect(":memory:")
-    scope = {"app": app, "connection": connection, "add_up": lambda customer: 10 * customer}
+    scope = {"__name__": "howto", "app": app, "connection": connection, "add_up": lambda customer: 10 * customer}
     exec(compile(code_of("fencing.md"), "fencing.md", "exec"), scope)
     connection.execute(scope["SCHEMA"])
     connection.execute("INSERT INTO report (customer, total) VALUES (7, 0)")
