@@ -16,6 +16,13 @@ from celery_lockbeat import LockedTask, LockLost, current_lock
 
 # The leases outlast every wait of the tests: who comes in has found the lock freed, not run out.
 holding("hold_long", lock_ttl=300)
+holding(
+    "hold_in_memory_when_free",
+    lock_driver="memory",
+    lock_retry_attempts=1200,
+    lock_retry_delay=0.05,
+    lock_retry_jitter=0,
+)
 
 
 def beat(key: str, seconds: float = LONGEST) -> None:
@@ -26,7 +33,6 @@ def beat(key: str, seconds: float = LONGEST) -> None:
         time.sleep(0.002)
 
 
-@app.task(bind=True, base=LockedTask, name="die", lock_key="{key}", lock_ttl=300)
 def die(task, key: str, how: str = "") -> str:
     """Die in the way that is asked for, after a moment in which others see the key held; or wait for death."""
     with seen(task, key) as tell:
@@ -46,6 +52,10 @@ def die(task, key: str, how: str = "") -> str:
         if how == "abort":
             os.abort()
     return "alive"
+
+
+for name, driver in (("die", "auto"), ("die_in_memory", "memory")):
+    app.task(bind=True, base=LockedTask, name=name, lock_key="{key}", lock_ttl=300, lock_driver=driver)(die)
 
 
 @app.task(bind=True, base=LockedTask, name="die_at_first", lock_key="{key}", lock_ttl=300, acks_late=True)

@@ -104,6 +104,20 @@ def test_a_dead_childs_lock_is_free_within_a_second_of_its_death_and_not_before(
         ward.send("hold", "bystander", 0, to="well").get(timeout=10)
 
 
+@pytest.mark.parametrize("death", ["segfault", "SIGKILL, as the OOM killer sends", "hard time limit"])
+def test_in_memory_the_kernel_frees_a_dead_childs_lock(ward, witness, key, death):
+    how, options, kill = DEATHS[death]
+    run = ward.send("die_in_memory", key, how, to="ill", **options)
+    victim = witness.wait_for(key, "enter", run)
+    successor = ward.send("hold_in_memory_when_free", key, 0, to="well")
+    if kill is not None:
+        time.sleep(0.3)
+        kill(ward, run, victim["pid"])
+    died = dies(victim["pid"])
+    assert successor.get(timeout=20) == f"held {key}"
+    assert witness.last_beat(key) < witness.entered(key, successor)[0]["at"] < died + FREE_WITHIN
+
+
 @pytest.mark.parametrize("how", ["soft time limit", "SIGUSR1"])
 def test_a_soft_time_limit_lets_the_body_clean_up_under_its_lock(ward, bystander, witness, key, how):
     run = ward.send("die", key, to="ill", **({"soft_time_limit": 1} if how == "soft time limit" else {}))
