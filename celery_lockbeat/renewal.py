@@ -2,9 +2,10 @@
 
 Promises: a lock is extended every ``extends_every`` seconds for as long as it is held, however long that is; all locks
 that are due go into one round trip; a failed round is tried again while the leases last; the thread ends for no
-exception, and a lock that it cannot keep is told so. It is a daemon, started by the first lock, and lives in the
-process that started it: a forked child starts from nothing, and a pool child whose parent is dead renews nothing more.
-One thread per store, not one for all: a store that hangs must not delay the renewals of another.
+exception, and a lock that it cannot keep is told so. What a store that did not answer still has to be told about locks
+that are over (errands) goes the same way. It is a daemon, started by the first lock, and lives in the process that
+started it: a forked child starts from nothing, and a pool child whose parent is dead renews nothing more. One thread per
+store, not one for all: a store that hangs must not delay the renewals of another.
 
 Under gevent it is a thread of the kernel's all the same, so a body that never yields cannot keep it from renewing.
 
@@ -126,28 +127,29 @@ class Renewer:
 
     def _carry_out_a_round(self) -> None:
         # In a frame of its own: the last round's locks, referenced from the loop, would be kept alive, and so renewed.
-        due, errands = self._wait_for_due()
+        due, errand = self._wait_for_due()
         try:
             self._renew(due)
         except Exception as exc:
             # Whatever it was, the leases are still there: tell the locks, and go on.
             logger.exception("the renewal of %d locks failed", len(due))
             self._fail(due, self._clock(), exc)
-        for errand in errands:
+        if errand is not None:
+            # one a round: while the store hangs, each takes its time, and renewals come first
             self._run_errand(errand)
 
-    def _wait_for_due(self) -> tuple[list[Renewable], list[_Errand]]:
+    def _wait_for_due(self) -> tuple[list[Renewable], _Errand | None]:
         """Sleep until a lock has something to do, or the store is to be told something; return what it is."""
         while True:
             with self._mutex:
                 planned = [(lock, lock.next_action) for lock in self._locks]
                 actions = [action for _, action in planned if action is not None]
                 now = self._clock()
-                errands = [errand for errand in self._errands if errand.at <= now]
-                if errands or any(action <= now for action in actions):
+                told = next((errand for errand in self._errands if errand.at <= now), None)
+                if told is not None or any(action <= now for action in actions):
                     # whoever is due soon comes along: one round trip for all
                     due = [lock for lock, action in planned if action is not None and action <= now + lock.ttl / 20]
-                    return due, errands
+                    return due, told
                 del planned  # a reference from here would keep a dropped lock alive
                 self._wakes_at = min(actions + [errand.at for errand in self._errands], default=None)
                 timeout = -1 if self._wakes_at is None else self._wakes_at - now
