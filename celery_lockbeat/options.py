@@ -388,7 +388,7 @@ _LOCK_RULES: Final[dict[str, _Rule]] = {
     "retry_jitter": _seconds(0),
     "skip_if_locked": _flag,
     "hold_at_least": _seconds(0),
-    "on_lost": _one_of("fail", "warn"),
+    "on_lost": _one_of("fail", "abort", "warn"),
     "dedupe_ttl": _seconds(0),
     "logging": _one_of("default", "verbose", False),
 }

@@ -4,10 +4,18 @@ import itertools
 from collections.abc import Iterator
 
 import pytest
-from celery import Celery
+from celery import Celery, _state
 from servers import Server
 
 _names = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def no_shared_tasks() -> Iterator[None]:
+    """Celery makes each task of an app one of all later apps too: those of a test end with it."""
+    before = set(_state._on_app_finalizers)
+    yield
+    _state._on_app_finalizers.intersection_update(before)
 
 
 @pytest.fixture(scope="session")

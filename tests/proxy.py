@@ -16,6 +16,8 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self._passing = threading.Event()
         self._passing.set()
+        self._answering = threading.Event()
+        self._answering.set()
         self._delay = 0.0
         self._mutex = threading.Lock()
         self._sockets: set[socket.socket] = set()
@@ -46,10 +48,15 @@ class Proxy:
         """Accept everything, and pass nothing on."""
         self._passing.clear()
 
+    def swallow_answers(self) -> None:
+        """Pass on what is asked, and keep the answers."""
+        self._answering.clear()
+
     def restore(self) -> None:
-        """End the black hole and the delay."""
+        """End the black hole, the swallowing and the delay."""
         self._delay = 0.0
         self._passing.set()
+        self._answering.set()
 
     def close(self) -> None:
         self._closed = True
@@ -79,14 +86,15 @@ class Proxy:
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with self._mutex:
             self._sockets |= {near, far}
-        for source, sink in ((near, far), (far, near)):
-            threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+        for source, sink, answering in ((near, far, self._passing), (far, near, self._answering)):
+            threading.Thread(target=self._pump, args=(source, sink, answering), daemon=True).start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pump(self, source: socket.socket, sink: socket.socket, answering: threading.Event) -> None:
         with contextlib.suppress(OSError):
             while chunk := source.recv(65536):
                 time.sleep(self._delay)
                 self._passing.wait()
+                answering.wait()
                 sink.sendall(chunk)
         for each in (source, sink):
             with contextlib.suppress(OSError):

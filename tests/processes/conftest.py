@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import uuid
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ def broker() -> Iterator[Server]:
     """Broker and result backend: what happens to the locks' server does not happen to them."""
     with Server() as server:
         yield server
+        gc.collect()  # results unsubscribe when they go, which takes a server
 
 
 @pytest.fixture(scope="session")

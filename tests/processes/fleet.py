@@ -119,12 +119,16 @@ class Fleet:
         }
         self.witness_url = witness.url
         self.processes: list[Process] = []
-        self.client = Celery("client", broker=broker.url, backend=broker.url, set_as_current=False)
+        backend = self.settings["result_backend"]
+        self.client = Celery("client", broker=broker.url, backend=backend, set_as_current=False)
         self.client.conf.task_default_queue = self.queue
 
-    def workers(self, *names: str, pool: str = "prefork", concurrency: int = 4, **settings: object) -> list[Process]:
+    def workers(
+        self, *names: str, pool: str = "prefork", concurrency: int = 4, heartbeat: bool = False, **settings: object
+    ) -> list[Process]:
         """Start workers, and wait until they are ready. Each has a queue of its name beside that of all."""
-        arguments = ["--without-gossip", "--without-mingle", "--without-heartbeat", "-l", "INFO"]
+        arguments = ["--without-gossip", "--without-mingle", "-l", "INFO"]
+        arguments += [] if heartbeat else ["--without-heartbeat"]
         arguments += ["-P", pool, "-c", str(concurrency)]
         started = [
             self._start(
@@ -241,6 +245,10 @@ class Witness:
 
     def never_overlapped(self, key: str) -> bool:
         return all(line["inside"] == 1 for line in self.entered(key))
+
+    def last_beat(self, key: str) -> float:
+        """When a body that tells it all the time was last there."""
+        return float(self._client.get(f"beat:{key}") or 0)
 
     def close(self) -> None:
         self._client.close()
