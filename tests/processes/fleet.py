@@ -138,18 +138,25 @@ class Fleet:
         self.client.conf.task_default_queue = self.queue
 
     def workers(
-        self, *names: str, pool: str = "prefork", concurrency: int = 4, more: Sequence[str] = (), **settings: object
+        self,
+        *names: str,
+        pool: str = "prefork",
+        concurrency: int = 4,
+        shared: bool = True,
+        more: Sequence[str] = (),
+        **settings: object,
     ) -> list[Process]:
-        """Start workers, and wait until they are ready. Each has a queue of its name beside that of all."""
+        """Start workers, and wait until they are ready. Each has a queue of its name, and if it is ``shared`` that of all."""
         arguments = ["--without-gossip", "--without-mingle", "--without-heartbeat", "-l", "INFO"]
         arguments += ["-P", pool, "-c", str(concurrency), *more]
         started = [
             self._start(
                 name,
-                ["worker", "-n", f"{name}@tests", "-Q", f"{self.queue},{self.queue_of(name)}", *arguments],
+                ["worker", "-n", f"{name}@tests", "-Q", ",".join(queues[not shared :]), *arguments],
                 settings,
             )
             for name in names
+            for queues in [[self.queue, self.queue_of(name)]]
         ]
         for worker in started:
             worker.wait_for_log(f"{worker.name}@tests ready.")

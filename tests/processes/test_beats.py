@@ -15,8 +15,11 @@ from typing import Any
 
 import pytest
 from fleet import Fleet, Process
-from servers import Server
-from ticks import Book, Pending, Reader
+from proxy import Proxy, Trap
+from servers import Server, wait_until
+from ticks import Arrival, Book, Pending, Reader
+
+from celery_lockbeat.stores.redis import _Script
 
 #: What two noisy cores, on which beats start all the time, may add to any deadline.
 SLACK = 1.5
@@ -39,8 +42,9 @@ class Beats:
 
     def start(self, *names: str, **settings: Any) -> list[Process]:
         """Start replicas that are not running; return them at once."""
+        schedule = settings.pop("schedule", self.schedule)
         for name in names:
-            self.alive[name] = self.fleet.beat(name, settings.pop("schedule", self.schedule), **settings)
+            self.alive[name] = self.fleet.beat(name, schedule, **settings)
         return [self.alive[name] for name in names]
 
     def joined(self) -> list[str]:
@@ -53,13 +57,17 @@ class Beats:
         self.held += [(time.monotonic(), each) for each in self.book.pending(beat.pid)]
 
     def stop(self) -> None:
-        """End all replicas as a deploy does: each settles what it has published."""
+        """End all replicas, when they have published what is claimed; each settles or hands over what comes meanwhile."""
+        claimed = {each.task_id for each in self.book.pending()}
+        wait_until(lambda: not claimed & {each.task_id for each in self.book.pending()}, message="all is settled")
         for beat in self.alive.values():
             assert beat.terminate() == 0
         self.alive.clear()
 
     def assert_each_run_once(self) -> None:
-        self.reader.assert_each_run_once({name: count for name, count in self.book.claimed().items() if count})
+        handed_over = {each.entry for each in self.book.pending()}
+        claimed = {name: count - (name in handed_over) for name, count in self.book.claimed().items()}
+        self.reader.assert_each_run_once({name: count for name, count in claimed.items() if count})
 
 
 @pytest.fixture
@@ -140,3 +148,281 @@ def test_no_tick_is_lost_or_doubled_or_late_however_many_beats_are_killed(make_b
     print(
         f"{beats.kills} kills, {len(reader.arrivals())} messages, {len(beats.held)} claims held, longest gaps {gaps[:5]}"
     )
+
+
+# -- replicas that die or freeze at a chosen point ---------------------------------------------------------------------
+#
+#         store proxy              broker proxy             store proxy
+#   claim ----------> answer ... publish ----------> ... settle ----------> answer
+#                 |                 |                       |
+#       the answer is held   the message is held     the request is held
+
+CLAIM, SETTLE = (_Script(name).sha.encode() for name in ("claim", "settle"))
+
+CLAIM_TTL = 1.5
+
+
+def claims(entry: str) -> Any:
+    return lambda request: CLAIM in request and entry.encode() in request
+
+
+def settles(entry: str) -> Any:
+    return lambda request: SETTLE in request and entry.encode() in request
+
+
+def publishes(entry: str) -> Any:
+    return lambda request: b"LPUSH" in request and b'"entry": "%b"' % entry.encode() in request
+
+
+def shared(pending: list[Pending]) -> list[Pending]:
+    """Those that the other release may take over."""
+    return [each for each in pending if each.entry != "old"]
+
+
+class Couple(Beats):
+    """Two replicas, ``a`` and ``b``, each with a way of its own to the broker and to the store, and a worker.
+
+    A rolling update goes on all the time: only ``a`` knows the entry "old", and only ``b`` knows "new".
+    """
+
+    def __init__(self, fleet: Fleet, reader: Reader, book: Book, broker: Server, store: Server) -> None:
+        super().__init__(fleet, reader, book, {})
+        self.broker = {name: Proxy(broker.port) for name in "ab"}
+        self.store = {name: Proxy(store.port) for name in "ab"}
+
+    def start(self, *names: str, **settings: Any) -> list[Process]:
+        for name in names:
+            entries = {"one": 1.0, "third": 0.3, {"a": "old", "b": "new"}[name]: 1.0}
+            self.alive[name] = self.fleet.beat(
+                name,
+                {
+                    entry: every(seconds, "tick", args=[f"{self.fleet.queue}-{entry}"])
+                    for entry, seconds in entries.items()
+                },
+                broker_url=self.broker[name].url,
+                lockbeat_redis_url=self.store[name].url,
+            )
+        return [self.alive[name] for name in names]
+
+    def whole(self) -> tuple[Process, Process]:
+        """Both replicas, each started anew if it has ended, and at work."""
+        self.start(*(name for name in "ab" if name not in self.alive))
+        wait_until(lambda: len(self.joined()) == 2, 30, "both replicas have joined")
+        a, b = self.alive["a"], self.alive["b"]
+        at = time.monotonic()
+        wait_until(lambda: {"old", "new"} <= {each.entry for each in self.reader.arrivals(since=at)}, 20, "both beat")
+        return a, b
+
+    def catch(self, trap: Trap) -> list[Pending]:
+        """Wait until ``a`` is held there; return what it has claimed. Meanwhile ``b`` is a little slower than it is."""
+        self.store["b"].delay(0.02)
+        wait_until(lambda: trap.caught, 20, "a is in the trap")
+        self.store["b"].restore()
+        pending = self.book.pending(self.alive["a"].pid)
+        assert pending
+        return pending
+
+    def taken_over(self, pending: Pending, timeout: float = CLAIM_TTL + SLACK) -> Arrival:
+        """What ``b`` publishes in place of ``a``."""
+
+        def by_b() -> list[Arrival]:
+            return [each for each in self.reader.of(pending.entry, pending.run) if each.pid == self.alive["b"].pid]
+
+        wait_until(by_b, timeout, f"b takes {pending} over")
+        assert {each.task_id for each in self.reader.of(pending.entry, pending.run)} == {pending.task_id}
+        return by_b()[0]
+
+    def assert_bodies_entered_once(self, witness: Any) -> None:
+        """P2, as the tasks themselves tell it."""
+        for entry in ("one", "third", "old", "new"):
+            key = f"{self.fleet.queue}-{entry}"
+            runs = {each.run for each in self.reader.arrivals(entry)}
+            wait_until(lambda: {line["run"] for line in witness.lines(key, "tick")} >= runs, 20, f"{entry} has run")  # noqa: B023
+            run = [line["run"] for line in witness.lines(key, "tick")]
+            assert len(run) == len(set(run)), entry
+
+    def close(self) -> None:
+        for proxy in (*self.broker.values(), *self.store.values()):
+            proxy.close()
+
+
+@pytest.fixture(scope="module")
+def everlasting_couple(broker: Server, locks: Server, witness_server: Server, tmp_path_factory) -> Iterator[Couple]:
+    with contextlib.ExitStack() as stack:
+        directory = tmp_path_factory.mktemp("couple")
+        fleet = stack.enter_context(contextlib.closing(Fleet(broker, witness_server, directory)))
+        fleet.settings |= {
+            "lockbeat_driver": "redis",
+            "lockbeat_redis_url": locks.url,
+            "lockbeat_claim_ttl": CLAIM_TTL,
+            "lockbeat_key_prefix": f"{fleet.queue}:",
+        }
+        reader = Reader(broker, fleet.queue, pass_on_to=fleet.queue_of("worker"))
+        stack.enter_context(contextlib.closing(reader))
+        book = stack.enter_context(contextlib.closing(Book(server=locks, prefix=f"{fleet.queue}:")))
+        couple = stack.enter_context(contextlib.closing(Couple(fleet, reader, book, broker, locks)))
+        couple.start("a", "b")
+        # it takes its messages from the reader, not from the beats
+        fleet.workers("worker", pool="solo", concurrency=1, shared=False)
+        yield couple
+
+
+@pytest.fixture
+def couple(everlasting_couple: Couple, witness) -> Iterator[Couple]:
+    """Two replicas at work; whatever a test does to them, each run is there once in the end."""
+    everlasting_couple.whole()
+    yield everlasting_couple
+    everlasting_couple.whole()
+    everlasting_couple.assert_bodies_entered_once(witness)
+
+
+def test_a_beat_killed_between_claim_and_publish_delays_its_claims_by_the_ttl_and_nothing_else(couple):
+    trap = couple.store["a"].trap(claims("one"), answer=True)
+    pending = couple.catch(trap)
+    at = time.monotonic()
+    couple.kill("a")
+    trap.drop()
+    for each in shared(pending):
+        arrival = couple.taken_over(each)
+        assert len(couple.reader.of(each.entry, each.run)) == 1
+        assert arrival.at - at > CLAIM_TTL - 0.5
+        print(f"{each.entry} taken over {arrival.at - at:.2f} s after the death")
+    couple.reader.wait_for_more("new")
+    # those do not wait that were not in dead hands
+    assert couple.reader.longest_gap("new", since=at - 1) <= 1.5
+    assert "third" in {each.entry for each in pending} or couple.reader.longest_gap("third", since=at) <= 0.8
+
+
+def test_a_beat_killed_between_publish_and_settle_is_repeated_under_the_same_task_id(couple):
+    trap = couple.store["a"].trap(settles("one"))
+    pending = couple.catch(trap)
+    for each in pending:
+        wait_until(lambda: couple.reader.of(each.entry, each.run), 5, "it had been published")  # noqa: B023
+    at = time.monotonic()
+    couple.kill("a")
+    trap.drop()
+    for each in shared(pending):
+        arrival = couple.taken_over(each)
+        assert len(couple.reader.of(each.entry, each.run)) == 2
+        print(f"{each.entry} repeated {arrival.at - at:.2f} s after the death")
+
+
+def test_a_claim_of_an_entry_that_only_the_other_release_knows_is_left_to_it(couple):
+    trap = couple.broker["a"].trap(publishes("old"))
+    pending = [each for each in couple.catch(trap) if each.entry == "old"]
+    assert len(pending) == 1
+    at = time.monotonic()
+    couple.kill("a")
+    trap.drop()
+    # it is overdue, told to the other release again and again, and in nobody's way
+    wait_until(lambda: time.monotonic() > at + CLAIM_TTL + 0.5)
+    couple.reader.wait_for_more("one")
+    assert couple.reader.of("old", pending[0].run) == []
+    assert couple.reader.longest_gap("new", since=at) <= 1.5
+    (again,) = couple.start("a")
+    wait_until(lambda: couple.reader.of("old", pending[0].run), message="the old release publishes it")
+    (arrival,) = couple.reader.of("old", pending[0].run)
+    assert (arrival.task_id, arrival.pid) == (pending[0].task_id, again.pid)
+
+
+def test_a_beat_that_ends_while_it_publishes_hands_over_at_once(couple):
+    a = couple.alive["a"]
+    trap = couple.broker["a"].trap(publishes("one"))
+    pending = couple.catch(trap)
+    at = time.monotonic()
+    couple.alive.pop("a")
+    assert a.terminate() == 0
+    ended = time.monotonic()
+    trap.drop()
+    for each in shared(pending):
+        arrival = couple.taken_over(each)
+        print(f"ended in {ended - at:.2f} s, {each.entry} published {arrival.at - ended:.2f} s after the end")
+        assert arrival.at - ended < CLAIM_TTL / 2
+
+
+def test_a_beat_frozen_between_claim_and_publish_publishes_nothing_of_it(couple):
+    a = couple.alive["a"]
+    trap = couple.store["a"].trap(claims("one"), answer=True)
+    pending = couple.catch(trap)
+    at = time.monotonic()
+    a.freeze()
+    trap.release()  # the answer waits for it in the kernel
+    pending = shared(pending)
+    for each in pending:
+        couple.taken_over(each)
+    wait_until(lambda: time.monotonic() > at + 2 * CLAIM_TTL)
+    a.thaw()
+    thawed = time.monotonic()
+    wait_until(
+        lambda: any(each.pid == a.pid for each in couple.reader.arrivals(since=thawed)), message="it beats again"
+    )
+    couple.reader.wait_for_more("old", 2)
+    for each in pending:
+        assert len(couple.reader.of(each.entry, each.run)) == 1
+
+
+def test_a_beat_frozen_between_publish_and_settle_is_repeated_once_under_the_same_task_id(couple):
+    a = couple.alive["a"]
+    trap = couple.store["a"].trap(settles("one"))
+    pending = couple.catch(trap)
+    at = time.monotonic()
+    a.freeze()
+    pending = shared(pending)
+    for each in pending:
+        couple.taken_over(each)
+    trap.release()  # so the store hears of it late
+    wait_until(lambda: time.monotonic() > at + 2 * CLAIM_TTL)
+    a.thaw()
+    couple.reader.wait_for_more("old", 2)
+    for each in pending:
+        assert len(couple.reader.of(each.entry, each.run)) == 2
+        assert f"task {each.task_id} of entry '{each.entry}' may have been sent twice" in a.log()
+
+
+def test_a_message_that_was_on_its_way_when_its_beat_froze_is_a_copy(couple):
+    a = couple.alive["a"]
+    trap = couple.broker["a"].trap(publishes("one"))
+    pending = shared(couple.catch(trap))
+    a.freeze()
+    for each in pending:
+        couple.taken_over(each)
+    a.thaw()
+    trap.release()
+    couple.reader.wait_for_more("old", 2)
+    for each in pending:
+        (by_b, by_a) = couple.reader.of(each.entry, each.run)
+        assert (by_a.pid, by_a.task_id) == (a.pid, by_b.task_id)
+
+
+DISTURBANCES = (
+    lambda way: way.cut(),
+    lambda way: way.delay(0.2),
+    lambda way: way.answer_late(0.5),
+    lambda way: way.black_hole(),
+    lambda way: way.trap(lambda request: SETTLE in request or b"LPUSH" in request),
+    lambda way: way.trap(lambda request: SETTLE in request or b"LPUSH" in request, answer=True),
+)
+
+
+def test_ways_that_are_cut_slow_and_late_lose_and_double_no_tick(couple):
+    chance = random.Random()
+    ways = [*couple.broker.values(), *couple.store.values()]
+    began = time.monotonic()
+    while time.monotonic() < began + 6:
+        way = chance.choice(ways)
+        chance.choice(DISTURBANCES)(way)
+        time.sleep(chance.uniform(0.1, 0.6))
+        if chance.random() < 0.5:
+            way.cut()
+        way.restore()
+    # both are at work again
+    couple.reader.wait_for_more("old")
+    couple.reader.wait_for_more("new")
+    assert all(beat.process.poll() is None for beat in couple.alive.values())
+
+
+def test_the_couple_has_lost_and_doubled_nothing_in_all_of_this(everlasting_couple, witness):
+    everlasting_couple.whole()
+    everlasting_couple.stop()
+    everlasting_couple.assert_each_run_once()
+    everlasting_couple.assert_bodies_entered_once(witness)
