@@ -42,7 +42,9 @@ class Marks(BaseSchedule):
 
     def is_due(self, last_run_at):
         rest = self.remaining_estimate(last_run_at).total_seconds()
-        return schedstate(is_due=True, next=self.seconds) if rest <= 0 else schedstate(is_due=False, next=rest)
+        if rest > 0:
+            return schedstate(is_due=False, next=rest)
+        return schedstate(is_due=True, next=self.remaining_estimate(self.now()).total_seconds())
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Marks) and other.seconds == self.seconds

@@ -11,10 +11,12 @@ import os
 import random
 import time
 from collections.abc import Iterator
+from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 import pytest
-from fleet import Fleet, Process
+from fleet import HERE, Fleet, Process
 from proxy import Proxy, Trap
 from servers import Server, wait_until
 from ticks import Arrival, Book, Pending, Reader
@@ -531,3 +533,46 @@ def test_beats_whose_store_is_gone_wait_and_say_so_once(sheltered, how):
 def test_the_sheltered_have_lost_and_doubled_nothing_in_all_of_this(sheltered):
     sheltered.stop()
     sheltered.assert_each_run_once()
+
+
+# -- clocks ------------------------------------------------------------------------------------------------------------
+
+
+def clock(seconds: int) -> dict[str, str]:
+    return {"PYTHONPATH": str(HERE / "shifted"), "LOCKBEAT_TEST_CLOCK": str(seconds)}
+
+
+def test_replicas_whose_clocks_differ_fire_each_mark_of_the_clock_once(make_beats):
+    marks = {"mark": every("marks 2"), "second": every(1.0)}
+    beats = make_beats(marks, lockbeat_claim_ttl=CLAIM_TTL)
+    reader = beats.reader
+    beats.start("fast", environment=clock(3))
+    beats.start("slow", environment=clock(-3))
+    beats.start("right")
+    wait_until(lambda: len(beats.joined()) == 3, 30, "all have joined")
+    since, joining = time.monotonic(), len(reader.firsts("mark"))
+    reader.wait_for_more("mark", 3)
+    reader.wait_for_more("second")
+
+    def assert_each_mark_once() -> None:
+        due = [datetime.fromisoformat(each.due).timestamp() for each in reader.firsts("mark")]
+        assert all(abs(each - 2 * round(each / 2)) < 0.5 for each in due), due
+        apart = [round(b - a) for a, b in pairwise(due)]
+        assert min(apart) == 2, apart
+        # whoever comes may find some marks overdue by its clock, and has one run for them
+        assert all(each == 2 for each in apart[joining:]), apart
+
+    assert_each_mark_once()
+    assert reader.longest_gap("second", since=since) <= 1.5
+    # its ticks are behind it: the others fire none of them again, and come to the next in their own time
+    beats.kill("fast")
+    reader.wait_for_more("mark", 2)
+    assert {each.pid for each in reader.firsts("mark")[-2:]} <= {beat.pid for beat in beats.alive.values()}
+    assert_each_mark_once()
+    for name, size in ("fast", "+3."), ("slow", "-"):
+        log = next(each for each in beats.fleet.processes if each.name == name).log()
+        assert log.count("the clock of this host differs from the store's by") == 1
+        assert f"differs from the store's by {size}" in log
+    assert "differs" not in beats.alive["right"].log()
+    beats.stop()
+    beats.assert_each_run_once()
