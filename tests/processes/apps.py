@@ -53,20 +53,27 @@ class Marks(BaseSchedule):
         return hash(self.seconds)
 
 
-def the_schedule(entries: dict[str, dict[str, object]], more: int) -> dict[str, dict[str, object]]:
-    """What JSON and an environment variable cannot carry: "marks 2", and so many more entries, an hour each."""
-    marked = {
+def made(entries: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
+    """Entries of JSON, which cannot carry a "marks 2"."""
+    return {
         name: {**entry, "schedule": Marks(int(entry["schedule"].split()[1]))}
         if isinstance(entry["schedule"], str)
         else entry
         for name, entry in entries.items()
     }
-    return {**{f"more-{i}": {"task": "nobody", "schedule": 3600.0} for i in range(more)}, **marked}
+
+
+def many(count: int = 0, seconds: float = 3600.0) -> dict[str, dict[str, object]]:
+    """More entries than an environment variable can carry."""
+    return {f"more-{i}": {"task": "nobody", "schedule": seconds} for i in range(count)}
 
 
 settings = json.loads(os.environ["LOCKBEAT_TEST_SETTINGS"])
-if "beat_schedule" in settings:
-    settings["beat_schedule"] = the_schedule(settings["beat_schedule"], settings.pop("test_more_entries", 0))
+settings["beat_schedule"] = {
+    **made(settings.pop("test_first_entries", {})),
+    **many(*settings.pop("test_more_entries", [])),
+    **made(settings.pop("beat_schedule", {})),
+}
 
 app = Celery("processes")
 app.conf.update(settings)
@@ -139,7 +146,7 @@ holding(
 def tick(task, key: str) -> None:
     """Tell which tick of which entry this is."""
     with seen(task, key) as tell:
-        tell("tick", **task.request.headers["lockbeat"])
+        tell("tick", origin=task.request.origin, **task.request.headers["lockbeat"])
 
 
 @app.task(bind=True, name="note")

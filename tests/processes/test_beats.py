@@ -10,6 +10,7 @@ import contextlib
 import os
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
 from itertools import pairwise
@@ -576,3 +577,82 @@ def test_replicas_whose_clocks_differ_fire_each_mark_of_the_clock_once(make_beat
     assert "differs" not in beats.alive["right"].log()
     beats.stop()
     beats.assert_each_run_once()
+
+
+# -- many entries ------------------------------------------------------------------------------------------------------
+
+
+def test_a_hundred_thousand_entries_start_in_seconds_and_hold_up_none_of_the_short_ones(make_beats):
+    more = 100_000
+    first = {"first": every(0.5)}
+    # entries are listed in the order in which they are made, and these are the last
+    beats = make_beats({"last": every(0.5)})
+    (beat,) = beats.start("a", test_first_entries=first, test_more_entries=[more])
+    wait_until(lambda: beats.reader.arrivals("first"), 40, "the first tick")
+    ticking = time.monotonic() - beat.started_at
+    wait_until(lambda: beats.reader.arrivals("last"), 40, "all entries are listed")
+    all_listed = time.monotonic()
+    beats.reader.wait_for_more("last", 2)
+    gap, steady = beats.reader.longest_gap("first"), beats.reader.longest_gap("last", since=all_listed)
+    print(
+        f"ticks after {ticking:.1f} s, all after {all_listed - beat.started_at:.1f} s; gaps {gap:.2f} s, then {steady:.2f} s"
+    )
+    cpu = beat.cpu_seconds()
+    print(f"{cpu:.1f} s of CPU")
+    assert cpu < 15
+    assert ticking < all_listed - beat.started_at - 1, "it did not tick before it had listed all"
+    assert max(gap, steady) <= 2.0
+    assert beats.book.listed_by(beat.pid) == more + 2
+
+
+def test_replicas_share_the_work_of_many_entries(make_beats):
+    beats = make_beats({}, lockbeat_claim_ttl=30)
+    a, b = beats.start("a", "b", level="WARNING", test_more_entries=[2000, 1.0])
+    wait_until(lambda: {a.pid, b.pid} <= {each.pid for each in beats.reader.arrivals()}, 30, "both publish")
+    since = time.monotonic()
+    wait_until(lambda: len(beats.reader.arrivals(since=since)) >= 4000, 20, "4,000 ticks")
+    took = time.monotonic() - since
+    counts = Counter(each.pid for each in beats.reader.arrivals(since=since))
+    print(f"{sum(counts.values()) / took:.0f}/s: {counts[a.pid]} and {counts[b.pid]}")
+    assert min(counts[a.pid], counts[b.pid]) >= sum(counts.values()) / 4
+    beats.stop()
+    beats.assert_each_run_once()
+
+
+# -- beats within workers ----------------------------------------------------------------------------------------------
+
+
+def test_the_beats_of_two_workers_on_one_host_fire_each_tick_once_and_take_over(make_fleet, broker, witness, key):
+    fleet = make_fleet(lockbeat_driver="memory", lockbeat_claim_ttl=CLAIM_TTL)
+    schedule = {"one": every(1.0, "tick", args=[key]), "fast": every(0.25, "tick", args=[f"{key}-fast"])}
+    book = Book(path=fleet.directory / "memory")
+    with Proxy(broker.port) as way:
+        embedded = {
+            "concurrency": 1,
+            "more": ["-B", "--scheduler", "celery_lockbeat:LockedScheduler"],
+            "beat_schedule": schedule,
+        }
+        # the doomed one takes no messages: those that die with a worker are another matter
+        (doomed,) = fleet.workers("doomed", shared=False, broker_url=way.url, **embedded)
+        fleet.workers("other", **embedded)
+
+        def ticks(key: str) -> list[dict[str, Any]]:
+            return witness.lines(key, "tick")
+
+        wait_until(lambda: len({line["origin"] for line in ticks(f"{key}-fast")}) == 2, message="both beats fire")
+        trap = way.trap(publishes("one"))
+        wait_until(lambda: trap.caught, message="the doomed one publishes")
+        (pending,) = [each for each in book.pending() if each.entry == "one"]
+        at = time.monotonic()
+        doomed.kill()
+        trap.drop()
+        wait_until(
+            lambda: any(line["run"] == pending.run for line in ticks(key)), message="the tick of the dead is taken over"
+        )
+        print(f"taken over {time.monotonic() - at:.2f} s after the death")
+        wait_until(lambda: max(line["run"] for line in ticks(key)) > pending.run + 1, message="the other goes on")
+    for each, entry in (key, "one"), (f"{key}-fast", "fast"):
+        runs = [line["run"] for line in ticks(each)]
+        assert len(runs) == len(set(runs)), entry
+        assert set(runs) >= set(range(1, max(runs))), entry
+    assert [line["id"] for line in ticks(key) if line["run"] == pending.run] == [pending.task_id]
