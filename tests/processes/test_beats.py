@@ -345,6 +345,19 @@ def test_a_beat_that_ends_while_it_publishes_hands_over_at_once(couple):
         assert arrival.at - ended < CLAIM_TTL / 2
 
 
+def test_a_beat_that_ends_while_it_waits_to_hear_of_its_claims_hands_them_over_at_once(couple):
+    a = couple.alive["a"]
+    trap = couple.store["a"].trap(claims("one"), answer=True)
+    pending = couple.catch(trap)
+    couple.alive.pop("a")
+    assert a.terminate() == 0
+    ended = time.monotonic()
+    for each in shared(pending):
+        arrival = couple.taken_over(each)
+        print(f"{each.entry} published {arrival.at - ended:.2f} s after the end")
+        assert arrival.at - ended < CLAIM_TTL / 2
+
+
 def test_a_beat_frozen_between_claim_and_publish_publishes_nothing_of_it(couple):
     a = couple.alive["a"]
     trap = couple.store["a"].trap(claims("one"), answer=True)
@@ -626,19 +639,16 @@ def test_the_beats_of_two_workers_on_one_host_fire_each_tick_once_and_take_over(
     fleet = make_fleet(lockbeat_driver="memory", lockbeat_claim_ttl=CLAIM_TTL)
     schedule = {"one": every(1.0, "tick", args=[key]), "fast": every(0.25, "tick", args=[f"{key}-fast"])}
     book = Book(path=fleet.directory / "memory")
-    with Proxy(broker.port) as way:
-        embedded = {
-            "concurrency": 1,
-            "more": ["-B", "--scheduler", "celery_lockbeat:LockedScheduler"],
-            "beat_schedule": schedule,
-        }
+
+    def ticks(key: str) -> list[dict[str, Any]]:
+        return witness.lines(key, "tick")
+
+    with Proxy(broker.port) as way, Proxy(broker.port) as other_way:
+        embedded = {"concurrency": 1, "more": ["-B", "--scheduler", "celery_lockbeat:LockedScheduler"]}
+        embedded["beat_schedule"] = schedule
         # the doomed one takes no messages: those that die with a worker are another matter
         (doomed,) = fleet.workers("doomed", shared=False, broker_url=way.url, **embedded)
-        fleet.workers("other", **embedded)
-
-        def ticks(key: str) -> list[dict[str, Any]]:
-            return witness.lines(key, "tick")
-
+        (other,) = fleet.workers("other", broker_url=other_way.url, **embedded)
         wait_until(lambda: len({line["origin"] for line in ticks(f"{key}-fast")}) == 2, message="both beats fire")
         trap = way.trap(publishes("one"))
         wait_until(lambda: trap.caught, message="the doomed one publishes")
@@ -651,6 +661,18 @@ def test_the_beats_of_two_workers_on_one_host_fire_each_tick_once_and_take_over(
         )
         print(f"taken over {time.monotonic() - at:.2f} s after the death")
         wait_until(lambda: max(line["run"] for line in ticks(key)) > pending.run + 1, message="the other goes on")
+
+        trap = other_way.trap(publishes("one"))
+        wait_until(lambda: trap.caught, message="the other publishes")
+        at = time.monotonic()
+        (left_behind,) = [each for each in book.pending() if each.entry == "one"]
+        other.terminate()
+        print(f"ended in {time.monotonic() - at:.2f} s")
+        trap.drop()
+        # what it could not publish is for whoever comes
+        assert "one" in {each.entry for each in book.pending() if each.overdue}
+        assert book.has_left(left_behind.pid)
+
     for each, entry in (key, "one"), (f"{key}-fast", "fast"):
         runs = [line["run"] for line in ticks(each)]
         assert len(runs) == len(set(runs)), entry

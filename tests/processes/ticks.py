@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sqlite3
 import threading
 import time
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import redis
 from servers import Server, wait_until
+
+from celery_lockbeat.clock import monotonic
 
 
 @dataclass(frozen=True)
@@ -116,12 +119,13 @@ def _arrival(at: float, headers: dict[str, object]) -> Arrival:
 
 @dataclass(frozen=True)
 class Pending:
-    """A claim in the store; ``pid`` is the beat's that has it."""
+    """A claim in the store; ``pid`` is the beat's that has it, and ``overdue`` says whether anybody may take it over."""
 
     task_id: str
     entry: str
     run: int
     pid: int
+    overdue: bool
 
 
 class Book:
@@ -134,10 +138,16 @@ class Book:
 
     def pending(self, pid: int | None = None) -> list[Pending]:
         if self._client is not None:
-            claims = [_pending(*each) for each in self._client.hgetall(f"{self._beat}:claims").items()]
+            seconds, micros = self._client.time()
+            until = dict(self._client.zrange(f"{self._beat}:pending", 0, -1, withscores=True))
+            late = {task_id for task_id, ms in until.items() if ms <= seconds * 1000 + micros / 1000}
+            claims = [_pending(*each, late) for each in self._client.hgetall(f"{self._beat}:claims").items()]
         else:
-            rows = self._rows("SELECT task_id, entry, run, replica FROM claim")
-            claims = [Pending(task_id, entry.decode(), run, _pid(replica)) for task_id, entry, run, replica in rows]
+            rows = self._rows("SELECT task_id, entry, run, replica, until FROM claim")
+            claims = [
+                Pending(task_id, entry.decode(), run, _pid(replica), until <= monotonic())
+                for task_id, entry, run, replica, until in rows
+            ]
         return [each for each in claims if pid in (None, each.pid)]
 
     def claimed(self) -> dict[str, int]:
@@ -153,6 +163,10 @@ class Book:
         names = self._client.scan_iter(f"{self._beat}:names:*-{pid}-*".replace("{", "[{]"), count=1000)
         return sum(int(self._client.scard(name)) for name in names)
 
+    def has_left(self, pid: int) -> bool:
+        """Whether the beat of this process has said that it leaves; in the memory store only."""
+        return [seen for name, seen in self._rows("SELECT name, seen FROM replica") if _pid(name) == pid] == [-math.inf]
+
     def _rows(self, query: str) -> list[tuple]:
         assert self._path is not None
         with contextlib.closing(sqlite3.connect(f"file:{self._path / 'state.db'}?mode=ro", uri=True)) as connection:
@@ -163,9 +177,9 @@ class Book:
             self._client.close()
 
 
-def _pending(task_id: str, claim: str) -> Pending:
+def _pending(task_id: str, claim: str, overdue: set[str]) -> Pending:
     replica, run, length, rest = claim.split(" ", 3)
-    return Pending(task_id, rest[: int(length)], int(run), _pid(replica))
+    return Pending(task_id, rest[: int(length)], int(run), _pid(replica), task_id in overdue)
 
 
 def _pid(replica: str) -> int:
