@@ -167,14 +167,14 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             self._settle(store)
             if self.should_sync():
                 self._do_sync()
-        elif self._troubled:
+        elif self._troubled and not self._refusals:
             self._recovered("broker")
         self._recovered("store")
         return self._rest()
 
     def _rest(self) -> float:
         now = self._clock()
-        if self._troubled:
+        if self._troubled and now < self._retry_at:
             return self._retry_at - now
         if self._unlisted:
             return 0.0
@@ -599,8 +599,8 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
     def _recovered(self, about: str) -> None:
         if about == "broker":
             self._troubled = False
-        self._pause = RETRY_FIRST
         if self._complained.pop(about, None) is not None:
+            self._pause = RETRY_FIRST
             logger.info("beat reaches the %s again", about)
 
     def _notice_skew(self, server_time: float, asked: float) -> None:
