@@ -96,8 +96,8 @@ SOAK = float(os.environ.get("LOCKBEAT_TEST_SOAK_SECONDS", "1200"))
 @pytest.mark.parametrize(
     ("driver", "seconds"),
     [
-        pytest.param("redis", 20.0, id="redis"),
-        pytest.param("memory", 10.0, id="memory"),
+        pytest.param("redis", 18.0, id="redis"),
+        pytest.param("memory", 8.0, id="memory"),
         pytest.param("redis", SOAK, id="soak-redis", marks=[pytest.mark.soak, pytest.mark.timeout(SOAK + 300)]),
         pytest.param("memory", SOAK, id="soak-memory", marks=[pytest.mark.soak, pytest.mark.timeout(SOAK + 300)]),
     ],
@@ -465,14 +465,14 @@ class Sheltered(Beats):
         """They neither end nor spin, in their work or in what they tell."""
         beats = list(self.alive.values())
         cpu = sum(beat.cpu_seconds() for beat in beats)
-        lines = sum(beat.log().count("\n") for beat in beats)
+        lines = self.told("\n")
         yield
         assert all(beat.process.poll() is None for beat in beats)
         cpu = sum(beat.cpu_seconds() for beat in beats) - cpu
-        lines = sum(beat.log().count("\n") for beat in beats) - lines
+        lines = self.told("\n") - lines
         print(f"in {GONE} s without: {cpu:.2f} s of CPU, {lines} log lines")
         assert cpu < 1.0
-        assert lines <= 20
+        assert lines <= 20 * GONE  # "Sending due task" at each try
 
     def told(self, text: str) -> int:
         return sum(beat.log().count(text) for beat in self.alive.values())
@@ -529,6 +529,20 @@ def test_a_broker_that_hangs_gets_every_tick_in_the_end(sheltered):
     sheltered.reader.wait_for_more("one", 2, timeout=TRIES_AGAIN + SLACK + 2)
 
 
+def test_a_broker_that_refuses_gets_every_tick_in_the_end_and_is_told_of_once(sheltered):
+    told = sheltered.told("beat cannot publish")
+    with sheltered.broker.client() as client:
+        gone = time.monotonic()
+        client.config_set("maxmemory", 1)
+        try:
+            with sheltered.idle():
+                wait_until(lambda: time.monotonic() > gone + GONE)
+        finally:
+            client.config_set("maxmemory", 0)
+    sheltered.reader.wait_for_more("one", 2, timeout=TRIES_AGAIN + SLACK + 2)
+    assert sheltered.told("beat cannot publish") - told <= 2
+
+
 @pytest.mark.parametrize("how", ["dead", "hangs"])
 def test_beats_whose_store_is_gone_wait_and_say_so_once(sheltered, how):
     said = sheltered.told("beat waits for the store")
@@ -562,10 +576,9 @@ def test_replicas_whose_clocks_differ_fire_each_mark_of_the_clock_once(make_beat
     reader = beats.reader
     beats.start("fast", environment=clock(3))
     beats.start("slow", environment=clock(-3))
-    beats.start("right")
-    wait_until(lambda: len(beats.joined()) == 3, 30, "all have joined")
+    wait_until(lambda: len(beats.joined()) == 2, 30, "both have joined")
     since, joining = time.monotonic(), len(reader.firsts("mark"))
-    reader.wait_for_more("mark", 3)
+    reader.wait_for_more("mark", 2)
     reader.wait_for_more("second")
 
     def assert_each_mark_once() -> None:
@@ -581,13 +594,12 @@ def test_replicas_whose_clocks_differ_fire_each_mark_of_the_clock_once(make_beat
     # its ticks are behind it: the others fire none of them again, and come to the next in their own time
     beats.kill("fast")
     reader.wait_for_more("mark", 2)
-    assert {each.pid for each in reader.firsts("mark")[-2:]} <= {beat.pid for beat in beats.alive.values()}
+    assert {each.pid for each in reader.firsts("mark")[-2:]} == {beats.alive["slow"].pid}
     assert_each_mark_once()
     for name, size in ("fast", "+3."), ("slow", "-"):
         log = next(each for each in beats.fleet.processes if each.name == name).log()
         assert log.count("the clock of this host differs from the store's by") == 1
         assert f"differs from the store's by {size}" in log
-    assert "differs" not in beats.alive["right"].log()
     beats.stop()
     beats.assert_each_run_once()
 
@@ -623,7 +635,7 @@ def test_replicas_share_the_work_of_many_entries(make_beats):
     a, b = beats.start("a", "b", level="WARNING", test_more_entries=[2000, 1.0])
     wait_until(lambda: {a.pid, b.pid} <= {each.pid for each in beats.reader.arrivals()}, 30, "both publish")
     since = time.monotonic()
-    wait_until(lambda: len(beats.reader.arrivals(since=since)) >= 4000, 20, "4,000 ticks")
+    wait_until(lambda: len(beats.reader.arrivals(since=since)) >= 3000, 20, "3,000 ticks")
     took = time.monotonic() - since
     counts = Counter(each.pid for each in beats.reader.arrivals(since=since))
     print(f"{sum(counts.values()) / took:.0f}/s: {counts[a.pid]} and {counts[b.pid]}")
