@@ -74,7 +74,8 @@ class Renewer:
                 self._thread.start()
             elif action is not None and (self._wakes_at is None or action < self._wakes_at):
                 # The usual lock is over long before its first renewal, and the next one's comes later than that of
-                # the one before: so the thread is seldom woken.
+                # the one before: so the thread is seldom woken, for it sleeps until then though that lock is over.
+                self._wakes_at = action
                 self._changed.notify()
 
     def discard(self, lock: Renewable) -> None:
@@ -107,7 +108,10 @@ class Renewer:
                     # whoever is due soon comes along: one round trip for all
                     return [lock for lock, action in planned if action is not None and action <= now + lock.ttl / 20]
                 del planned  # a reference from here would keep a dropped lock alive
-                self._wakes_at = min(actions, default=None)
+                if actions:
+                    self._wakes_at = min(actions)
+                elif self._wakes_at is not None and self._wakes_at <= now:
+                    self._wakes_at = None
                 self._changed.wait(None if self._wakes_at is None else self._wakes_at - now)
 
     def _renew(self, due: list[Renewable]) -> None:

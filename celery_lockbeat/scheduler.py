@@ -14,15 +14,19 @@ import contextlib
 import logging
 import os
 import socket
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from celery.beat import BeatLazyFunc, Scheduler
+from celery.result import denied_join_result
 from celery.schedules import crontab, schedule
 from celery.utils import uuid
 from kombu.exceptions import OperationalError
+from kombu.utils.objects import cached_property
 
 from celery_lockbeat.agenda import Agenda, Item
 from celery_lockbeat.clock import monotonic
@@ -30,7 +34,7 @@ from celery_lockbeat.decorators import Timeout
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
 from celery_lockbeat.options import AppOptions, LockOptions
 from celery_lockbeat.stores import stores_of
-from celery_lockbeat.stores.base import OVERDUE_AT_ONCE, Claim, Claims, EntryState, Overdue, Store
+from celery_lockbeat.stores.base import ALIVE, OVERDUE_AT_ONCE, Claim, Claims, EntryState, Joined, Overdue, Store
 
 __all__ = ["LockedScheduler", "LockedSchedulerMixin"]
 
@@ -106,7 +110,8 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         locks = LockOptions.read(app.conf, {}, owner="the app")
         self._options.connection(locks.driver, locks.connection)
         self._chosen = (locks.driver, locks.connection)
-        self._clock = monotonic
+        self._clock: Callable[[], float] = monotonic
+        self._wall: Callable[[], float] = time.time
         self._prepare(app)
         super().__init__(app, *args, **kwargs)
 
@@ -114,8 +119,8 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         self._name = str(app.main or "")
         self._replica = ""  # the name of this process among the beats, once it has joined
         self._known = False  # whether the store knows this replica and what it lists
+        self._joined: Joined | None = None
         self._cold_start = 0.0  # on our clock
-        self._epoch = 0  # the cold start in the store's milliseconds
         self._agenda = Agenda(self._clock)
         self._unlisted: dict[str, Item] = {}
         self._removed: list[str] = []
@@ -130,7 +135,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         self._troubled = False  # the last publish failed
         self._pause = RETRY_FIRST
         self._complained: dict[str, float] = {}
-        self._wall_offset = time.time() - self._clock()
+        self._wall_offset = self._wall() - self._clock()
         self._in_tick = False
 
     # -- one round -----------------------------------------------------------------------------------------------------
@@ -197,9 +202,10 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
     def _join(self, store: Store) -> None:
         replica = self._replica or f"{socket.gethostname()}-{os.getpid()}-{uuid()[:8]}"
         asked = self._clock()
-        joined = store.join(self._name, replica, anew=bool(self._replica))
+        earlier = None if self._joined is None else self._joined.cold_start
+        joined = store.join(self._name, replica, cold_start=earlier)
         self._notice_skew(joined.server_time, asked)
-        self._epoch = round(joined.cold_start * 1000)
+        self._joined = joined
         self._cold_start = self._clock() - (joined.server_time - joined.cold_start)
         self._replica, self._known = replica, True
         self._listed_at = None
@@ -214,8 +220,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         self.refresh_schedule()
         keys = set()
         for name, entry in self.schedule.items():
-            # the one run of a timeout is one of this cold start
-            key = f"{name}@{self._epoch}" if isinstance(entry.schedule, Timeout) else name
+            key = self._key(name, entry)
             keys.add(key)
             item = self._agenda.get(key) or self._unlisted.get(key)
             if item is None:
@@ -229,6 +234,12 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             del self._unlisted[key]
         self._next_look = self._clock() + max(LOOK_EVERY, 100 * (self._clock() - started))
 
+    def _key(self, name: str, entry: Any) -> str:
+        if isinstance(entry.schedule, Timeout) and self._joined is not None:
+            # it runs once per cold start: another start's is another entry
+            return f"{name}@{self._joined.cold_start * 1000:.0f}"
+        return name
+
     def refresh_schedule(self) -> None:
         """Bring ``schedule`` up to date, where its property does not do so; called about once a second."""
 
@@ -241,7 +252,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
 
     def _list(self, store: Store) -> None:
         """Tell the store of some entries that are new here, and take over what it knows of them."""
-        items = [self._unlisted[key] for key in list(self._unlisted)[:LIST_AT_ONCE]]
+        items = list(islice(self._unlisted.values(), LIST_AT_ONCE))
         keep = self._listed_at is None or self._clock() - self._listed_at > KEEP_EVERY
         if not (items or self._removed or keep):
             return
@@ -348,7 +359,8 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
 
     def _ask(self, store: Store, claims: list[Claim]) -> Claims:
         answer = store.claim(self._name, self._replica, claims, ttl=self._options.claim_ttl, skip=self._skip)
-        until = self._options.claim_ttl / 4
+        # soon enough to see each claim before it is overdue, and to count as alive
+        until = min(self._options.claim_ttl, ALIVE) / 4
         if answer.next_overdue is not None:
             until = min(until, answer.next_overdue)
         self._next_poll = self._clock() + until
@@ -422,6 +434,10 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
 
     def _publish(self, ticks: Sequence[_Tick]) -> None:
         """Publish what can be published; what cannot is handed over, or left to be taken over when its ttl is over."""
+        with _without_results():
+            self._publish_or_hand_over(ticks)
+
+    def _publish_or_hand_over(self, ticks: Sequence[_Tick]) -> None:
         try:
             if self._can_batch():
                 self._publish_at_once(ticks)
@@ -543,6 +559,20 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             return False
         return True
 
+    @cached_property
+    def connection(self) -> Any:
+        """The broker's connection, with limits and confirmations where Celery has none."""
+        connection = self.app.connection_for_write()
+        by_driver: dict[str, dict[str, Any]] = {
+            # a message that RabbitMQ has not confirmed is not published
+            "amqp": {"confirm_publish": True},
+            # a server that hangs must not hang the beat for longer than its claims last
+            "redis": {"socket_timeout": max(1.0, self._options.claim_ttl)},
+        }
+        ours = by_driver.get(connection.transport.driver_type, {})
+        connection.transport_options = {**ours, **(connection.transport_options or {})}
+        return connection
+
     def _ensure_connected(self) -> Any:
         # Celery's own tries a hundred times, for hours, and lets nothing else happen meanwhile.
         return self.connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0)
@@ -599,19 +629,20 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
     def _recovered(self, about: str) -> None:
         if about == "broker":
             self._troubled = False
-        if self._complained.pop(about, None) is not None:
+        if not self._troubled:
             self._pause = RETRY_FIRST
+        if self._complained.pop(about, None) is not None:
             logger.info("beat reaches the %s again", about)
 
     def _notice_skew(self, server_time: float, asked: float) -> None:
         took = self._clock() - asked
-        skew = time.time() - took / 2 - server_time
+        skew = self._wall() - took / 2 - server_time
         if abs(skew) > SKEW + took and "skew" not in self._complained:
             self._complained["skew"] = self._clock()
             logger.warning("the clock of this host differs from the store's by %+.1f s: ticks come as much later", skew)
 
     def _notice_clock_steps(self) -> None:
-        offset = time.time() - self._clock()
+        offset = self._wall() - self._clock()
         if abs(offset - self._wall_offset) > SKEW / 2:
             # the wall clock was set: what was planned by the old one is wrong
             for item in self._agenda:
@@ -658,6 +689,16 @@ class LockedScheduler(LockedSchedulerMixin, Scheduler):  # type: ignore[misc]
         except (TypeError, ValueError, AttributeError) as exc:
             allowed = "task, and schedule (seconds, a timedelta, a crontab or another schedule), args, kwargs, options, relative"
             raise ConfigurationError(f"beat_schedule[{name!r}] is {definition!r} ({exc}); allowed: {allowed}") from exc
+
+
+def _without_results() -> contextlib.AbstractContextManager[None]:
+    """Keep Celery from subscribing to the result of each message that is sent: nobody here will ask for it.
+
+    The switch is one for the whole process, where other threads may wait for results: so only in a beat of its own.
+    """
+    alone = threading.current_thread() is threading.main_thread()
+    switch: contextlib.AbstractContextManager[None] = denied_join_result() if alone else contextlib.nullcontext()
+    return switch
 
 
 def _evaluated(entry: Any) -> tuple[list[Any], dict[str, Any]]:

@@ -191,11 +191,11 @@ class Store(abc.ABC):
     # Names of apps and entries are text of any content and length, those of replicas and task ids are plain ASCII.
 
     @abc.abstractmethod
-    def join(self, app: str, replica: str, *, anew: bool = False) -> Joined:
+    def join(self, app: str, replica: str, *, cold_start: float | None = None) -> Joined:
         """Count ``replica`` among the beats of ``app``; it has no list yet.
 
-        A cold start is when no other replica is there: none that was heard of in the last :data:`ALIVE` seconds and has
-        not left. ``anew``: this one was there before, so this is no cold start.
+        It starts cold when no other replica is there: none that was heard of in the last :data:`ALIVE` seconds and has
+        not left. With the ``cold_start`` of its earlier joining it never does; a store that has forgotten that learns it.
         """
 
     @abc.abstractmethod

@@ -85,6 +85,7 @@ _SCHEMA: Final = (
         app BLOB, name TEXT, seen REAL, complete INTEGER, PRIMARY KEY (app, name)) WITHOUT ROWID""",
     """CREATE TABLE IF NOT EXISTS listed (
         app BLOB, replica TEXT, name BLOB, PRIMARY KEY (app, replica, name)) WITHOUT ROWID""",
+    "CREATE INDEX IF NOT EXISTS listed_name ON listed (app, name)",
     "CREATE TABLE IF NOT EXISTS cold_start (app BLOB PRIMARY KEY, at REAL) WITHOUT ROWID",
 )
 
@@ -205,7 +206,7 @@ class MemoryStore(Store):
 
     # -- beats ---------------------------------------------------------------------------------------------------------
 
-    def join(self, app: str, replica: str, *, anew: bool = False) -> Joined:
+    def join(self, app: str, replica: str, *, cold_start: float | None = None) -> Joined:
         whose = self._row_key(app)
 
         def count_in(connection: sqlite3.Connection, now: float) -> Joined:
@@ -214,12 +215,13 @@ class MemoryStore(Store):
                 "SELECT 1 FROM replica WHERE app = ? AND name <> ? AND seen > ? LIMIT 1", (whose, replica, now - ALIVE)
             ).fetchone()
             started = connection.execute("SELECT at FROM cold_start WHERE app = ?", (whose,)).fetchone()
-            cold = started is None or not (others or anew)
-            if cold:
-                connection.execute("INSERT OR REPLACE INTO cold_start VALUES (?, ?)", (whose, wall))
+            begun: float = started[0] if started else wall if cold_start is None else cold_start
+            if cold_start is None and not others:
+                begun = wall
+            connection.execute("INSERT OR REPLACE INTO cold_start VALUES (?, ?)", (whose, begun))
             connection.execute("DELETE FROM listed WHERE app = ? AND replica = ?", (whose, replica))
             connection.execute("INSERT OR REPLACE INTO replica VALUES (?, ?, ?, 0)", (whose, replica, now))
-            return Joined(wall if cold else started[0], wall)
+            return Joined(begun, wall)
 
         return self._atomically(count_in)
 
@@ -244,6 +246,7 @@ class MemoryStore(Store):
                 "DELETE FROM listed WHERE app = ? AND replica = ? AND name = ?",
                 [(whose, replica, _exact(name)) for name in removed],
             )
+            _forget_what_nobody_lists(connection, whose, now, removed)
             names = [_exact(name) for name, _ in entries]
             connection.executemany(
                 "INSERT OR IGNORE INTO listed VALUES (?, ?, ?)", [(whose, replica, name) for name in names]
@@ -487,8 +490,7 @@ def _grant(connection: sqlite3.Connection, app: bytes, replica: str, claim: Clai
 def _forget_who_is_gone(connection: sqlite3.Connection, app: bytes, now: float) -> None:
     """What only those list who are gone is listed by nobody, unless somebody has not yet listed all."""
     gone = connection.execute("SELECT name FROM replica WHERE app = ? AND seen <= ?", (app, now - ALIVE)).fetchall()
-    listing = "SELECT 1 FROM replica WHERE app = ? AND seen > ? AND NOT complete"
-    if not gone or connection.execute(listing, (app, now - ALIVE)).fetchone():
+    if not gone or _somebody_lists(connection, app, now):
         return
     for (replica,) in gone:
         connection.execute("DELETE FROM listed WHERE app = ? AND replica = ?", (app, replica))
@@ -498,6 +500,21 @@ def _forget_who_is_gone(connection: sqlite3.Connection, app: bytes, now: float) 
         " AND name NOT IN (SELECT name FROM listed WHERE app = ?)",
         (now, app, app),
     )
+
+
+def _forget_what_nobody_lists(connection: sqlite3.Connection, app: bytes, now: float, names: Sequence[str]) -> None:
+    if names and not _somebody_lists(connection, app, now):
+        connection.executemany(
+            "UPDATE entry SET unlisted = ? WHERE app = ? AND name = ? AND unlisted IS NULL"
+            " AND NOT EXISTS (SELECT 1 FROM listed WHERE listed.app = entry.app AND listed.name = entry.name)",
+            [(now, app, _exact(name)) for name in names],
+        )
+
+
+def _somebody_lists(connection: sqlite3.Connection, app: bytes, now: float) -> bool:
+    """Whether a replica that is there has not listed all of its entries yet."""
+    incomplete = "SELECT 1 FROM replica WHERE app = ? AND seen > ? AND NOT complete"
+    return connection.execute(incomplete, (app, now - ALIVE)).fetchone() is not None
 
 
 def _forget_old_state(connection: sqlite3.Connection, app: bytes, before: float) -> None:

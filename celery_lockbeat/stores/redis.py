@@ -11,8 +11,11 @@ import hashlib
 import json
 import math
 import os
+import re
 import weakref
+from collections import deque
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib.resources import files
 from typing import Any, ClassVar, Final
@@ -50,6 +53,9 @@ TIMEOUT: Final = 2.0
 
 #: Longer keys are cut and told apart by a digest: Redis compares whole keys, and operators read them.
 LONGEST_KEY: Final = 200
+
+#: What needs no quoting and no cutting: nearly all keys, holders and runs.
+_PLAIN: Final = re.compile(rf"[\w!$&'()*+,/:;=@.~-]{{0,{LONGEST_KEY}}}", re.ASCII)
 
 
 class _Script:
@@ -92,6 +98,8 @@ class RedisStore(Store):
         except (ValueError, TypeError, RedisError) as exc:
             msg = f"cannot make a Redis client of lockbeat_redis_options and the URL: {exc}"
             raise ConfigurationError(msg) from exc
+        #: clients of one connection each, of which no answer is outstanding
+        self._idle: deque[Any] = deque()
         self._prefix = key_prefix
         self._min_replicas = min_replicas
         self._timeout: float = arguments["socket_timeout"]
@@ -106,10 +114,14 @@ class RedisStore(Store):
         self, key: str, *, holder: str, ttl: float, run: str | None = None, description: str = ""
     ) -> Lease | Held | Finished:
         keys = self._keys(key, run)
-        fixed = (_plain(holder), _plain(run or ""), _ms(ttl), _ms(TOKEN_MEMORY), _readable(description))
+        fixed = (_plain(holder), _plain(run or ""), _ms(ttl), _ms(ttl + TOKEN_MEMORY), _readable(description))
         for _ in range(2):
             asked = monotonic()
-            kind, *answer = self._call(self._acquire, keys, (*fixed, self._waits_until(asked)), replicated=True)
+            answer = self._call(self._acquire, keys, (*fixed, self._waits_until(asked)), replicated=True)
+            if isinstance(answer, int):
+                self._seen = (asked, answer // 1000)
+                return Lease(key, holder, run, answer)
+            kind, *answer = answer
             if kind == b"finished":
                 return Finished()
             if kind == b"held":
@@ -124,7 +136,7 @@ class RedisStore(Store):
 
     def extend(self, leases: Sequence[tuple[Lease, float]]) -> list[bool]:
         calls = [
-            (self._keys(lease.key), (_digits(lease.token), _plain(lease.holder), _ms(ttl), _ms(TOKEN_MEMORY)))
+            (self._keys(lease.key), (_digits(lease.token), _plain(lease.holder), _ms(ttl), _ms(ttl + TOKEN_MEMORY)))
             for lease, ttl in leases
         ]
         return [answer == 1 for answer in self._call_all(self._extend, calls)] if calls else []
@@ -136,8 +148,8 @@ class RedisStore(Store):
             (
                 _digits(lease.token),
                 _plain(lease.holder),
-                _ms(TOKEN_MEMORY),
                 _ms(hold_for),
+                _ms(hold_for + TOKEN_MEMORY),
                 _ms(remember_for),
             ),
         )
@@ -150,11 +162,11 @@ class RedisStore(Store):
         then, server_ms = self._seen
         return server_ms + _ms((asked - then) * 1.01 + self._timeout)
 
-    def join(self, app: str, replica: str, *, anew: bool = False) -> Joined:
+    def join(self, app: str, replica: str, *, cold_start: float | None = None) -> Joined:
         keys = self._beat_keys(app, "replicas", "listing", "cold_start", f"names:{_plain(replica)}")
-        args = (_plain(replica), _ms(ALIVE), _ms(STATE_MEMORY), int(anew))
-        cold_start, now = self._call(self._join, keys, args)
-        return Joined(cold_start / 1000, now / 1000)
+        earlier = "" if cold_start is None else round(cold_start * 1000)
+        started, now = self._call(self._join, keys, (_plain(replica), _ms(ALIVE), _ms(STATE_MEMORY), earlier))
+        return Joined(started / 1000, now / 1000)
 
     def list_entries(
         self,
@@ -169,7 +181,8 @@ class RedisStore(Store):
         keys = self._beat_keys(
             app, "entries", "unlisted", "replicas", "listing", names, "claims", "pending", "cold_start"
         )
-        args: list[Any] = [_plain(replica), _ms(STATE_MEMORY), int(complete), len(removed), *map(_exact, removed)]
+        args: list[Any] = [_plain(replica), _ms(STATE_MEMORY), int(complete), self._beat_keys(app, "names:")[0]]
+        args += (len(removed), *map(_exact, removed))
         for name, state in entries:
             args += (_exact(name), state.total_run_count, _exact(state.last_run_at))
         return [_state(text) for text in self._call(self._list, keys, tuple(args), replicated=bool(entries))]
@@ -219,12 +232,15 @@ class RedisStore(Store):
         self._call(self._leave, self._beat_keys(app, "replicas", "listing"), (_plain(replica),))
 
     def close(self) -> None:
+        while self._idle:
+            self._lend_to_the_pool()
         self._client.close()
 
     def leave_the_parents(self) -> object:
         """Start anew in a forked child; returns what must not be touched there."""
-        client, self._client = self._client, self._make_client()
-        return client
+        parents = self._client, self._idle
+        self._client, self._idle = self._make_client(), deque()
+        return parents
 
     def _keys(self, key: str, run: str | None = None) -> tuple[str, ...]:
         """Name the keys of one operation; the tag in braces puts them on one Cluster node."""
@@ -241,11 +257,42 @@ class RedisStore(Store):
             return self._call_all(script, [(keys, args)])[0]
         try:
             try:
-                return self._client.execute_command("EVALSHA", script.sha, len(keys), *keys, *args)
+                return self._execute("EVALSHA", script.sha, len(keys), *keys, *args)
             except NoScriptError:
-                return self._client.execute_command("EVAL", script.source, len(keys), *keys, *args)
+                return self._execute("EVAL", script.source, len(keys), *keys, *args)
         except (RedisError, OSError) as exc:
             raise self._unavailable(exc) from exc
+
+    def _execute(self, *command: Any) -> Any:
+        """Carry out one command on a connection that is ours.
+
+        redis-py's pool polls the socket of a connection each time it lends it: with its bookkeeping, half of what a command
+        costs. It looks for a closed connection, which the retry meets as well, and for an answer that nobody has read, but
+        in vain while that is still under way: what broke off a call ends its connection here, whatever it was.
+        """
+        try:
+            client = self._idle.pop()
+        except IndexError:
+            client = self._client.client()
+        connection = client.connection
+
+        def ask() -> Any:
+            connection.send_command(*command)
+            return connection.read_response()
+
+        try:
+            answer = connection.retry.call_with_retry(ask, lambda _: connection.disconnect())
+        except BaseException:
+            connection.disconnect()
+            client.close()
+            raise
+        self._idle.append(client)
+        return answer
+
+    def _lend_to_the_pool(self) -> None:
+        """Give an idle connection back to redis-py's pool, from which pipelines take theirs."""
+        with suppress(IndexError):
+            self._idle.pop().close()
 
     def _call_all(self, script: _Script, calls: Sequence[tuple[tuple[str, ...], tuple[Any, ...]]]) -> list[Any]:
         """Run one script on many locks, pipelined; then, if asked to, wait for the replicas."""
@@ -268,12 +315,18 @@ class RedisStore(Store):
     def _pipelined(
         self, command: str, script: str, calls: Sequence[tuple[tuple[str, ...], tuple[Any, ...]]]
     ) -> list[Any]:
+        self._lend_to_the_pool()
         pipeline = self._client.pipeline(transaction=False)
         for keys, args in calls:
             pipeline.execute_command(command, script, len(keys), *keys, *args)
         if self._min_replicas:
             pipeline.execute_command("WAIT", self._min_replicas, _ms(self._timeout / 2))
-        answers: list[Any] = pipeline.execute(raise_on_error=False)
+        try:
+            answers: list[Any] = pipeline.execute(raise_on_error=False)
+        except BaseException:
+            # redis-py has given the connection back, and maybe not read all of its answers
+            self._client.connection_pool.disconnect(inuse_connections=False)
+            raise
         return answers
 
     def _unavailable(self, exc: BaseException) -> StoreUnavailable:
@@ -317,6 +370,8 @@ def _plain(text: str) -> str:
 
     ``quote`` puts out no ``%`` that two hex digits do not follow: ``%~`` can come from nowhere else.
     """
+    if _PLAIN.fullmatch(text):
+        return text
     quoted = quote(text, safe="!$&'()*+,/:;=@", errors="surrogatepass")
     if len(quoted) <= LONGEST_KEY:
         return quoted

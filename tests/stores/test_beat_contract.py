@@ -320,6 +320,17 @@ def test_an_entry_that_one_replica_removes_is_forgotten_when_all_have(store):
     assert b.lists("e", at="now") == [EntryState(0, "now")]
 
 
+def test_an_entry_that_is_removed_at_run_time_and_comes_again_has_no_past(store):
+    a, b = Beat(store, "a"), Beat(store, "b")
+    for each in (a, b):
+        each.join()
+        each.lists("e", "f", at="long ago", count=2)
+    a.lists(removed=["e", "f"])
+    assert a.lists("f", at="now") == [EntryState(2, "long ago")]
+    b.lists(removed=["e"])
+    assert a.lists("e", "f", at="now") == [EntryState(2, "now"), EntryState(2, "long ago")]
+
+
 def test_an_entry_of_a_release_that_still_runs_is_not_forgotten(store):
     old, older, new = Beat(store, "old"), Beat(store, "older"), Beat(store, "new")
     for each in (old, older):
@@ -418,4 +429,6 @@ def test_who_comes_back_does_not_start_cold(kind, short_lived):
     beat = Beat(kind.open(), "a")
     first = beat.join()
     kind.later(short_lived)
-    assert beat.join(anew=True).cold_start == first.cold_start
+    assert beat.join(cold_start=first.cold_start).cold_start == first.cold_start
+    kind.forget_all()
+    assert beat.join(cold_start=first.cold_start).cold_start == first.cold_start

@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 
 import pytest
+import redis
 from servers import Server, free_port, wait_until
 
+from celery_lockbeat import LockedTask
 from celery_lockbeat.exceptions import StoreUnavailable
 from celery_lockbeat.stores.base import Held, Lease
 from celery_lockbeat.stores.redis import RedisStore
@@ -79,6 +81,48 @@ def test_a_server_that_was_started_anew_is_used_again_and_tokens_grow(spare_serv
     store.close()
 
 
+def test_connections_that_the_server_closed_meanwhile_are_opened_anew(spare_server: Server):
+    store = RedisStore(spare_server.url)
+    lease = store.acquire("key", holder="a", ttl=600)
+    with spare_server.client() as client:
+        for operation in every_operation(store):
+            client.client_kill_filter(_type="normal", skipme=True)
+            operation()
+    assert store.extend([(lease, 600)]) == [True]
+    store.close()
+
+
+def test_one_connection_serves_every_operation_of_one_thread(server: Server):
+    store = RedisStore(server.url, options={"max_connections": 1})
+    lease = store.acquire("key", holder="a", ttl=600)
+    assert store.extend([(lease, 600)]) == [True]
+    assert store.release(lease) is True
+    store.acquire("key", holder="b", ttl=600)
+    store.close()
+
+
+@pytest.mark.parametrize("replicas", [0, 1])
+def test_a_call_that_was_broken_off_leaves_no_answer_for_the_next(server: Server, monkeypatch, replicas):
+    class Stop(BaseException):
+        pass
+
+    def stop(*args, **options):
+        raise Stop
+
+    store = RedisStore(server.url)
+    lease = store.acquire("key", holder="a", ttl=600)
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "_min_replicas", replicas)
+        # as a soft time limit does it: the command is sent, its answer is not read
+        broken.setattr(redis.Connection, "read_response", stop)
+        with pytest.raises(Stop):
+            store.acquire("key", holder="b", ttl=600)
+    assert store.extend([(lease, 600)]) == [True]
+    assert store.release(lease) is True
+    assert store.acquire("key", holder="c", ttl=600).token > lease.token
+    store.close()
+
+
 def test_what_a_persistent_server_acknowledged_survives_its_death():
     with Server(persistent=True) as server:
         store = RedisStore(server.url, options=IMPATIENT)
@@ -93,6 +137,48 @@ def test_without_the_replicas_that_were_asked_for_no_lock_is_granted(server: Ser
     with pytest.raises(StoreUnavailable, match="min_replicas"):
         store.acquire("key", holder="a", ttl=600)
     store.close()
+
+
+def test_a_lock_is_granted_once_a_replica_has_it_and_nothing_runs_while_none_answers(make_app):
+    with (
+        Server("--repl-diskless-sync-delay", "0") as primary,
+        Server("--replicaof", "127.0.0.1", str(primary.port)) as replica,
+        replica.client() as copy,
+    ):
+        wait_until(lambda: copy.info("replication")["master_link_status"] == "up", message="the replica is in sync")
+        app = make_app(
+            lockbeat_driver="redis",
+            lockbeat_redis_url=primary.url,
+            lockbeat_redis_options=IMPATIENT,
+            lockbeat_redis_min_replicas=1,
+        )
+        runs = []
+
+        @app.task(base=LockedTask)
+        def body():
+            runs.append(copy.keys())
+
+        store = RedisStore(primary.url, options=IMPATIENT, min_replicas=1)
+        lease = store.acquire("key", holder="a", ttl=600)
+        body()
+        assert "lockbeat:lock:{key}" in runs[0]
+        assert len(runs[0]) == 2
+        replica.pause()
+        with pytest.raises(StoreUnavailable, match="min_replicas"):
+            body()
+        with pytest.raises(StoreUnavailable, match="min_replicas"):
+            store.extend([(lease, 600)])
+        assert len(runs) == 1
+        replica.resume()
+        wait_until(lambda: answers(lambda: store.extend([(lease, 600)])) == [True])
+        store.close()
+
+
+def answers(operation):
+    try:
+        return operation()
+    except StoreUnavailable:
+        return None
 
 
 def test_tokens_grow_when_the_servers_clock_was_set_back(server: Server):

@@ -3,9 +3,10 @@
 --          the holder is '' once released, the run is '' where there is nothing to remember; neither has a blank.
 --          One string, for one SET with its expiry: each call out of Lua costs more than all the cutting here.
 -- KEYS[2]  the mark of this run as finished; absent where there is no run
--- ARGV     holder, run, ttl ms, token memory ms, description, until when anybody waits for the answer (server ms; '0' for
---          not known)
--- Returns  {'granted', now ms, token}, or {'finished'}, or {'late', now ms}, or
+-- ARGV     holder, run, ttl ms, ttl + token memory ms, description, until when anybody waits for the answer (server ms;
+--          '0' for not known)
+-- Returns  token, when it is now in microseconds: granted, and the usual case: a lone number is what a client reads fastest;
+--          {'granted', now ms, token} with any other token, or {'finished'}, or {'late', now ms}, or
 --          {'held', remaining ms, same run (0/1), run, description}
 -- Atomic:  the check for the mark, the compare of the holder and the new token must see one state, or two holders
 --          could both find the key free. Both keys carry the lock key's hash tag, so Cluster runs it on one node.
@@ -14,21 +15,22 @@ if found[2] then
   return {'finished'}
 end
 local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+-- microseconds since the epoch stay below 2^53 until the year 2255: exact in Lua's doubles
+local micros = time[1] * 1000000 + time[2]
+local now = math.floor(micros / 1000)
 if now > tonumber(ARGV[6]) and ARGV[6] ~= '0' then
   -- A server that hung carries out what it has been sent meanwhile: a lock that nobody waits for any more would be
   -- nobody's, for a whole ttl.
   return {'late', now}
 end
--- microseconds since the epoch stay below 2^53 until the year 2255: exact in Lua's doubles
-local token = time[1] * 1000000 + time[2]
+local token = micros
 local ours = ARGV[1] .. ' ' .. ARGV[2] .. ' '
 local lock = found[1]
 if lock then
   local last = tonumber(string.sub(lock, 1, 16))
   local remaining = tonumber(string.sub(lock, 17, 29)) - now
   if remaining <= 0 then
-    token = math.max(token, last + 1)
+    token = math.max(micros, last + 1)
   elseif string.sub(lock, 30, 29 + #ours) == ours then
     token = last
   else
@@ -36,6 +38,5 @@ if lock then
     return {'held', remaining, run ~= '' and run == ARGV[2] and 1 or 0, run, description}
   end
 end
-redis.call('SET', KEYS[1], string.format('%016.0f%013.0f', token, now + ARGV[3]) .. ours .. ARGV[5],
-  'PX', ARGV[3] + ARGV[4])
-return {'granted', now, token}
+redis.call('SET', KEYS[1], string.format('%016.0f%013.0f', token, now + ARGV[3]) .. ours .. ARGV[5], 'PX', ARGV[4])
+return token == micros and token or {'granted', now, token}

@@ -3,7 +3,7 @@
 -- KEYS[2]  listing: set of the replicas whose list is not complete yet
 -- KEYS[3]  cold start: server ms
 -- KEYS[4]  names: set of the entries that this replica lists
--- ARGV     replica, alive ms, memory ms, anew (0/1)
+-- ARGV     replica, alive ms, memory ms, cold start ms of its earlier joining or ''
 -- Returns  {cold start ms, now ms}
 -- Atomic:  of two replicas that come at once, one starts cold and the other joins it.
 local time = redis.call('TIME')
@@ -11,7 +11,9 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local replica, alive, memory = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local others = redis.call('ZCOUNT', KEYS[1], '(' .. string.format('%.0f', now - alive), '+inf')
 local cold = redis.call('GET', KEYS[3])
-if not cold or (others == 0 and ARGV[4] == '0') then
+if ARGV[4] ~= '' then
+  cold = cold or ARGV[4]
+elseif not cold or others == 0 then
   cold = string.format('%.0f', now)
 end
 redis.call('SET', KEYS[3], cold, 'PX', memory)

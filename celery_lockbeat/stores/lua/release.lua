@@ -1,7 +1,7 @@
 -- End a live lease, and remember its run as finished.
 -- KEYS[1]  the lock (see acquire.lua)
 -- KEYS[2]  the mark of this run as finished, whose value is the token that finished it; absent where there is no run
--- ARGV     token, holder, token memory ms, hold ms, remember ms
+-- ARGV     token, holder, hold ms, hold + token memory ms, remember ms
 -- Returns  1 when released, now or by an earlier call whose answer was lost; 0 when the lease was lost before
 -- Atomic:  freed and remembered are one fact: a copy of the message must never find the key free and the run unknown.
 local lock = redis.call('GET', KEYS[1])
@@ -18,9 +18,10 @@ local holder = ARGV[2] .. ' '
 if tonumber(string.sub(lock, 17, 29)) <= now or string.sub(lock, 30, 29 + #holder) ~= holder then
   return 0
 end
--- the token stays, as the counter; without a holder it can be neither extended nor released
-redis.call('SET', KEYS[1], ARGV[1] .. string.format('%013.0f', now + ARGV[4]) .. string.sub(lock, 30 + #ARGV[2]),
-  'PX', ARGV[3] + ARGV[4])
+-- The token stays, as the counter; without a holder it can be neither extended nor released. Formatting costs as much as a
+-- call: the usual release ends the lease at the beginning of time instead.
+local ended = ARGV[3] == '0' and '0000000000000' or string.format('%013.0f', now + ARGV[3])
+redis.call('SET', KEYS[1], ARGV[1] .. ended .. string.sub(lock, 30 + #ARGV[2]), 'PX', ARGV[4])
 if KEYS[2] and ARGV[5] ~= '0' then
   redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[5])
 end

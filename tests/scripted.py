@@ -1,0 +1,113 @@
+"""Time that passes only where somebody waits, and a store that answers by a script: locks and renewals without a sleep."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from celery_lockbeat.exceptions import StoreUnavailable
+from celery_lockbeat.renewal import Renewer
+from celery_lockbeat.stores.base import Finished, Held, Lease, Store
+
+DOWN = StoreUnavailable("down")
+
+
+class EndOfTime(BaseException):
+    """Thrown at whoever waits beyond the time that a test has."""
+
+
+class Time:
+    """A clock from 0, and the condition that the renewer waits on; waiting lets it go on."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.end = 0.0
+        self.notified = 0
+        #: what happens while somebody waits
+        self.meanwhile: Callable[[], object] = int
+
+    def __call__(self) -> float:
+        return self.now
+
+    def wait(self, timeout: float | None) -> None:
+        self.meanwhile()
+        if timeout is None or self.now + timeout > self.end:
+            self.now = self.end
+            raise EndOfTime
+        self.now += timeout
+
+    def notify(self) -> None:
+        self.notified += 1
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+class ScriptedStore(Store):
+    """Answers each call with the next of its script, and True or a lease beyond it. An exception is raised, a number is the
+    seconds that this answer takes, a callable is called."""
+
+    driver = "scripted"
+
+    def __init__(self, time: Time, script: list[Any]) -> None:
+        self._time = time
+        self._script = script
+        #: (when, the keys of the call)
+        self.extensions: list[tuple[float, set[str]]] = []
+        self.acquisitions: list[float] = []
+        self.releases: list[dict[str, float]] = []
+        self.tokens = 0
+
+    def _next(self) -> Any:
+        answer = self._script.pop(0) if self._script else True
+        if isinstance(answer, Exception):
+            raise answer
+        if isinstance(answer, float):
+            self._time.now += answer
+            return True
+        return answer
+
+    def acquire(
+        self, key: str, *, holder: str, ttl: float, run: str | None = None, description: str = ""
+    ) -> Lease | Held | Finished:
+        self.acquisitions.append(round(self._time.now, 3))
+        answer = self._next()
+        if answer is not True:
+            return answer
+        self.tokens += 1
+        return Lease(key, holder, run, self.tokens)
+
+    def extend(self, leases: Any) -> list[bool]:
+        self.extensions.append((round(self._time.now, 3), {lease.key for lease, _ in leases}))
+        answer = self._next()
+        return [answer] * len(leases)
+
+    def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0) -> bool:
+        self.releases.append({"hold_for": hold_for, "remember_for": remember_for})
+        return bool(self._next())
+
+    def close(self) -> None:
+        pass
+
+
+def renewer(store: Store, time: Time) -> tuple[Renewer, Callable[[float], None]]:
+    """A renewer whose thread is the test's, and what lets it run until a moment."""
+    made = Renewer(store, clock=time)
+    made._changed = time
+    made._thread = threading.current_thread()
+
+    def run_until(end: float) -> None:
+        time.end = end
+        with contextlib.suppress(EndOfTime):
+            made._run()
+
+    return made, run_until
+
+
+# What only beats and parents ask of a store is not asked for here.
+ScriptedStore.__abstractmethods__ = frozenset()

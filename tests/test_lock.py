@@ -1,0 +1,204 @@
+"""The life of one hold against the clock: what is trusted, for how long, and how its loss is told."""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+
+import pytest
+from celery import Celery
+from scripted import DOWN, ScriptedStore, Time, renewer
+
+from celery_lockbeat import Lock, LockLost, LockNotAcquired, StoreUnavailable, lock
+from celery_lockbeat.stores import Stores
+from celery_lockbeat.stores.base import Finished, Held
+
+#: a lease of 30 s is trusted for 1 % less
+TTL, TRUST = 30.0, 29.7
+
+
+class Stage:
+    """A Lock of 30 s, renewed every 10 s, whose time and whose store are scripted."""
+
+    def __init__(self, monkeypatch, caplog, script, **options) -> None:
+        self.time = Time()
+        self.store = ScriptedStore(self.time, script)
+        self.renewer, self.run_until = renewer(self.store, self.time)
+        monkeypatch.setattr(lock, "monotonic", self.time)
+        monkeypatch.setattr(lock, "renewer_of", lambda _: self.renewer)
+        monkeypatch.setattr(Stores, "choose", lambda *_: (self.store, None))
+        caplog.set_level(logging.INFO, "celery_lockbeat.events")
+        self._records = caplog.records
+        self.lock = Lock("key", app=Celery(set_as_current=False), ttl=TTL, **options)
+
+    def told(self) -> list[str]:
+        return [json.loads(r.getMessage())["event"] for r in self._records if r.name == "celery_lockbeat.events"]
+
+    def asked(self) -> list[float]:
+        return [when for when, _ in self.store.extensions]
+
+
+@pytest.fixture
+def stage(monkeypatch, caplog):
+    return lambda *script, **options: Stage(monkeypatch, caplog, list(script), **options)
+
+
+EVERY_SECOND = [float(second) for second in range(10, 30)]
+LOST = ["lock_extend_failed", "lock_expired_before_finish"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "until", "asked", "told", "remaining"),
+    [
+        pytest.param([], 35, [10, 20, 30], [], 30 + TRUST - 35, id="a renewal is asked for every interval"),
+        pytest.param(
+            [DOWN, DOWN],
+            15,
+            [10, 11, 12],
+            ["lock_extend_failed"],
+            12 + TRUST - 15,
+            id="a failed renewal is tried again while the lease lasts, and told once",
+        ),
+        pytest.param(
+            [DOWN, True, DOWN],
+            23,
+            [10, 11, 21, 22],
+            ["lock_extend_failed", "lock_extend_failed"],
+            22 + TRUST - 23,
+            id="a failure after a success is told anew",
+        ),
+        pytest.param([DOWN] * 20, 29.6, EVERY_SECOND, LOST[:1], 0.1, id="until the lease has run out it is ours"),
+        pytest.param([DOWN] * 20, TRUST, EVERY_SECOND, LOST, 0, id="a silent store loses it with the end of its trust"),
+        pytest.param([True, False], 40, [10, 20], LOST, 0, id="a refused renewal loses it at once"),
+        pytest.param(
+            [ZeroDivisionError()], 12, [10, 11], LOST[:1], 11 + TRUST - 12, id="an error of the store's is a failure"
+        ),
+        pytest.param([5.0], 15, [10], [], 10 + TRUST - 15, id="a slow answer is trusted from when it was asked for"),
+        pytest.param([TTL], 40, [10], LOST, 0, id="an answer that comes after its own lease grants nothing"),
+    ],
+)
+def test_a_holds_timeline(stage, answers, until, asked, told, remaining):
+    stage = stage(True, *answers)
+    stage.lock.acquire()
+    stage.run_until(until)
+    assert stage.asked() == asked
+    assert stage.told() == told
+    assert stage.lock.remaining == pytest.approx(remaining)
+    assert stage.lock.lost is (remaining == 0)
+
+
+def test_a_lost_lock_is_neither_renewed_nor_released_and_ends_its_block_with_lock_lost(stage):
+    stage = stage(True, False)
+    with pytest.raises(LockLost), stage.lock:
+        stage.run_until(15)
+        with pytest.raises(LockLost):
+            stage.lock.check()
+        stage.run_until(100)
+    assert stage.asked() == [10]
+    assert stage.store.releases == []
+    assert stage.told() == LOST
+
+
+def test_a_loss_that_nobody_noticed_is_told_at_the_release(stage):
+    stage = stage(auto_extend=False)
+    stage.lock.acquire()
+    stage.time.now = TRUST
+    assert stage.lock.release() is False
+    assert stage.told() == ["lock_expired_before_finish"]
+    assert stage.store.releases == []
+
+
+def test_a_release_that_the_store_refuses_is_a_loss(stage):
+    stage = stage(True, False)
+    stage.lock.acquire()
+    assert stage.lock.release() is False
+    assert stage.told() == LOST
+
+
+def test_a_store_that_does_not_answer_the_release_changes_nothing(stage):
+    stage = stage(True, DOWN)
+    stage.lock.acquire()
+    assert stage.lock.release() is True
+    assert not stage.lock.lost
+    stage.run_until(60)
+    assert stage.asked() == []
+
+
+def test_trust_begins_when_the_lock_was_asked_for(stage):
+    stage = stage(5.0)
+    stage.lock.acquire()
+    assert stage.lock.remaining == pytest.approx(TRUST - 5)
+
+
+def test_a_lease_that_ran_out_on_its_way_is_asked_for_again(stage):
+    stage = stage(TTL)
+    stage.lock.acquire()
+    assert stage.store.acquisitions == [0, TTL]
+    assert stage.lock.remaining == pytest.approx(TRUST)
+
+
+def test_a_store_slower_than_the_ttl_is_unavailable(stage):
+    stage = stage(TTL, TTL, TTL)
+    with pytest.raises(StoreUnavailable):
+        stage.lock.acquire()
+    assert not stage.lock.held
+
+
+@pytest.mark.parametrize(
+    ("answers", "tries"),
+    [
+        ([Held("other", 9, same_run=False)] * 9, 3),
+        ([Held("other", 9, same_run=False)], 2),
+        ([Held("other", 9, same_run=True)] * 9, 1),
+        ([Finished()] * 9, 1),
+    ],
+    ids=["held throughout", "free at the second try", "a copy of the same run", "a finished run"],
+)
+def test_a_held_lock_is_tried_as_often_as_asked_but_for_a_copy(stage, monkeypatch, answers, tries):
+    stage = stage(*answers, retry_attempts=2, retry_delay=1, retry_jitter=0)
+
+    class Waiting:
+        def is_set(self) -> bool:
+            return False
+
+        def wait(self, timeout: float) -> None:
+            stage.time.now += timeout
+
+    monkeypatch.setattr(lock, "stopping", Waiting())
+    refusal = stage.lock.acquire()
+    assert (refusal is None) is (len(answers) < tries)
+    assert stage.store.acquisitions == list(range(tries))
+
+
+@pytest.mark.parametrize(("held_for", "kept"), [(0, 12), (5, 7), (20, 0)])
+def test_a_key_is_kept_for_what_is_left_of_hold_at_least(stage, held_for, kept):
+    stage = stage(hold_at_least=12)
+    stage.lock.acquire()
+    stage.time.now += held_for
+    assert stage.lock.release() is True
+    assert stage.store.releases[0]["hold_for"] == pytest.approx(kept)
+
+
+def test_a_refusal_names_the_holder(stage):
+    stage = stage(Held("w1 pid 7", 9, same_run=False))
+    with pytest.raises(LockNotAcquired, match="w1 pid 7"), stage.lock:
+        pass
+
+
+def test_a_forked_child_does_not_hold_its_parents_lock(stage):
+    stage = stage()
+    stage.lock.acquire()
+
+    def child() -> None:
+        assert not stage.lock.held
+        assert stage.lock.lost
+        assert stage.lock.release() is False
+        stage.run_until(5)
+        assert stage.store.releases == []
+
+    forked = multiprocessing.get_context("fork").Process(target=child)
+    forked.start()
+    forked.join(30)
+    assert forked.exitcode == 0
+    assert stage.lock.held
