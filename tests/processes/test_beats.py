@@ -130,8 +130,7 @@ def test_no_tick_is_lost_or_doubled_or_late_however_many_beats_are_killed(make_b
         missing = [name for name in names if name not in beats.alive]
         if missing and chance.random() < 0.7:
             beats.start(chance.choice(missing))
-    for entry in seconds_entries:
-        reader.wait_for_more(entry)
+    reader.wait_for_more(*seconds_entries)
     beats.stop()
 
     beats.assert_each_run_once()
@@ -374,7 +373,7 @@ def test_a_beat_frozen_between_claim_and_publish_publishes_nothing_of_it(couple)
     wait_until(
         lambda: any(each.pid == a.pid for each in couple.reader.arrivals(since=thawed)), message="it beats again"
     )
-    couple.reader.wait_for_more("old", 2)
+    couple.reader.wait_for_more("old", count=2)
     for each in pending:
         assert len(couple.reader.of(each.entry, each.run)) == 1
 
@@ -391,7 +390,7 @@ def test_a_beat_frozen_between_publish_and_settle_is_repeated_once_under_the_sam
     trap.release()  # so the store hears of it late
     wait_until(lambda: time.monotonic() > at + 2 * CLAIM_TTL)
     a.thaw()
-    couple.reader.wait_for_more("old", 2)
+    couple.reader.wait_for_more("old", count=2)
     for each in pending:
         assert len(couple.reader.of(each.entry, each.run)) == 2
         assert f"task {each.task_id} of entry '{each.entry}' may have been sent twice" in a.log()
@@ -406,7 +405,7 @@ def test_a_message_that_was_on_its_way_when_its_beat_froze_is_a_copy(couple):
         couple.taken_over(each)
     a.thaw()
     trap.release()
-    couple.reader.wait_for_more("old", 2)
+    couple.reader.wait_for_more("old", count=2)
     for each in pending:
         (by_b, by_a) = couple.reader.of(each.entry, each.run)
         assert (by_a.pid, by_a.task_id) == (a.pid, by_b.task_id)
@@ -511,7 +510,7 @@ def test_what_is_due_while_the_broker_is_dead_is_published_once_when_it_is_back(
     back = time.monotonic()
     wait_until(lambda: reader.arrivals(since=back), TRIES_AGAIN + SLACK, "they publish again")
     print(f"published {reader.arrivals(since=back)[0].at - back:.2f} s after the broker was back; {before} {claimed}")
-    reader.wait_for_more("one", 2)
+    reader.wait_for_more("one", count=2)
     # what became due meanwhile is one run, beside those that had been claimed before anybody knew
     assert claimed["fast"] - before["fast"] <= 3
     for entry in ("one", "fast"):
@@ -526,7 +525,7 @@ def test_a_broker_that_hangs_gets_every_tick_in_the_end(sheltered):
     with sheltered.idle():
         wait_until(lambda: time.monotonic() > gone + GONE)
     sheltered.broker.resume()
-    sheltered.reader.wait_for_more("one", 2, timeout=TRIES_AGAIN + SLACK + 2)
+    sheltered.reader.wait_for_more("one", count=2, timeout=TRIES_AGAIN + SLACK + 2)
 
 
 def test_a_broker_that_refuses_gets_every_tick_in_the_end_and_is_told_of_once(sheltered):
@@ -539,7 +538,7 @@ def test_a_broker_that_refuses_gets_every_tick_in_the_end_and_is_told_of_once(sh
                 wait_until(lambda: time.monotonic() > gone + GONE)
         finally:
             client.config_set("maxmemory", 0)
-    sheltered.reader.wait_for_more("one", 2, timeout=TRIES_AGAIN + SLACK + 2)
+    sheltered.reader.wait_for_more("one", count=2, timeout=TRIES_AGAIN + SLACK + 2)
     assert sheltered.told("beat cannot publish") - told <= 2
 
 
@@ -554,13 +553,44 @@ def test_beats_whose_store_is_gone_wait_and_say_so_once(sheltered, how):
     back = time.monotonic()
     sheltered.reader.wait_for_more("fast", timeout=TRIES_AGAIN + SLACK)
     print(f"published {sheltered.reader.arrivals(since=back)[0].at - back:.2f} s after the store was back")
-    sheltered.reader.wait_for_more("one", 2)
+    sheltered.reader.wait_for_more("one", count=2)
     assert sheltered.told("beat waits for the store") - said == 2
 
 
 def test_the_sheltered_have_lost_and_doubled_nothing_in_all_of_this(sheltered):
     sheltered.stop()
     sheltered.assert_each_run_once()
+
+
+# -- deploys -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_rolling_update_delays_no_tick_and_an_entry_that_comes_back_has_no_past(make_beats):
+    old = {"common": every(1.0), "old": every(1.0), "faster": every(30.0)}
+    new = {"common": every(1.0), "new": every(1.0), "faster": every(0.5)}
+    beats = make_beats(old, lockbeat_claim_ttl=20)
+    reader = beats.reader
+    beats.start("a", "b")
+    wait_until(lambda: len(beats.joined()) == 2, 30, "the old release is there")
+    reader.wait_for_more("common", "old")
+    since = time.monotonic()
+    for goes, comes in ("a", "c"), ("b", "d"):
+        beats.start(comes, schedule=new)
+        wait_until(lambda: comes in beats.joined(), 30, f"{comes} has joined")  # noqa: B023
+        assert beats.alive.pop(goes).terminate() == 0
+    updated = time.monotonic()
+    reader.wait_for_more("common", "new", "faster")
+    wait_until(lambda: time.monotonic() > updated + 1.5)
+    assert reader.arrivals("old", since=updated + 0.5) == []
+    beats.start("back")
+    wait_until(lambda: "back" in beats.joined(), 30, "the old release is back")
+    joined = time.monotonic()
+    reader.wait_for_more("old")
+    print(f"{reader.firsts('old')[-1].at - joined:.2f} s after it came back")
+    assert reader.firsts("old")[-1].at - joined > 0.5
+    assert reader.longest_gap("common", since=since) <= 1.5
+    beats.stop()
+    beats.assert_each_run_once()
 
 
 # -- clocks ------------------------------------------------------------------------------------------------------------
@@ -578,8 +608,7 @@ def test_replicas_whose_clocks_differ_fire_each_mark_of_the_clock_once(make_beat
     beats.start("slow", environment=clock(-3))
     wait_until(lambda: len(beats.joined()) == 2, 30, "both have joined")
     since, joining = time.monotonic(), len(reader.firsts("mark"))
-    reader.wait_for_more("mark", 2)
-    reader.wait_for_more("second")
+    reader.wait_for_more("mark", count=2)
 
     def assert_each_mark_once() -> None:
         due = [datetime.fromisoformat(each.due).timestamp() for each in reader.firsts("mark")]
@@ -593,7 +622,7 @@ def test_replicas_whose_clocks_differ_fire_each_mark_of_the_clock_once(make_beat
     assert reader.longest_gap("second", since=since) <= 1.5
     # its ticks are behind it: the others fire none of them again, and come to the next in their own time
     beats.kill("fast")
-    reader.wait_for_more("mark", 2)
+    reader.wait_for_more("mark", count=2)
     assert {each.pid for each in reader.firsts("mark")[-2:]} == {beats.alive["slow"].pid}
     assert_each_mark_once()
     for name, size in ("fast", "+3."), ("slow", "-"):
@@ -617,7 +646,7 @@ def test_a_hundred_thousand_entries_start_in_seconds_and_hold_up_none_of_the_sho
     ticking = time.monotonic() - beat.started_at
     wait_until(lambda: beats.reader.arrivals("last"), 40, "all entries are listed")
     all_listed = time.monotonic()
-    beats.reader.wait_for_more("last", 2)
+    beats.reader.wait_for_more("last", count=2)
     gap, steady = beats.reader.longest_gap("first"), beats.reader.longest_gap("last", since=all_listed)
     print(
         f"ticks after {ticking:.1f} s, all after {all_listed - beat.started_at:.1f} s; gaps {gap:.2f} s, then {steady:.2f} s"

@@ -78,10 +78,14 @@ class Reader:
             firsts.setdefault(each.run, each)
         return list(firsts.values())
 
-    def wait_for_more(self, entry: str, count: int = 1, timeout: float = 20) -> None:
-        """Wait until so many runs have come that were not there at the call."""
-        wanted = len(self.firsts(entry)) + count
-        wait_until(lambda: len(self.firsts(entry)) >= wanted, timeout, f"{count} more ticks of {entry!r}")
+    def wait_for_more(self, *entries: str, count: int = 1, timeout: float = 20) -> None:
+        """Wait until so many runs of each entry have come that were not there at the call."""
+        wanted = {entry: len(self.firsts(entry)) + count for entry in entries}
+        wait_until(
+            lambda: all(len(self.firsts(entry)) >= total for entry, total in wanted.items()),
+            timeout,
+            f"{count} more ticks of {entries}",
+        )
 
     def gaps(self, entry: str) -> list[tuple[Arrival, Arrival]]:
         return list(pairwise(self.arrivals(entry)))
