@@ -423,21 +423,29 @@ DISTURBANCES = (
 )
 
 
-def test_ways_that_are_cut_slow_and_late_lose_and_double_no_tick(couple):
+@pytest.mark.parametrize(
+    "seconds",
+    [
+        pytest.param(5.0, id="short"),
+        pytest.param(SOAK, id="soak", marks=[pytest.mark.soak, pytest.mark.timeout(SOAK + 300)]),
+    ],
+)
+def test_ways_that_are_cut_slow_and_late_lose_and_double_no_tick(couple, seconds):
     chance = random.Random()
     ways = [*couple.broker.values(), *couple.store.values()]
     began = time.monotonic()
-    while time.monotonic() < began + 5:
+    while time.monotonic() < began + seconds:
         way = chance.choice(ways)
         chance.choice(DISTURBANCES)(way)
         time.sleep(chance.uniform(0.1, 0.6))
         if chance.random() < 0.5:
             way.cut()
         way.restore()
-    # both are at work again
-    couple.reader.wait_for_more("old")
-    couple.reader.wait_for_more("new")
+    couple.reader.wait_for_more("old", "new")  # both are at work again
     assert all(beat.process.poll() is None for beat in couple.alive.values())
+    if seconds == SOAK:  # else see below, once for all of these tests
+        couple.stop()
+        couple.assert_each_run_once()
 
 
 def test_the_couple_has_lost_and_doubled_nothing_in_all_of_this(everlasting_couple, witness):
