@@ -128,6 +128,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         self._unsent: dict[str, _Tick] = {}
         self._sent: list[tuple[str, str]] = []  # (task id, key) of what waits to be settled
         self._giving_up: list[str] = []  # task ids of what waits to be handed over
+        self._asked: set[str] = set()  # task ids of what may be ours, for all we know
         self._skip = 0  # so many overdue claims, which none but another release knows
         self._refusals = 0  # messages in a row that a broker in reach has refused
         self._next_look = self._next_poll = self._retry_at = 0.0
@@ -171,14 +172,14 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             self._settle(store)
             if self.should_sync():
                 self._do_sync()
-        elif self._troubled:
+        elif self._troubled and not self._refusals:
             self._recovered("broker")
         self._recovered("store")
         return self._rest()
 
     def _rest(self) -> float:
         now = self._clock()
-        if self._troubled:
+        if self._troubled and now < self._retry_at:
             return self._retry_at - now
         if self._unlisted:
             return 0.0
@@ -337,8 +338,10 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         asked = self._clock()
         if not due and asked < self._next_poll:
             return []
+        claims = [item.claim for item in due if item.claim is not None]
+        self._asked.update(claim.task_id for claim in claims)
         try:
-            answer = self._ask(store, due)
+            answer = self._ask(store, claims)
         except StoreUnavailable:
             for item in due:
                 self._agenda.plan(item, item.when)
@@ -351,10 +354,10 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
                 ticks.append(self._granted(item, asked))
             else:
                 self._refused(item, refusal)
+        self._asked.difference_update(claim.task_id for claim in claims)
         return [*self._take_over(store, answer, limit), *ticks]
 
-    def _ask(self, store: Store, due: list[Item]) -> Claims:
-        claims = [item.claim for item in due if item.claim is not None]
+    def _ask(self, store: Store, claims: list[Claim]) -> Claims:
         answer = store.claim(self._name, self._replica, claims, ttl=self._options.claim_ttl, skip=self._skip)
         # soon enough to see each claim before it is overdue, and to count as alive
         until = min(self._options.claim_ttl, ALIVE) / 4
@@ -409,17 +412,23 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             return []
         self._next_poll = asked = self._clock()  # there may be more
         ids = [each.task_id for each, _ in known]
+        self._asked.update(ids)
         try:
             taken = store.take_over(self._name, self._replica, ids, ttl=self._options.claim_ttl)
         except StoreUnavailable as exc:
             # those that we have claimed are to be published all the same
             self._complain("store", "beat could not take over what other beats have left: %s", exc)
+            # if they are ours now, others need not wait for that to be over
+            self._giving_up += ids
+            self._asked.difference_update(ids)
             return []
-        return [
+        ticks = [
             self._note(item, each.run, each.task_id, each.details, asked)
             for (each, item), ours in zip(known, taken, strict=True)
             if ours
         ]
+        self._asked.difference_update(ids)
+        return ticks
 
     # -- publish -------------------------------------------------------------------------------------------------------
 
@@ -599,6 +608,8 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         if self._known:
             self._known = False
             self._give_up()
+            self._giving_up += self._asked
+            self._asked.clear()
             try:
                 self._settle(self._store)
                 self._store.leave(self._name, self._replica)
