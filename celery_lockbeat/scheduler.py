@@ -218,7 +218,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             return
         self.refresh_schedule()
         keys = set()
-        for name, entry in self.schedule.items():
+        for name, entry in list(self.schedule.items()):
             key = self._key(name, entry)
             keys.add(key)
             item = self._agenda.get(key) or self._unlisted.get(key)
@@ -647,8 +647,8 @@ class LockedScheduler(LockedSchedulerMixin, Scheduler):  # type: ignore[misc]
 
     def setup_schedule(self) -> None:
         """Make the entries of the settings, and Celery's own default entries. Raises ConfigurationError."""
-        self._settings: dict[str, dict[str, Any]] = {}
-        for name, definition in self.app.conf.beat_schedule.items():
+        self._settings: dict[str, Any] = {}
+        for name, definition in dict(self.app.conf.beat_schedule).items():
             self._follow(name, definition)
         self.install_default_entries(self.data)
 
@@ -658,26 +658,38 @@ class LockedScheduler(LockedSchedulerMixin, Scheduler):  # type: ignore[misc]
 
     def refresh_schedule(self) -> None:
         """Follow changes of ``app.conf.beat_schedule``."""
-        wanted = self.app.conf.beat_schedule
+        # a copy, for another thread may change it meanwhile
+        wanted = dict(self.app.conf.beat_schedule)
         if self._settings == wanted:
             return
         for name in self._settings.keys() - wanted.keys():
             del self._settings[name]
             self.data.pop(name, None)
         for name, definition in wanted.items():
-            if self._settings.get(name) != dict(definition):
+            if self._settings.get(name) != _fields_of(definition):
                 try:
                     self._follow(name, definition)
                 except ConfigurationError as exc:
                     logger.error("a change of the schedule is not followed: %s", exc)  # noqa: TRY400  it says it all
 
     def _follow(self, name: str, definition: Any) -> None:
-        self._settings[name] = dict(definition)
+        self._settings[name] = fields = _fields_of(definition)
         try:
-            self.data[name] = self.Entry(**dict(definition, name=name, app=self.app))
+            entry = self.Entry(**dict(fields, name=name, app=self.app))
+            if not entry.task or entry.schedule is None:
+                raise TypeError("it needs a task and a schedule")
+            self.data[name] = entry
         except (TypeError, ValueError, AttributeError) as exc:
             allowed = "task, and schedule (seconds, a timedelta, a crontab or another schedule), args, kwargs, options, relative"
             raise ConfigurationError(f"beat_schedule[{name!r}] is {definition!r} ({exc}); allowed: {allowed}") from exc
+
+
+def _fields_of(definition: Any) -> Any:
+    """Copy a definition, for the user may change it in place; what is none is refused when it is followed."""
+    try:
+        return dict(definition)
+    except (TypeError, ValueError):
+        return definition
 
 
 def _without_results() -> contextlib.AbstractContextManager[None]:
