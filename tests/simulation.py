@@ -353,3 +353,8 @@ def set_clocks(monkeypatch: Any, simulation: Simulation) -> None:
     host = _Host(simulation)
     monkeypatch.setattr("celery_lockbeat.scheduler.monotonic", host.monotonic)
     monkeypatch.setattr("celery_lockbeat.scheduler.time", host)
+
+
+def let_them_sleep(monkeypatch: Any) -> None:
+    """Keep a beat that sleeps for hours of simulated time from showing every few seconds that it is alive."""
+    monkeypatch.setattr("celery_lockbeat.scheduler.ALIVE", 4 * 3600.0, raising=False)

@@ -11,7 +11,7 @@ import pytest
 from celery.beat import PersistentScheduler
 from celery.schedules import BaseSchedule, crontab, schedstate, schedule, solar
 from hypothesis import strategies as st
-from simulation import Beat, Broker, assert_same, every, named
+from simulation import Beat, Broker, assert_same, every, let_them_sleep, named
 
 from celery_lockbeat import LockedScheduler
 
@@ -20,6 +20,11 @@ DAY = 24 * HOUR
 
 #: As many seconds a beat may sleep here: nothing but its entries wakes it.
 SETTINGS = {"lockbeat_claim_ttl": 3600, "beat_max_loop_interval": 900}
+
+
+@pytest.fixture(autouse=True)
+def _sleepers(monkeypatch):
+    let_them_sleep(monkeypatch)
 
 
 @pytest.fixture
