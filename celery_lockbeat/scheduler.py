@@ -128,6 +128,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         self._unsent: dict[str, _Tick] = {}
         self._sent: list[tuple[str, str]] = []  # (task id, key) of what waits to be settled
         self._giving_up: list[str] = []  # task ids of what waits to be handed over
+        self._not_taken_over: StoreUnavailable | None = None  # why not, in this round
         self._skip = 0  # so many overdue claims, which none but another release knows
         self._refusals = 0  # messages in a row that a broker in reach has refused
         self._next_look = self._next_poll = self._retry_at = 0.0
@@ -173,6 +174,9 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
                 self._do_sync()
         elif self._troubled:
             self._recovered("broker")
+        if self._not_taken_over is not None:
+            exc, self._not_taken_over = self._not_taken_over, None
+            raise exc
         self._recovered("store")
         return self._rest()
 
@@ -413,7 +417,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             taken = store.take_over(self._name, self._replica, ids, ttl=self._options.claim_ttl)
         except StoreUnavailable as exc:
             # those that we have claimed are to be published all the same
-            self._complain("store", "beat could not take over what other beats have left: %s", exc)
+            self._not_taken_over = exc
             return []
         return [
             self._note(item, each.run, each.task_id, each.details, asked)
@@ -528,7 +532,8 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         # kombu's Redis transport counts KeyError among its connection errors (kombu 5.7, transport/redis.py)
         if isinstance(exc, (LookupError, TypeError, ValueError)):
             return False
-        errors = (OperationalError, *self.connection.connection_errors, *self.connection.channel_errors)
+        # kombu's transports do not all count OSError (kombu 5.7: memory and filesystem, say)
+        errors = (OperationalError, OSError, *self.connection.connection_errors, *self.connection.channel_errors)
         return isinstance(exc, errors)
 
     def _trouble(self, exc: Exception) -> None:
