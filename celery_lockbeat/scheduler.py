@@ -71,7 +71,10 @@ SHORTEST: Final = 0.001
 #: What the local clock may gain on the store's while a claim lives (see lock.py).
 MARGIN: Final = 0.01
 
-#: Seconds by which this host's clock may differ from the store's before it is worth a warning.
+#: Seconds by which this host's clock may differ from the store's before that is taken into account.
+INEXACT: Final = 0.05
+
+#: Seconds by which it may differ before it is worth a warning.
 SKEW: Final = 1.0
 
 
@@ -136,6 +139,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         self._pause = RETRY_FIRST
         self._complained: dict[str, float] = {}
         self._wall_offset = self._wall() - self._clock()
+        self._skew = 0.0  # by how much this host's wall clock is ahead of the store's
         self._in_tick = False
 
     # -- one round -----------------------------------------------------------------------------------------------------
@@ -263,7 +267,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         states = store.list_entries(
             self._name,
             self._replica,
-            [(item.key, _state_of(item.entry)) for item in items],
+            [(item.key, self._state_of(item.entry)) for item in items],
             removed=self._removed,
             complete=complete,
         )
@@ -282,11 +286,28 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         if state.total_run_count < entry.total_run_count:
             return
         try:
-            entry.last_run_at = _time_of(state, entry.last_run_at.tzinfo)
+            entry.last_run_at = self._time_of(state, entry, entry.last_run_at.tzinfo)
         except ValueError:
             logger.error("the store has %r as the last run of entry %r, which is no time", state.last_run_at, item.key)  # noqa: TRY400
             return
         entry.total_run_count = state.total_run_count
+
+    def _time_of(self, state: EntryState, entry: Any, zone: Any) -> datetime:
+        """Read a time in the zone of its entry: Celery takes a crontab's fields off it as it is (celery 5.4, schedules.py)."""
+        time_ = _later(datetime.fromisoformat(state.last_run_at), self._skew_of(entry))
+        return time_.astimezone(zone) if time_.tzinfo and zone else time_
+
+    def _state_of(self, entry: Any) -> EntryState:
+        last_run_at = _later(entry.last_run_at, -self._skew_of(entry))
+        return EntryState(entry.total_run_count, last_run_at.isoformat())
+
+    def _skew_of(self, entry: Any) -> float:
+        """Return what to take off this host's time of a run, for the others to count on.
+
+        Intervals are counted by the store's clock: by a clock that is slow, the next run of an entry would be due at once
+        on a host whose clock is right. What the tick of a crontab is called is the same by any clock, so it stays.
+        """
+        return self._skew if type(entry.schedule) is schedule and not entry.schedule.relative else 0.0
 
     # -- due -----------------------------------------------------------------------------------------------------------
 
@@ -327,7 +348,9 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             # The same tick under the same task id, if the answer to an earlier try was lost.
             task_id = asked.task_id if asked is not None and asked.state.total_run_count == run else uuid()
             tick = (now - timedelta(seconds=late)).isoformat(timespec="milliseconds")
-            item.claim = Claim(task_id, item.key, EntryState(run, now.isoformat()), {"due": tick})
+            item.claim = Claim(
+                task_id, item.key, EntryState(run, _later(now, -self._skew_of(item.entry)).isoformat()), {"due": tick}
+            )
             due.append(item)
         return due
 
@@ -385,7 +408,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         zone = item.entry.last_run_at.tzinfo
         item.entry = self.reserve(item.entry)
         item.schedule = item.entry.schedule
-        item.entry.last_run_at = _time_of(state, zone)
+        item.entry.last_run_at = self._time_of(state, item.entry, zone)
         item.entry.total_run_count = state.total_run_count
 
     def _refused(self, item: Item, state: EntryState) -> None:
@@ -631,9 +654,14 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
     def _notice_skew(self, server_time: float, asked: float) -> None:
         took = self._clock() - asked
         skew = self._wall() - took / 2 - server_time
+        if abs(skew - self._skew) > took / 2 + INEXACT:
+            self._skew = skew
         if abs(skew) > SKEW + took and "skew" not in self._complained:
             self._complained["skew"] = self._clock()
-            logger.warning("the clock of this host differs from the store's by %+.1f s: ticks come as much later", skew)
+            how = "earlier" if skew > 0 else "later"
+            logger.warning(
+                "the clock of this host differs from the store's by %+.1f s: crontabs fire as much %s", skew, how
+            )
 
     def _notice_clock_steps(self) -> None:
         offset = self._wall() - self._clock()
@@ -728,14 +756,11 @@ def _kind(when: Any) -> str | None:
     return "interval" if isinstance(when, schedule) else None
 
 
-def _time_of(state: EntryState, zone: Any) -> datetime:
-    """Read a time in the zone of its entry: Celery takes a crontab's fields off it as it is (celery 5.4, schedules.py)."""
-    time_ = datetime.fromisoformat(state.last_run_at)
-    return time_.astimezone(zone) if time_.tzinfo and zone else time_
-
-
-def _state_of(entry: Any) -> EntryState:
-    return EntryState(entry.total_run_count, entry.last_run_at.isoformat())
+def _later(time_: datetime, seconds: float) -> datetime:
+    if not seconds:
+        return time_
+    # with a fixed offset, for Python adds to the wall time of a zone, over changes of its clocks too
+    return datetime.fromisoformat(time_.isoformat()) + timedelta(seconds=seconds)
 
 
 def _overdue_for(entry: Any) -> float:
