@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from copy import copy
 from datetime import datetime, timedelta
 from typing import Any, Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -143,7 +144,8 @@ class _ZonedCrontab(crontab):  # type: ignore[misc]
         self.nowfun = self._now
 
     def _now(self) -> datetime:
-        return datetime.now(self.tz)
+        now: datetime = self.app.now()
+        return now.astimezone(self.tz)
 
     @property
     def tz(self) -> ZoneInfo:
@@ -176,7 +178,8 @@ def _zoned(
 def _crontab(expression: Any, timezone: str | None) -> Any:
     fields = expression.split() if isinstance(expression, str) else []
     if len(fields) != len(FIELDS):
-        allowed = f"five fields, {' '.join(FIELDS)}, as in '0 * * * *'"
+        hint = " (write @cron('0 * * * *'))" if callable(expression) else ""
+        allowed = f"five fields, {' '.join(FIELDS)}, as in '0 * * * *'{hint}"
         raise ConfigurationError(f"the expression of @cron is {expression!r}; allowed: {allowed}")
     named = dict(zip(FIELDS, fields, strict=True))
     for field, value in named.items():
@@ -229,7 +232,8 @@ def _periodic(
         def enter(app: Celery) -> None:
             task = name or app.gen_task_name(function.__name__, function.__module__)
             if task not in app.conf.beat_schedule:
-                entry = {"task": task, "schedule": when, "args": tuple(args), "kwargs": dict(kwargs or {})}
+                # a schedule of its own in each app, for it has that app's timezone
+                entry = {"task": task, "schedule": copy(when), "args": tuple(args), "kwargs": dict(kwargs or {})}
                 app.conf.beat_schedule = {**app.conf.beat_schedule, task: {**entry, "options": dict(options or {})}}
 
         if app is not None:
