@@ -196,7 +196,7 @@ _starts = st.one_of(
     ),
 )
 _fuzzy = hypothesis.settings(
-    deadline=None, max_examples=8, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
+    deadline=None, max_examples=6, suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture]
 )
 
 
