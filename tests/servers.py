@@ -48,7 +48,9 @@ class Server:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.directory = tempfile.mkdtemp(prefix="lockbeat-server-")
-        self.options = [*options, "--appendonly", "yes" if persistent else "no"]
+        # everysec may keep for two seconds in memory what it has acknowledged, while the disk is slow
+        durable = ["--appendonly", "yes", "--appendfsync", "always"] if persistent else ["--appendonly", "no"]
+        self.options = [*options, *durable]
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Server:

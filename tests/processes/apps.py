@@ -57,7 +57,7 @@ def made(entries: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
     """Entries of JSON, which cannot carry a "marks 2"."""
     return {
         name: {**entry, "schedule": Marks(int(entry["schedule"].split()[1]))}
-        if isinstance(entry["schedule"], str)
+        if str(entry["schedule"]).startswith("marks ")
         else entry
         for name, entry in entries.items()
     }
