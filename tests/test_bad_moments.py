@@ -86,6 +86,8 @@ def test_an_acquire_whose_answer_was_lost_leaves_no_lock_behind(app, proxy, dire
 def test_the_same_run_that_asks_again_gets_its_own_lock_back(make_app, proxy):
     patient = {"lockbeat_redis_options": {"socket_timeout": 1, "socket_connect_timeout": 1}}
     app = make_app(lockbeat_redis_url=proxy.url, lockbeat_driver="redis", **patient)
+    with Lock("other", app=app):  # there is a connection
+        pass
     proxy.swallow_answers()
     timer = threading.Timer(1.5, proxy.restore)  # the first answer is lost, the second is not
     timer.start()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 
+import celery
 import pytest
 from test_pools import require
 
@@ -30,5 +31,6 @@ def test_a_shutdown_frees_the_lock_of_300_s_when_its_body_is_over_and_not_before
     assert witness.never_overlapped(key)
     [left] = [line for line in witness.lines(key, "leave") if line["id"] == run.id]
     assert left["at"] <= witness.entered(key, successor)[0]["at"] < left["at"] + FREE_WITHIN
-    # a thread cannot be ended: a cold shutdown waits for it as well
-    assert bool(witness.lines(key, "end")) == (how == "warm" or pool == "threads")
+    # a thread cannot be ended: a cold shutdown waits for it as well, and before 5.5 Celery waited for all
+    waits = how == "warm" or pool == "threads" or celery.VERSION < (5, 5)
+    assert bool(witness.lines(key, "end")) == waits
