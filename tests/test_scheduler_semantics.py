@@ -46,13 +46,13 @@ def same_ticks(simulation):
 
 #: A day before the clocks change, UTC.
 CHANGES = {
-    "Berlin, spring": ("Europe/Berlin", "2026-03-28T01:00:00.25+00:00"),
-    "Berlin, autumn": ("Europe/Berlin", "2026-10-24T01:00:00.25+00:00"),
-    "New York, spring": ("America/New_York", "2026-03-07T07:00:00.25+00:00"),
-    "New York, autumn": ("America/New_York", "2026-10-31T06:00:00.25+00:00"),
-    "Lord Howe, autumn": ("Australia/Lord_Howe", "2026-04-03T15:00:00.25+00:00"),
-    "Lord Howe, spring": ("Australia/Lord_Howe", "2026-10-02T15:30:00.25+00:00"),
-    "Kolkata": ("Asia/Kolkata", "2026-03-28T01:00:00.25+00:00"),
+    "Berlin, spring": ("Europe/Berlin", "2026-03-28T01:00:00.250000+00:00"),
+    "Berlin, autumn": ("Europe/Berlin", "2026-10-24T01:00:00.250000+00:00"),
+    "New York, spring": ("America/New_York", "2026-03-07T07:00:00.250000+00:00"),
+    "New York, autumn": ("America/New_York", "2026-10-31T06:00:00.250000+00:00"),
+    "Lord Howe, autumn": ("Australia/Lord_Howe", "2026-04-03T15:00:00.250000+00:00"),
+    "Lord Howe, spring": ("Australia/Lord_Howe", "2026-10-02T15:30:00.250000+00:00"),
+    "Kolkata": ("Asia/Kolkata", "2026-03-28T01:00:00.250000+00:00"),
 }
 
 
