@@ -381,7 +381,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         try:
             due = self._due(items)
             asked = self._clock()
-            if items:
+            if due:
                 self._next_batch = asked + self.gather if len(items) < limit else 0.0
             if not due and asked < self._next_poll:
                 return []

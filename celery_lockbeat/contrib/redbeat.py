@@ -146,9 +146,10 @@ class LockedRedBeatScheduler(LockedSchedulerMixin, RedBeatScheduler):  # type: i
         if stored.score < 0:
             return False, None
         wait = stored.score - self.app.now().timestamp()
-        if wait > 0:
-            return False, wait
         is_due, delay = entry.is_due()
+        if wait > 0:
+            # scores are whole seconds, and so a little early
+            return False, wait if is_due or delay is None else max(wait, delay)
         if not is_due and delay is not None:
             # what has its score behind it may become due by a mere change of its fields
             delay = min(delay, self.max_interval)
@@ -253,12 +254,11 @@ class LockedRedBeatScheduler(LockedSchedulerMixin, RedBeatScheduler):  # type: i
             return
         entry = stored.entry
         if known is not None and known.key == stored.key:
-            if known.entry.total_run_count > entry.total_run_count:
-                entry.last_run_at, entry.total_run_count = known.entry.last_run_at, known.entry.total_run_count
             if known.fields[0] == fields[0] and not anew:
                 # nothing but a run: the agenda keeps its entry
-                known.entry.last_run_at, known.entry.total_run_count = entry.last_run_at, entry.total_run_count
-                stored.entry = entry = known.entry
+                entry = stored.entry = known.entry
+            # what the store has told of its runs counts, not what has been written here of them
+            entry.last_run_at, entry.total_run_count = known.entry.last_run_at, known.entry.total_run_count
         entry.lockbeat_stored = self._stored[key] = stored
 
     def _load(self, key: str, score: float, fields: Any) -> _Stored:
