@@ -109,8 +109,9 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
     The scheduler it is mixed into tells the entries (``schedule``) and when they are due (``is_due``); when each ran last is
     shared in the store of ``lockbeat_driver``. Wrong ``lockbeat_*`` settings are a ConfigurationError when it is made.
 
-    Where the entries are kept elsewhere and change there at any time, a scheduler overrides ``refresh_schedule``,
-    ``reread`` (with ``trusted_for``) and ``record_runs``.
+    Where that does not do, a scheduler overrides more of what has no underscore: ``adopted`` where its entries keep these
+    two elsewhere, too; ``refresh_schedule``, ``reread`` with ``trusted_for``, and ``record_runs`` where they may change
+    there at any time (see docs/how-to/own-scheduler.md).
     """
 
     #: Seconds for which what :meth:`reread` has told is trusted: older, it is asked again before a tick is published.
@@ -119,7 +120,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
     #: Seconds between two batches, so that what is due a little later goes into one with it, where each batch is dear.
     gather: float = 0.0
 
-    def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, app: Any, **kwargs: Any) -> None:
         self._options = AppOptions.read(app.conf)
         locks = LockOptions.read(app.conf, {}, owner="the app")
         self._options.connection(locks.driver, locks.connection)
@@ -127,7 +128,8 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         self._clock: Callable[[], float] = monotonic
         self._wall: Callable[[], float] = time.time
         self._prepare(app)
-        super().__init__(app, *args, **kwargs)
+        # by its name, as Celery does: some schedulers look for it there
+        super().__init__(app=app, **kwargs)
 
     def _prepare(self, app: Any) -> None:
         self._name = str(app.main or "")
@@ -272,6 +274,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             return
         if item.entry is not entry and entry.total_run_count <= item.entry.total_run_count:
             entry.last_run_at, entry.total_run_count = item.entry.last_run_at, item.entry.total_run_count
+            self.adopted(entry)
         item.entry, item.schedule = entry, entry.schedule
         if item.key in self._agenda:
             self._plan(item)
@@ -310,6 +313,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             logger.error("the store has %r as the last run of entry %r, which is no time", state.last_run_at, item.key)  # noqa: TRY400
             return
         entry.total_run_count = state.total_run_count
+        self.adopted(entry)
 
     # -- due -----------------------------------------------------------------------------------------------------------
 
@@ -433,6 +437,10 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         item.schedule = item.entry.schedule
         item.entry.last_run_at = _time_of(state, zone)
         item.entry.total_run_count = state.total_run_count
+        self.adopted(item.entry)
+
+    def adopted(self, entry: Any) -> None:
+        """Take notice that ``last_run_at`` and ``total_run_count`` of an entry are now those that all replicas know."""
 
     def _refused(self, item: Item, state: EntryState) -> None:
         """The tick is another's, or the entry has too many that are not yet published."""

@@ -94,13 +94,13 @@ class LockedRedBeatScheduler(LockedSchedulerMixin, RedBeatScheduler):  # type: i
     trusted_for = 0.5
     gather = 0.2
 
-    def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, app: Any, **kwargs: Any) -> None:
         _refuse_old_redbeat()
         self._stored: dict[str, _Stored] = {}  # by the keys of the hashes
         self._own: dict[str, Any] = {}  # what RedBeat cannot keep, by name
         self._is_set_up = False
         self._unwritten: set[str] = set()
-        super().__init__(app, *args, **kwargs)
+        super().__init__(app, **kwargs)
         # before RedBeat's receiver of beat_init looks for it
         self.lock_key = None
 

@@ -197,6 +197,9 @@ class Beats:
     def stop(self) -> None:
         for _, beat in self.frozen:
             beat.thaw()
+        self.frozen = []
+        # one that is still starting would die of the signal
+        wait_until(lambda: len(self.awake()) == len(self.running), 60, "all beats have joined")
         for beat in self.running:
             beat.process.send_signal(signal.SIGTERM)
         for beat in self.running:
