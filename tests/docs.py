@@ -21,8 +21,9 @@ def python_of(page: str, heading: str | None = None) -> str:
     return "\n".join(blocks)
 
 
-def run(page: str, heading: str | None = None, **names: Any) -> dict[str, Any]:
-    """Run it; return what it has defined. ``names`` are there beforehand."""
-    scope = {"__name__": "docs", **names}
-    exec(compile(python_of(page, heading), f"{page}: {heading}", "exec"), scope)
+def run(page: str, heading: str | None = None, *, url: str = "") -> dict[str, Any]:
+    """Run it, with the server at ``url`` for the one that it names; return what it has defined."""
+    code = python_of(page, heading).replace("redis://localhost:6379/0", url)
+    scope: dict[str, Any] = {"__name__": "docs"}
+    exec(compile(code, f"{page}: {heading}", "exec"), scope)
     return scope
