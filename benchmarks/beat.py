@@ -27,7 +27,6 @@ SCHEDULERS = {
     "celery": "celery.beat:PersistentScheduler",
     "redbeat": "redbeat:RedBeatScheduler",
     "lockbeat": "celery_lockbeat:LockedScheduler",
-    "lockbeat-redbeat": "celery_lockbeat.contrib.redbeat:LockedRedBeatScheduler",
 }
 CANDIDATES = ("bare", *SCHEDULERS)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from copy import copy
 from datetime import datetime, timedelta
 from typing import Any, Final
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -31,6 +32,9 @@ FIELDS: Final = {
     "month_of_year": "1-12",
     "day_of_week": "0-6 or sun-sat",
 }
+
+#: The days of each month, at most.
+DAYS: Final = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 
 #: Seconds until a timeout that has fired is looked at again by a beat that is not ours.
 NEVER: Final = 10 * 365 * 86400.0
@@ -143,7 +147,8 @@ class _ZonedCrontab(crontab):  # type: ignore[misc]
         self.nowfun = self._now
 
     def _now(self) -> datetime:
-        return datetime.now(self.tz)
+        now: datetime = self.app.now()
+        return now.astimezone(self.tz)
 
     @property
     def tz(self) -> ZoneInfo:
@@ -176,16 +181,22 @@ def _zoned(
 def _crontab(expression: Any, timezone: str | None) -> Any:
     fields = expression.split() if isinstance(expression, str) else []
     if len(fields) != len(FIELDS):
-        allowed = f"five fields, {' '.join(FIELDS)}, as in '0 * * * *'"
+        hint = " (write @cron('0 * * * *'))" if callable(expression) else ""
+        allowed = f"five fields, {' '.join(FIELDS)}, as in '0 * * * *'{hint}"
         raise ConfigurationError(f"the expression of @cron is {expression!r}; allowed: {allowed}")
     named = dict(zip(FIELDS, fields, strict=True))
     for field, value in named.items():
         _parsed(
             expression, f"{field} of @cron is {value!r}", f"{FIELDS[field]}, *, lists, ranges and steps", {field: value}
         )
-    _parsed(expression, f"the expression of @cron is {expression!r}", "a date that there is", named)
+    wrong = f"the expression of @cron is {expression!r}"
+    _parsed(expression, wrong, "a date that there is", named)
+    when = crontab(**named)
+    # older Celerys make it, and find at each tick that it never comes (celery 5.4, schedules.py)
+    if not any(day <= DAYS[month - 1] for month in when.month_of_year for day in when.day_of_month):
+        raise ConfigurationError(f"{wrong}; allowed: a date that there is")
     if timezone is None:
-        return crontab(**named)
+        return when
     try:
         ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError, TypeError, OSError) as exc:
@@ -229,7 +240,8 @@ def _periodic(
         def enter(app: Celery) -> None:
             task = name or app.gen_task_name(function.__name__, function.__module__)
             if task not in app.conf.beat_schedule:
-                entry = {"task": task, "schedule": when, "args": tuple(args), "kwargs": dict(kwargs or {})}
+                # a schedule of its own in each app, for it has that app's timezone
+                entry = {"task": task, "schedule": copy(when), "args": tuple(args), "kwargs": dict(kwargs or {})}
                 app.conf.beat_schedule = {**app.conf.beat_schedule, task: {**entry, "options": dict(options or {})}}
 
         if app is not None:

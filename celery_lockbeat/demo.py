@@ -1,7 +1,8 @@
-"""The demo: ``python -m celery_lockbeat.demo`` shows on this machine what the locks of real workers do.
+"""The demo: ``python -m celery_lockbeat.demo`` shows on this machine beats without a leader, and locks that hold.
 
-It starts a Valkey of its own (or takes the server of ``--redis URL``), a ``celery beat`` and two ``celery worker``, all
-real; counts what their JSON lines tell; and ends by itself, with status 0 only if all was seen that it is there to show.
+It starts a Valkey of its own (or takes the server of ``--redis URL``), three ``celery beat`` and two ``celery worker``, all
+real; kills two of the beats; counts what Celery's own signals and the bodies of the tasks tell of each tick, by the number
+in its message; and ends by itself, with status 0 only if all was seen that it is there to show.
 Promises that nothing stays behind, whatever ends it: no process, no file, no key. Not promised: keys on the server of
 ``--redis`` after a SIGKILL, for nobody is left to delete them.
 """
@@ -13,7 +14,9 @@ import contextlib
 import io
 import itertools
 import json
+import math
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -22,19 +25,20 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import redis
 from celery import Celery
+from celery.signals import after_task_publish, beat_init, before_task_publish, task_prerun
 from kombu.utils.url import maybe_sanitize_url
 
+from celery_lockbeat.decorators import interval
 from celery_lockbeat.events import log_json_lines
-from celery_lockbeat.task import LockedTask
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -47,19 +51,27 @@ with contextlib.suppress(ImportError):  # the beat and the workers do without; m
 
 __all__ = ["app", "main"]
 
-BEATS: Final = 1
+BEATS: Final = 3
+KILLS: Final = 2
 WORKERS: Final = 2
 
-#: The lease of each lock here. All times are seconds, and those of the demo itself count from its start.
+#: The lease of each lock here, and of each claim of a beat. All times are seconds; those of the demo count from its start.
 TTL: Final = 2.0
+CLAIM_TTL: Final = 2.0
 
-#: When the beat is stopped, whatever was not seen by then; and when the workers' last runs must have ended.
-LAST_TICK: Final = 23.0
+#: What a busy machine may add to a pause.
+SLACK: Final = 1.0
+
+#: So long after all are ready the beats are killed: one with a tick in its hands, another at a moment within this range.
+FIRST_KILL: Final = 3.0
+SECOND_KILL: Final = (6.5, 8.5)
+
+#: When the beats are stopped, whatever was not seen by then; and when the workers' last runs must have ended.
+LAST_TICK: Final = 22.0
 LAST_END: Final = 29.0
 
 
-@dataclass(frozen=True)
-class Job:
+class Job(NamedTuple):
     """One task and its entry: how often it is due, and how long a run takes."""
 
     every: float
@@ -71,17 +83,22 @@ JOBS: Final = {
     "sync_orders": Job(every=1, takes=1.7),  # longer than its interval: ticks are skipped
     "build_report": Job(every=6, takes=4.5),  # longer than its ttl: renewed while it runs
 }
+FASTEST: Final = min(JOBS, key=lambda name: JOBS[name].every)
 
 
-# -- what the beat and the workers load: celery -A celery_lockbeat.demo ------------------------------------------------
+# -- what the beats and the workers load: celery -A celery_lockbeat.demo ------------------------------------------------
 
 #: The environment variable with the settings of this one demo, as JSON.
 SETTINGS: Final = "LOCKBEAT_DEMO"
 
+#: While this file is there, the next beat that is about to publish a tick is killed with that tick in its hands.
+TRAP: Final = "trap"
+
 app: Final = Celery("lockbeat-demo", set_as_current=False)
 app.conf.update(
-    beat_schedule={name: {"task": name, "schedule": job.every} for name, job in JOBS.items()},
+    beat_scheduler="celery_lockbeat:LockedScheduler",
     broker_connection_retry_on_startup=True,
+    lockbeat_claim_ttl=CLAIM_TTL,
     lockbeat_driver="redis",
     lockbeat_extend_interval=TTL / 4,
     lockbeat_logging="verbose",
@@ -89,25 +106,56 @@ app.conf.update(
     task_ignore_result=True,
     worker_enable_remote_control=False,
 )
-if SETTINGS in os.environ:
-    app.conf.update(json.loads(os.environ[SETTINGS]))
-    log_json_lines()
+
+
+def _tell(event: str, tick: dict[str, Any], task_id: str, **details: Any) -> None:
+    """Bear witness of a tick; ``tick`` is the header of its message."""
+    at = datetime.now(timezone.utc).isoformat()
+    about = {"task_name": tick["entry"], "number": tick["run"], "due": tick["due"], "task_id": task_id}
+    # one write: other threads and children write their lines there too
+    os.write(2, json.dumps({"event": event, "timestamp": at, **about, **details}).encode() + b"\n")
 
 
 def _add_task(name: str, job: Job) -> None:
-    @app.task(base=LockedTask, name=name)  # type: ignore[untyped-decorator]
-    def body() -> None:
+    @interval(job.every, app=app, name=name, bind=True)
+    def body(self: Any) -> None:
         # That no two of them overlap is told by the bodies themselves, not by their locks; time.monotonic() is the
         # same clock for all processes of a host.
         entered = time.monotonic()
         time.sleep(job.takes)
-        line = {"event": "body_left", "task_name": name, "entered": entered, "left": time.monotonic()}
-        # one write: other threads and children write their lines there too
-        os.write(2, json.dumps(line).encode() + b"\n")
+        tick = self.request.headers["lockbeat"]
+        _tell("body_left", tick, self.request.id, entered=entered, left=time.monotonic())
 
 
 for _name, _job in JOBS.items():
     _add_task(_name, _job)
+
+
+def _fall_into_the_trap(headers: dict[str, Any], **_: Any) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        Path(tempfile.gettempdir(), TRAP).unlink()  # one beat only
+        _tell("tick_in_hand", headers["lockbeat"], headers["id"])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _tell_publishing(headers: dict[str, Any], **_: Any) -> None:
+    _tell("tick_published", headers["lockbeat"], headers["id"])
+
+
+def _tell_arrival(task: Any, task_id: str, **_: Any) -> None:
+    _tell("tick_arrived", task.request.headers["lockbeat"], task_id)
+
+
+def _watch_publishing(**_: Any) -> None:
+    before_task_publish.connect(_fall_into_the_trap)
+    after_task_publish.connect(_tell_publishing)
+
+
+if SETTINGS in os.environ:
+    app.conf.update(json.loads(os.environ[SETTINGS]))
+    log_json_lines()
+    beat_init.connect(_watch_publishing)
+    task_prerun.connect(_tell_arrival)
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
@@ -147,7 +195,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m celery_lockbeat.demo",
-        description="Locked tasks on a real beat and real workers: what runs, what is skipped, what is renewed.",
+        description="Locked tasks on real beats, of which two are killed, and real workers: what runs, is skipped, renewed.",
     )
     parser.add_argument(
         "--redis", metavar="URL", help="redis://HOST:PORT/DB to use; by default the demo starts its own"
@@ -155,9 +203,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--seconds",
         type=float,
-        default=20,
+        default=17,
         metavar="N",
-        help="stop after so many seconds if all has been seen by then (default: 20; it never lasts longer than 30)",
+        help="stop after so many seconds if all has been seen by then (default: 17; it never lasts longer than 30)",
     )
     return parser.parse_args(arguments)
 
@@ -172,7 +220,7 @@ def _note_signals() -> list[int]:
 
 
 def _watch(fleet: Fleet, tally: Tally, display: Display, signals: list[int], seconds: float) -> None:
-    """Start the fleet, look on until all has been seen, and let its runs come to their ends."""
+    """Start the fleet, kill beats, look on until all has been seen, and let the runs come to their ends."""
 
     def until(condition: Callable[[], bool], latest: float) -> bool:
         while not condition():
@@ -180,8 +228,9 @@ def _watch(fleet: Fleet, tally: Tally, display: Display, signals: list[int], sec
                 raise _StoppedError
             if tally.age() > latest:
                 return False
-            fleet.check()
+            killed = fleet.check()
             tally.count(fleet.events())
+            tally.note_kills(killed)
             display.refresh()
             time.sleep(0.1)
         return True
@@ -193,12 +242,18 @@ def _watch(fleet: Fleet, tally: Tally, display: Display, signals: list[int], sec
     if not until(fleet.ready, LAST_TICK):
         raise _FailedError(fleet.tell_unready())
     display.enter("running")
-    until(lambda: tally.age() >= seconds and all(check.good for check in tally.checks()), LAST_TICK)
+    first, second = tally.age() + FIRST_KILL, tally.age() + random.uniform(*SECOND_KILL)  # noqa: S311
+    until(lambda: tally.age() > first, LAST_TICK)
+    fleet.kill_a_beat_with_a_tick_in_its_hands()
+    until(lambda: tally.age() > second, LAST_TICK)
+    fleet.kill_a_beat()
+    until(lambda: tally.age() >= seconds and all(check.good for check in tally.sights()), LAST_TICK)
     display.enter("stopping: the last runs come to their ends")
-    for kind in ("beat", "worker"):  # a worker that is asked to stop ends its runs first
+    for kind in ("beat", "worker"):
         fleet.stop(kind)
         if not until(partial(fleet.stopped, kind), LAST_END):
             raise _FailedError(f"a {kind} did not end in time")
+        until(tally.at_rest, LAST_END - 2)
     tally.count(fleet.events())
     display.refresh()
 
@@ -231,15 +286,14 @@ class Process:
             log.seek(self._read)
             told, newline, _half_a_line = log.read().rpartition(b"\n")
         self._read += len(told + newline)
-        return [json.loads(line) for line in told.split(b"\n") if line.startswith(b"{")]
+        return [{**json.loads(line), "by": self.name} for line in told.split(b"\n") if line.startswith(b"{")]
 
-    def check(self) -> None:
-        """Raise if it has ended by itself."""
+    def ended_early(self) -> str | None:
+        """Tell how it has ended, if it was not asked to."""
         status = self._popen.poll()
         if status is None or self.ending:
-            return
-        how = f"status {status}" if status >= 0 else signal.Signals(-status).name
-        raise _FailedError(f"{self.name} ended early, with {how}. Its last words:\n{self.last_words()}")
+            return None
+        return f"status {status}" if status >= 0 else signal.Signals(-status).name
 
     def last_words(self) -> str:
         """The end of its log."""
@@ -300,6 +354,7 @@ class Fleet:
         leftovers.callback(self._guard.dismiss)
         self._leftovers = leftovers
         self._processes: list[Process] = []
+        self._kills = 0  # so many beats are to die
         self._url = url
         #: No key of the demo begins otherwise, and no other key begins so.
         self._prefix = f"lockbeat-demo-{uuid.uuid4().hex}:"
@@ -332,9 +387,9 @@ class Fleet:
     def start_celery(self) -> None:
         """Start the beats and the workers, all at once."""
         celery = [sys.executable, "-m", "celery", "-A", "celery_lockbeat.demo"]
-        beat = ["beat", "-S", "celery_lockbeat:LockedScheduler", "--pidfile="]
         for number in range(BEATS):
-            self._start(f"beat-{number + 1}", [*celery, *beat, "-l", "INFO"], ready="beat: Starting...")
+            beat = [*celery, "beat", "--pidfile=", "-l", "INFO"]
+            self._start(f"beat-{number + 1}", beat, ready="beat: Starting...")
         # a child for each task, and one more to skip with
         worker = ["worker", "-c", str(len(JOBS) + 1), "--without-gossip", "--without-mingle", "--without-heartbeat"]
         for number in range(WORKERS):
@@ -374,14 +429,33 @@ class Fleet:
     def _unready(self) -> list[Process]:
         return [process for process in self._processes if not process.ready()]
 
-    def check(self) -> None:
-        """Raise if one has ended by itself."""
+    def kill_a_beat_with_a_tick_in_its_hands(self) -> None:
+        """Let the next beat that is about to publish die."""
+        self._kills += 1
+        (self._directory / TRAP).touch()
+
+    def kill_a_beat(self) -> None:
+        """Kill any of those that are left."""
+        self._kills += 1
+        random.choice([beat for beat in self._of("beat") if not beat.stopped()]).kill()  # noqa: S311
+
+    def check(self) -> list[str]:
+        """Name the beats that were killed since the last call. Raise if another process has ended."""
+        killed = []
         for process in self._processes:
-            process.check()
+            if how := process.ended_early():
+                if not (how == "SIGKILL" and self._kills and process in self._of("beat")):
+                    raise _FailedError(
+                        f"{process.name} ended early, with {how}. Its last words:\n{process.last_words()}"
+                    )
+                self._kills -= 1
+                process.ending = True
+                killed.append(process.name)
+        return killed
 
     def events(self) -> list[dict[str, Any]]:
-        """What all have told since the last call."""
-        return [event for process in self._processes for event in process.events()]
+        """What all have told since the last call; of a tick, its beat must not be heard before its worker."""
+        return [event for process in reversed(self._processes) for event in process.events()]
 
     def stop(self, kind: str) -> None:
         """Ask the beats or the workers to end."""
@@ -410,20 +484,33 @@ class Fleet:
 
 
 @dataclass
-class Run:
-    """One run, be it a skipped one."""
+class Tick:
+    """One due moment of an entry, and what became of it."""
 
     job: str
-    tick: str  # the id of its task: a tick is published under one
-    worker: str
-    began: float
-    renewals: int = 0
-    status: str | None = None  # "running" under its lock, then as its last event says
+    number: int
+    due: float
+    ids: set[str] = field(default_factory=set)  # of the tasks under which it was seen
+    published: list[tuple[float, str]] = field(default_factory=list)  # when, and by which beat
+    arrived: float | None = None
+    worker: str = ""
+    status: str | None = None  # "running" under its lock, then "success", "failed" or "skipped"
     seconds: float = 0.0
+    renewals: int = 0
+    bodies: list[tuple[float, float]] = field(default_factory=list)  # when they were entered and left
+    skips: int = 0
+
+    def ends(self) -> int:
+        """How often it came to its end, which is to be once."""
+        return len(self.bodies) + self.skips
+
+    def taken_over_after(self) -> float:
+        """Seconds by which it was late, if another beat had to take it over; else 0."""
+        late = max((at for at, _ in self.published), default=0.0) - self.due
+        return late if late > 0.9 * CLAIM_TTL else 0.0
 
 
-@dataclass(frozen=True)
-class Check:
+class Check(NamedTuple):
     """One thing that the demo is there to show, and what was seen of it."""
 
     good: bool
@@ -435,93 +522,163 @@ class Tally:
 
     def __init__(self) -> None:
         self.timeline: list[tuple[float, str, str]] = []
+        self.kills: list[tuple[float, str]] = []
         self._began = time.monotonic()
         self._began_at = time.time()
-        self._runs: dict[str, Run] = {}
-        self._bodies: dict[str, list[tuple[float, float]]] = {name: [] for name in JOBS}
+        self._ticks: dict[tuple[str, int], Tick] = {}
+        self._by_id: dict[str, Tick] = {}
 
     def age(self) -> float:
         """Seconds since the demo began."""
         return time.monotonic() - self._began
 
-    def runs(self, job: str | None = None, status: str | None = None) -> list[Run]:
-        """The runs of one task, or of one status, or both."""
-        return [run for run in self._runs.values() if job in (None, run.job) and status in (None, run.status)]
+    def ticks(self, job: str | None = None, status: str | None = None) -> list[Tick]:
+        """The ticks of one task, or of one status, or both."""
+        return [tick for tick in self._ticks.values() if job in (None, tick.job) and status in (None, tick.status)]
+
+    def counts(self, job: str) -> dict[str, int]:
+        """Count the ticks of one task. They are numbered: those that have no end up to the last are lost, or on their way."""
+        ticks = self.ticks(job)
+        due = max((tick.number for tick in ticks), default=0)
+        return {
+            "due": due,
+            "published": sum(bool(tick.published) for tick in ticks),
+            "run": sum(len(tick.bodies) for tick in ticks),
+            "skipped": sum(tick.skips for tick in ticks),
+            "lost": due - sum(bool(tick.ends()) for tick in ticks),
+            "doubled": sum(len(tick.ids) > 1 or tick.ends() > 1 for tick in ticks),
+            "renewals": sum(tick.renewals for tick in ticks),
+        }
+
+    def at_rest(self) -> bool:
+        """Whether all that was published has come to its end."""
+        return all(tick.ends() for tick in self.ticks() if tick.published)
+
+    def note_kills(self, beats: list[str]) -> None:
+        """Take in who has been killed."""
+        for beat in beats:
+            self.kills.append((self.age(), beat))
+            self.timeline.append((self.age(), beat, "killed (SIGKILL)"))
 
     def count(self, events: list[dict[str, Any]]) -> None:
         """Take in what was told."""
-        for event in sorted(events, key=lambda event: str(event.get("timestamp", ""))):
-            if event["event"] == "body_left":
-                self._bodies[event["task_name"]].append((event["entered"], event["left"]))
-            else:
-                self._count_event(event)
+        for event in sorted(events, key=lambda event: str(event["timestamp"])):
+            at, tick, by = self._age_at(event["timestamp"]), self._tick_of(event), event["by"]
+            of_beat = by.startswith("beat")
+            note = _count_publishing(event, at, tick) if of_beat else _count_run(event, at, tick)
+            if note is not None:
+                self.timeline.append((at, by if of_beat else tick.job, note))
 
-    def _count_event(self, event: dict[str, Any]) -> None:
-        at = datetime.fromisoformat(event["timestamp"]).timestamp() - self._began_at
-        run = self._runs.setdefault(
-            event["execution_id"], Run(event["task_name"], event["task_id"], _name_in(event["hostname"]), at)
-        )
-        before, run.seconds = run.seconds, at - run.began
-        match event["event"]:
-            case "lock_acquired":
-                run.status = "running"
-            case "lock_extended":
-                run.renewals += 1
-            case "task_finished":
-                run.status = event["status"]
-        note = _note_of(event, run, outlives=before <= TTL < run.seconds)
-        if note is not None:
-            self.timeline.append((at, run.job, note))
+    def _age_at(self, timestamp: str) -> float:
+        return datetime.fromisoformat(timestamp).timestamp() - self._began_at
+
+    def _tick_of(self, event: dict[str, Any]) -> Tick:
+        if "number" not in event:
+            return self._by_id[event["task_id"]]
+        job, number, task_id = event["task_name"], event["number"], event["task_id"]
+        tick = self._ticks.setdefault((job, number), Tick(job, number, self._age_at(event["due"])))
+        tick.ids.add(task_id)
+        self._by_id[task_id] = tick
+        return tick
 
     def checks(self) -> list[Check]:
-        """What the demo is there to show, as far as it was seen."""
-        ran, skipped, failed = (self.runs(status=status) for status in ("success", "skipped", "failed"))
-        never = [job for job in JOBS if not self.runs(job, "success")]
+        """All that the demo is there to show, as far as it was seen."""
+        return [*self.sights(), *self._promises()]
+
+    def sights(self) -> list[Check]:
+        """What takes its time to be seen."""
+        ran = self.ticks(status="success")
+        never = [job for job in JOBS if not self.ticks(job, "success")]
+        skipped = len(self.ticks(status="skipped"))
         longest = max((run.seconds for run in ran if run.renewals > 1), default=0.0)
-        twice = len(ran) - len({run.tick for run in ran})
-        overlaps, bodies = self._overlaps(), sum(map(len, self._bodies.values()))
+        late = [seconds for tick in self.ticks() if (seconds := tick.taken_over_after())]
+        how_late = f", {max(late):.1f} s late" if late else ""
+        every, pauses = JOBS[FASTEST].every, [self._pause_at(at) for at, _ in self.kills]
+        told = " and ".join(f"{pause:.1f} s" for pause in pauses)
         return [
             Check(not never, f"runs: {len(ran)}" + f", but none of {' and '.join(never)}" * bool(never)),
-            Check(bool(skipped), f"ticks skipped, for the run before them went on: {len(skipped)}"),
+            Check(skipped > 0, f"ticks skipped, for the run before them went on: {skipped}"),
             Check(longest > 2 * TTL, f"the longest run that was renewed, with a ttl of {TTL:g} s: {longest:.1f} s"),
-            # every run was in its body: what the witness has not heard it cannot deny
-            Check(not overlaps and bodies >= len(ran), f"runs beside another of the same task: {overlaps}"),
-            Check(not twice, f"ticks run twice: {twice}"),
-            Check(not failed, f"runs failed: {len(failed)}"),
+            Check(len(self.kills) == KILLS, f"beats killed: {len(self.kills)} of {BEATS}"),
+            # the tick that the dead one had claimed may be as late as its claim lives
+            Check(
+                max(pauses, default=0.0) <= every + CLAIM_TTL + SLACK,
+                f"the longest pauses of {FASTEST} (every {every:g} s) at the kills: {told}",
+            ),
+            Check(bool(late), f"ticks taken over from a killed beat: {len(late)}{how_late}"),
         ]
 
-    def _overlaps(self) -> int:
-        """How many bodies were entered before the one before them was left."""
-        return sum(
-            after[0] < before[1]
-            for bodies in self._bodies.values()
-            for before, after in itertools.pairwise(sorted(bodies))
+    def _pause_at(self, kill: float) -> float:
+        """Measure at the workers, from a kill until all that the dead beat had claimed must have been taken over."""
+        over = kill + CLAIM_TTL + SLACK
+        arrived = sorted(tick.arrived for tick in self.ticks(FASTEST) if tick.arrived is not None)
+        pauses = [after - before for before, after in itertools.pairwise(arrived) if after > kill and before < over]
+        return max(pauses) if arrived and arrived[-1] > over else math.inf
+
+    def _promises(self) -> list[Check]:
+        """What must not be seen."""
+        ran, failed = len(self.ticks(status="success")), len(self.ticks(status="failed"))
+        due, lost, doubled, bodies = (
+            sum(self.counts(job)[name] for job in JOBS) for name in ("due", "lost", "doubled", "run")
         )
+        overlaps = sum(map(self._overlaps, JOBS))
+        return [
+            Check(not lost, f"ticks lost, of {due}: {lost}"),
+            Check(not doubled, f"ticks doubled: {doubled}"),
+            # every run was in its body: what the witness has not heard it cannot deny
+            Check(not overlaps and bodies >= ran, f"runs beside another of the same task: {overlaps}"),
+            Check(not failed, f"runs failed: {failed}"),
+        ]
+
+    def _overlaps(self, job: str) -> int:
+        """How many bodies were entered before the one before them was left."""
+        bodies = sorted(body for tick in self.ticks(job) for body in tick.bodies)
+        return sum(after[0] < before[1] for before, after in itertools.pairwise(bodies))
 
 
-def _name_in(hostname: str) -> str:
-    """Name the worker of ``worker-1@demo ...``."""
-    return hostname.partition("@")[0]
+def _count_publishing(event: dict[str, Any], at: float, tick: Tick) -> str | None:
+    if event["event"] == "tick_in_hand":
+        return f"is about to publish {tick.job} #{tick.number}"
+    tick.published.append((at, event["by"]))
+    late = tick.taken_over_after()
+    return f"takes over {tick.job} #{tick.number}, published {late:.1f} s late" if late else None
 
 
-def _renewals_of(run: Run) -> str:
-    return f", {run.renewals} renewal{'s' * (run.renewals > 1)}" if run.renewals else ""
+def _count_run(event: dict[str, Any], at: float, tick: Tick) -> str | None:
+    if tick.arrived is None:
+        tick.worker, tick.arrived = event["by"], at
+    before, tick.seconds = tick.seconds, at - tick.arrived
+    match event["event"]:
+        case "body_left":
+            tick.bodies.append((event["entered"], event["left"]))
+        case "lock_acquired":
+            tick.status = "running"
+        case "lock_extended":
+            tick.renewals += 1
+        case "task_succeeded" | "task_failed":
+            tick.status = event["status"]
+        case "task_skipped" if event["reason"] == "locked":
+            tick.status = "skipped"
+            tick.skips += 1
+    note = _note_of(event, tick, outlives=before <= TTL < tick.seconds)
+    beat = tick.published[-1][1] if tick.published else "a beat"
+    return note and f"#{tick.number} of {beat} {note}"
 
 
-def _note_of(event: dict[str, Any], run: Run, *, outlives: bool) -> str | None:
-    """Tell an event to the user, if it is worth a line."""
-    renewed = _renewals_of(run)
+def _note_of(event: dict[str, Any], tick: Tick, *, outlives: bool) -> str | None:
+    """Tell what a worker does to the user, if it is worth a line."""
+    renewed = f", {tick.renewals} renewal{'s' * (tick.renewals > 1)}" * bool(tick.renewals)
     match event["event"]:
         case "lock_extended" if outlives:
-            return f"outlives its ttl of {TTL:g} s on {run.worker}{renewed}"
+            return f"outlives its ttl on {tick.worker}{renewed}"
         case "task_skipped" if "holder" in event:
-            return f"skipped on {run.worker}, for {_name_in(event['holder'])} runs it"
+            return f"skipped on {tick.worker}, for {event['holder'].partition('@')[0]} runs it"
         case "task_skipped":
-            return f"skipped on {run.worker}: {event['reason']}"
+            return f"skipped on {tick.worker}: {event['reason']}"
         case "task_succeeded":
-            return f"ran for {run.seconds:.1f} s on {run.worker}{renewed}"
+            return f"ran for {tick.seconds:.1f} s on {tick.worker}{renewed}"
         case "task_failed" | "lock_extend_failed" | "lock_expired_before_finish":
-            return f"{event['event']} on {run.worker}: {event['error_message']}"
+            return f"{event['event']} on {tick.worker}: {event['error_message']}"
     return None
 
 
@@ -534,8 +691,10 @@ NOTES: Final = 8
 CELL: Final = 0.5
 STRIP: Final = WIDTH - 15
 
+BEAT: Final = "green"
 COLORS: Final = {"worker-1": "cyan", "worker-2": "magenta"}
 SKIP: Final = ("x", "bold yellow")
+KILL: Final = ("✗", "bold red")
 
 
 class Display:
@@ -592,12 +751,11 @@ class Display:
         notes = self._tally.timeline[-NOTES:]
         blank: list[RenderableType] = [Text()] * (NOTES - len(notes))  # the view keeps its height
         age = f"{self._tally.age():.0f} s"
-        beats = "a beat" if BEATS == 1 else f"{BEATS} beats"
-        title = f"{beats} and {WORKERS} workers, {self._phase}".ljust(WIDTH - len(age)) + age
+        title = f"{BEATS} beats and {WORKERS} workers, {self._phase}".ljust(WIDTH - len(age)) + age
         return Group(
             Text(title, "bold"),
             Text(),
-            self._table(now=True),
+            self._table("open"),
             Text(),
             self._strips(),
             Text(),
@@ -605,55 +763,61 @@ class Display:
             *blank,
         )
 
-    def _table(self, *, now: bool = False) -> Table:
-        """Count per task; ``now``: and who runs it."""
-        table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+    def _table(self, lost: str = "lost") -> Table:
+        """Count the ticks of each task. Those that are ``lost`` in the end may be on their way before."""
+        table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 1, 0, 0))
         table.add_column("task", width=13)
-        for heading in ("every", "takes", "runs", "skips", "renewals"):
-            table.add_column(heading, justify="right")
-        table.add_column("now" if now else "")
+        counts = {job: self._tally.counts(job) for job in JOBS}
+        for heading in ("every", "takes", *counts[FASTEST]):
+            table.add_column(lost if heading == "lost" else heading, justify="right")
         for name, job in JOBS.items():
-            counts = [len(self._tally.runs(name, status)) for status in ("success", "skipped")]
-            renewals = sum(run.renewals for run in self._tally.runs(name))
-            shown = [f"{job.every:g} s", f"{job.takes:g} s", *map(str, counts), str(renewals)]
-            table.add_row(name, *shown, self._holder_of(name) if now else "")
+            table.add_row(name, f"{job.every:g} s", f"{job.takes:g} s", *map(str, counts[name].values()))
+        sums = map(sum, zip(*(each.values() for each in counts.values()), strict=True))
+        table.add_row("all", "", "", *map(str, sums), style="bold")
         return table
 
-    def _holder_of(self, job: str) -> Text:
-        """Tell who runs it now."""
-        running = self._tally.runs(job, "running")
-        if not running:
-            return Text("-", "dim")
-        run = running[-1]
-        return Text(f"{run.worker}{_renewals_of(run)}", COLORS[run.worker])
-
     def _strips(self) -> Table:
-        """Draw who ran what when, up to now."""
+        """Draw who published what when, and who ran it, up to now."""
         strips = Table.grid(padding=(0, 2, 0, 0))
-        for name in JOBS:
-            strips.add_row(name.ljust(13), self._strip(name))
+        for number in range(BEATS):
+            strips.add_row(f"beat-{number + 1}".ljust(13), self._strip(self._signs_of_beat(f"beat-{number + 1}")))
+        for job in JOBS:
+            strips.add_row(job, self._strip(self._signs_of_job(job)))
+        letters = (" ".join(job[0] for job in JOBS), BEAT)
         workers = [(f"━ {worker}   ", color) for worker, color in COLORS.items()]
-        legend = Text.assemble(*workers, SKIP, " skip")
-        strips.add_row("", legend)
+        strips.add_row("", Text.assemble(letters, " published   ", KILL, " killed   ", *workers, SKIP, " skip"))
         return strips
 
-    def _strip(self, job: str) -> Text:
-        age = self._tally.age()
+    def _signs_of_beat(self, beat: str) -> dict[int, Text]:
+        signs: dict[int, Text] = {}
+        cell = -1
+        ours = [(at, tick.job) for tick in self._tally.ticks() for at, by in tick.published if by == beat]
+        for at, job in sorted(ours):
+            cell = max(int(at / CELL), cell + 1)  # a sign for each, also where they come together
+            signs[cell] = Text(job[0], BEAT)
+        for at, killed in self._tally.kills:
+            if killed == beat:
+                signs[int(at / CELL)] = Text(*KILL)
+        return signs
+
+    def _signs_of_job(self, job: str) -> dict[int, Text]:
         signs = {}
-        for run in self._tally.runs(job):
-            until = age if run.status == "running" else run.began + run.seconds
-            for cell in range(int(run.began / CELL), int(until / CELL) + 1):
-                signs[cell] = Text("━", COLORS[run.worker])
-        for run in self._tally.runs(job, "skipped"):
-            signs[int(run.began / CELL)] = Text(*SKIP)
-        now = int(age / CELL)
+        for tick in sorted(self._tally.ticks(job), key=lambda tick: tick.skips):
+            if tick.arrived is not None:
+                until = self._tally.age() if tick.status == "running" else tick.arrived + tick.seconds
+                for cell in range(int(tick.arrived / CELL), int(until / CELL) + 1):
+                    signs[cell] = Text(*SKIP) if tick.skips else Text("━", COLORS[tick.worker])
+        return signs
+
+    def _strip(self, signs: dict[int, Text]) -> Text:
+        now = int(self._tally.age() / CELL)
         first = max(0, now + 1 - min(STRIP, self._console.width - 15))
         return Text().join(signs.get(cell, Text("·", "dim")) for cell in range(first, now + 1))
 
 
 def _line(note: tuple[float, str, str]) -> Text:
     at, job, text = note
-    return Text.assemble((f"{at:5.1f} s  ", "dim"), job.ljust(15), text)
+    return Text.assemble((f"{at:5.1f} s  ", "dim"), job.ljust(15), text, no_wrap=True, overflow="ellipsis")
 
 
 if __name__ == "__main__":

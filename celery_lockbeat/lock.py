@@ -5,7 +5,8 @@ is trusted until ``t + ttl - margin`` on the local monotonic clock, for the stor
 the margin covers two clocks that do not run at quite the same rate. After that moment it is lost, whatever else is
 known: when you cannot know whether you still hold it, you do not.
 
-Not promised: that a body stops when its lock is lost. It can ask (``check``), and it can guard its writes with ``token``.
+Not promised: that a body stops when its lock is lost, but with ``on_lost="abort"``. It can ask (``check``), and it can
+guard its writes with ``token``.
 """
 
 from __future__ import annotations
@@ -15,19 +16,22 @@ import os
 import random
 import socket
 import threading
+from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from celery import current_app
 
+from celery_lockbeat.abort import Abort
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.events import Story
 from celery_lockbeat.exceptions import LockLost, LockNotAcquired, StoreUnavailable
-from celery_lockbeat.lifecycle import stopping
+from celery_lockbeat.lifecycle import forget, note, stopping
 from celery_lockbeat.options import LockOptions, check_key
 from celery_lockbeat.renewal import renewer_of
-from celery_lockbeat.stores import Finished, Held, Lease, Stores, stores_of
+from celery_lockbeat.stores import Finished, Held, Lease, Store, Stores, stores_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -102,6 +106,9 @@ class Lock:
         self._acquired_at = 0.0
         self._state = "new"  # -> held -> lost | released
         self._failing = False
+        self._abort: Abort | None = None
+        #: the store that may hold something for us, which nobody else would end before its ttl
+        self._unsettled: Store | None = None
         self._pid = os.getpid()
         # The owner and the renewer both may find that the lock is lost; one of them says so.
         self._mutex = threading.Lock()
@@ -146,12 +153,30 @@ class Lock:
             raise LockNotAcquired(f"lock {self.key!r} is held by {holder}", key=self.key, holder=holder)
         self._story.emit("lock_acquired")
         self._outer = _current.set(self)
+        self.arm()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        _current.reset(self._outer)
-        if not self.release() and exc is None and self._options.on_lost == "fail" and self._pid == os.getpid():
+        try:
+            self.disarm()
+        finally:
+            _current.reset(self._outer)
+            released = self.release()
+        if not released and exc is None and self._options.on_lost != "warn" and self._pid == os.getpid():
             raise LockLost(f"lock {self.key!r} was lost before the block ended")
+
+    def arm(self) -> None:
+        """With ``on_lost="abort"``: from now on, raise LockLost in this thread as soon as the lock is lost."""
+        if self._options.on_lost == "abort":
+            self._abort = Abort(LockLost(f"lock {self.key!r} was lost, which ends what runs under it"))
+            self._abort.arm()
+            if self._state == "lost":
+                self._abort.fire()
+
+    def disarm(self) -> None:
+        """What ran under the lock has ended: LockLost is raised in it before this returns, or not at all."""
+        if self._abort is not None:
+            self._abort.disarm()
 
     def acquire(self) -> Held | Finished | None:
         """Take the key, trying ``retry_attempts`` more times while it is held; None: it is ours, else why it is not.
@@ -161,13 +186,19 @@ class Lock:
         if self._state != "new":
             msg = f"lock {self.key!r} was {self._state} already: a Lock is one hold, make another"
             raise RuntimeError(msg)
-        answer = self._ask_or_fall_back()
-        for _ in range(self._options.retry_attempts):
-            if not isinstance(answer, Held) or answer.same_run or stopping.is_set():
-                break
-            stopping.wait(self._options.retry_delay + random.uniform(0, self._options.retry_jitter))  # noqa: S311
+        try:
             answer = self._ask_or_fall_back()
+            for _ in range(self._options.retry_attempts):
+                if not isinstance(answer, Held) or answer.same_run or stopping.is_set():
+                    break
+                stopping.wait(self._options.retry_delay + random.uniform(0, self._options.retry_jitter))  # noqa: S311
+                answer = self._ask_or_fall_back()
+        except BaseException:
+            # It may have been granted all the same: the answer was lost, or an exception from outside came in between.
+            self.abandon()
+            raise
         if not isinstance(answer, Lease):
+            self._settle()
             return answer
         self._state = "held"
         self._story.fields["token"] = answer.token
@@ -188,17 +219,25 @@ class Lock:
         self.expire()
         with self._mutex:
             if self._state != "held":
+                self._settle()
                 return False
             self._state = "released"
             self.next_action = None
         hold_for = max(0.0, self._options.hold_at_least - (monotonic() - self._acquired_at)) if hold else 0.0
+        remember_for = self._options.dedupe_ttl if finished else 0.0
+        lease = self.lease
         try:
-            released = self._store.release(
-                self.lease, hold_for=hold_for, remember_for=self._options.dedupe_ttl if finished else 0.0
-            )
+            released = self._store.release(lease, hold_for=hold_for, remember_for=remember_for)
         except StoreUnavailable as exc:
-            logger.warning("lock %r ends by its ttl of %g s, for its release failed: %s", self.key, self.ttl, exc)
+            text = "lock %r ends by its ttl of %g s, unless the store comes back before, for its release failed: %s"
+            logger.warning(text, self.key, self.ttl, exc)
+            self._settle_later(
+                self._store,
+                lambda store: store.release(lease, hold_for=hold_for, remember_for=remember_for),
+                until=self._trusted_until,
+            )
             return True
+        self._settle()
         if released:
             self._story.emit("lock_released")
         else:
@@ -206,9 +245,25 @@ class Lock:
         return released
 
     def abandon(self) -> None:
-        """Stop renewing, whatever happened: for a holder that an exception threw out of ``acquire`` or ``release``."""
-        if self._state == "held" and self._pid == os.getpid():
-            renewer_of(self._store).discard(self)
+        """Stop renewing, and free whatever the store may hold for us: when ``acquire`` or ``release`` did not return."""
+        store = self._unsettled
+        if store is None or self._pid != os.getpid():
+            return
+        if self._state == "held":
+            renewer_of(store).discard(self)
+        key, holder = self.key, self._story.execution_id
+        self._settle_later(store, lambda store: store.free(key, holder=holder), until=monotonic() + self.ttl)
+
+    def _settle(self) -> None:
+        """Nothing of ours is in the store any more."""
+        if self._unsettled is not None:
+            self._unsettled = None
+            if self._store.driver != "memory":
+                forget(self._story.execution_id)
+
+    def _settle_later(self, store: Store, tell: Callable[[Store], object], *, until: float) -> None:
+        self._unsettled = None
+        renewer_of(store).errand(tell, until=until, then=partial(forget, self._story.execution_id))
 
     def _ask_or_fall_back(self) -> Lease | Held | Finished:
         try:
@@ -216,6 +271,7 @@ class Lock:
         except StoreUnavailable as exc:
             if self._fallback is None:
                 raise
+            self.abandon()
             # The other way back is none: this lock lives where it was taken, the next one asks the first store again.
             self._store, self._fallback = self._fallback, None
             self._story.fields["driver"] = self._store.driver
@@ -223,6 +279,11 @@ class Lock:
             return self._ask()
 
     def _ask(self) -> Lease | Held | Finished:
+        if self._unsettled is None:
+            self._unsettled = self._store
+            if self._store.driver != "memory":
+                # before it is asked for: a child may be killed before it hears that it was granted
+                note(self._story.execution_id, self.key, self._options.connection, self.ttl)
         for _ in range(LATE_ANSWERS):
             started = monotonic()
             answer = self._store.acquire(
@@ -262,7 +323,7 @@ class Lock:
 
     def extend_refused(self) -> None:
         """The store says that the lock is another's, or nobody's."""
-        self._lose("the store says that the lock is not ours any more")
+        self.lose("the store says that the lock is not ours any more")
 
     def extend_failed(self, started: float, error: Exception, retry_every: float) -> None:
         """The store did not answer; try again, for the lease still runs."""
@@ -278,15 +339,18 @@ class Lock:
     def expire(self) -> None:
         """Lose the lock if its lease has run out by the local clock."""
         if self._state == "held" and not self._trusted():
-            self._lose("the lease ran out before it was extended")
+            self.lose("the lease ran out before it was extended")
 
-    def _lose(self, why: str) -> None:
+    def lose(self, why: str) -> None:
+        """Be lost, if it is held."""
         with self._mutex:
             if self._state != "held":
                 return
             self._state = "lost"
             self.next_action = None
         self._tell_lost(why)
+        if self._abort is not None:
+            self._abort.fire()
 
     def _tell_lost(self, why: str) -> None:
         self._state = "lost"

@@ -172,9 +172,14 @@ def bound_key(options: LockOptions, run: Callable[..., Any], *, owner: str) -> K
         return lambda _task, _args, _kwargs: key
     signature = inspect.signature(run)
     _check_placeholders(setting, template, signature)
+    names = signature.parameters.keys()
+    plain = all(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in signature.parameters.values())
 
     def formatted(_task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-        arguments = _named_arguments(signature, args, kwargs)
+        arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+        if not plain or len(args) + len(kwargs) != len(names) or arguments.keys() != names:
+            # binding by the signature is ten times slower: only where there are defaults to fill in, or *args and the like
+            arguments = _named_arguments(signature, args, kwargs)
         try:
             return check_key(setting, template.format(**arguments))
         except (KeyError, AttributeError, IndexError, ValueError, TypeError) as exc:
@@ -383,7 +388,7 @@ _LOCK_RULES: Final[dict[str, _Rule]] = {
     "retry_jitter": _seconds(0),
     "skip_if_locked": _flag,
     "hold_at_least": _seconds(0),
-    "on_lost": _one_of("fail", "warn"),
+    "on_lost": _one_of("fail", "abort", "warn"),
     "dedupe_ttl": _seconds(0),
     "logging": _one_of("default", "verbose", False),
 }

@@ -72,7 +72,10 @@ SHORTEST: Final = 0.001
 #: What the local clock may gain on the store's while a claim lives (see lock.py).
 MARGIN: Final = 0.01
 
-#: Seconds by which this host's clock may differ from the store's before it is worth a warning.
+#: Seconds by which this host's clock may differ from the store's before that is taken into account.
+INEXACT: Final = 0.05
+
+#: Seconds by which it may differ before it is worth a warning.
 SKEW: Final = 1.0
 
 
@@ -144,6 +147,8 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         self._unsent: dict[str, _Tick] = {}
         self._sent: list[tuple[str, str]] = []  # (task id, key) of what waits to be settled
         self._giving_up: list[str] = []  # task ids of what waits to be handed over
+        self._asked: set[str] = set()  # task ids of what may be ours, for all we know
+        self._not_taken_over: StoreUnavailable | None = None  # why not, in this round
         self._skip = 0  # so many overdue claims, which none but another release knows
         self._refusals = 0  # messages in a row that a broker in reach has refused
         self._next_look = self._next_poll = self._next_batch = self._retry_at = 0.0
@@ -151,6 +156,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         self._pause = RETRY_FIRST
         self._complained: dict[str, float] = {}
         self._wall_offset = self._wall() - self._clock()
+        self._skew = 0.0  # by how much this host's wall clock is ahead of the store's
         self._in_tick = False
 
     # -- one round -----------------------------------------------------------------------------------------------------
@@ -187,14 +193,17 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             self._settle(store)
             if self.should_sync():
                 self._do_sync()
-        elif self._troubled:
+        elif self._troubled and not self._refusals:
             self._recovered("broker")
+        if self._not_taken_over is not None:
+            exc, self._not_taken_over = self._not_taken_over, None
+            raise exc
         self._recovered("store")
         return self._rest()
 
     def _rest(self) -> float:
         now = self._clock()
-        if self._troubled:
+        if self._troubled and now < self._retry_at:
             return self._retry_at - now
         if self._unlisted:
             return 0.0
@@ -234,7 +243,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             return
         self.refresh_schedule()
         keys = set()
-        for name, entry in self.schedule.items():
+        for name, entry in list(self.schedule.items()):
             key = self._key(name, entry)
             keys.add(key)
             item = self._agenda.get(key) or self._unlisted.get(key)
@@ -289,7 +298,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         states = store.list_entries(
             self._name,
             self._replica,
-            [(item.key, _state_of(item.entry)) for item in items],
+            [(item.key, self._state_of(item.entry)) for item in items],
             removed=self._removed,
             complete=complete,
         )
@@ -308,12 +317,29 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         if state.total_run_count < entry.total_run_count:
             return
         try:
-            entry.last_run_at = _time_of(state, entry.last_run_at.tzinfo)
+            entry.last_run_at = self._time_of(state, entry, entry.last_run_at.tzinfo)
         except ValueError:
             logger.error("the store has %r as the last run of entry %r, which is no time", state.last_run_at, item.key)  # noqa: TRY400
             return
         entry.total_run_count = state.total_run_count
         self.adopted(entry)
+
+    def _time_of(self, state: EntryState, entry: Any, zone: Any) -> datetime:
+        """Read a time in the zone of its entry: Celery takes a crontab's fields off it as it is (celery 5.4, schedules.py)."""
+        time_ = _later(datetime.fromisoformat(state.last_run_at), self._skew_of(entry))
+        return time_.astimezone(zone) if time_.tzinfo and zone else time_
+
+    def _state_of(self, entry: Any) -> EntryState:
+        last_run_at = _later(entry.last_run_at, -self._skew_of(entry))
+        return EntryState(entry.total_run_count, last_run_at.isoformat())
+
+    def _skew_of(self, entry: Any) -> float:
+        """Return what to take off this host's time of a run, for the others to count on.
+
+        Intervals are counted by the store's clock: by a clock that is slow, the next run of an entry would be due at once
+        on a host whose clock is right. What the tick of a crontab is called is the same by any clock, so it stays.
+        """
+        return self._skew if type(entry.schedule) is schedule and not entry.schedule.relative else 0.0
 
     # -- due -----------------------------------------------------------------------------------------------------------
 
@@ -354,7 +380,9 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             # The same tick under the same task id, if the answer to an earlier try was lost.
             task_id = asked.task_id if asked is not None and asked.state.total_run_count == run else uuid()
             tick = (now - timedelta(seconds=late)).isoformat(timespec="milliseconds")
-            item.claim = Claim(task_id, item.key, EntryState(run, now.isoformat()), {"due": tick})
+            item.claim = Claim(
+                task_id, item.key, EntryState(run, _later(now, -self._skew_of(item.entry)).isoformat()), {"due": tick}
+            )
             due.append(item)
         return due
 
@@ -387,9 +415,11 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             asked = self._clock()
             if due:
                 self._next_batch = asked + self.gather if len(items) < limit else 0.0
-            if not due and asked < self._next_poll:
+            elif asked < self._next_poll:
                 return []
-            answer = self._ask(store, due)
+            claims = [item.claim for item in due if item.claim is not None]
+            self._asked.update(claim.task_id for claim in claims)
+            answer = self._ask(store, claims)
         except StoreUnavailable:
             for item in items:
                 self._agenda.plan(item, item.when)
@@ -402,10 +432,10 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
                 ticks.append(self._granted(item, asked, read))
             else:
                 self._refused(item, refusal)
+        self._asked.difference_update(claim.task_id for claim in claims)
         return [*self._take_over(store, answer, limit), *ticks]
 
-    def _ask(self, store: Store, due: list[Item]) -> Claims:
-        claims = [item.claim for item in due if item.claim is not None]
+    def _ask(self, store: Store, claims: list[Claim]) -> Claims:
         answer = store.claim(self._name, self._replica, claims, ttl=self._options.claim_ttl, skip=self._skip)
         # soon enough to see each claim before it is overdue, and to count as alive
         until = min(self._options.claim_ttl, ALIVE) / 4
@@ -435,7 +465,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         zone = item.entry.last_run_at.tzinfo
         item.entry = self.reserve(item.entry)
         item.schedule = item.entry.schedule
-        item.entry.last_run_at = _time_of(state, zone)
+        item.entry.last_run_at = self._time_of(state, item.entry, zone)
         item.entry.total_run_count = state.total_run_count
         self.adopted(item.entry)
 
@@ -467,19 +497,25 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             return []
         self._next_poll = asked = self._clock()  # there may be more
         ids = [each.task_id for each, _ in known]
+        self._asked.update(ids)
         try:
             taken = store.take_over(self._name, self._replica, ids, ttl=self._options.claim_ttl)
         except StoreUnavailable as exc:
             # those that we have claimed are to be published all the same
-            self._complain("store", "beat could not take over what other beats have left: %s", exc)
+            self._not_taken_over = exc
+            # if they are ours now, others need not wait for that to be over
+            self._giving_up += ids
+            self._asked.difference_update(ids)
             return []
         # the entry may have been deleted since it was claimed
         sure_until = asked if math.isfinite(self.trusted_for) else math.inf
-        return [
+        ticks = [
             self._note(item, each.run, each.task_id, each.details, asked, sure_until)
             for (each, item), ours in zip(known, taken, strict=True)
             if ours
         ]
+        self._asked.difference_update(ids)
+        return ticks
 
     def _item_of(self, key: str) -> Item | None:
         """Return what a claim that somebody has left is of; None: it is left to others."""
@@ -621,7 +657,8 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         # kombu's Redis transport counts KeyError among its connection errors (kombu 5.7, transport/redis.py)
         if isinstance(exc, (LookupError, TypeError, ValueError)):
             return False
-        errors = (OperationalError, *self.connection.connection_errors, *self.connection.channel_errors)
+        # kombu's transports do not all count OSError (kombu 5.7: memory and filesystem, say)
+        errors = (OperationalError, OSError, *self.connection.connection_errors, *self.connection.channel_errors)
         return isinstance(exc, errors)
 
     def _trouble(self, exc: Exception) -> None:
@@ -694,6 +731,8 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         if self._known:
             self._known = False
             self._give_up()
+            self._giving_up += self._asked
+            self._asked.clear()
             try:
                 self._settle(self._store)
                 self._store.leave(self._name, self._replica)
@@ -721,9 +760,14 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
     def _notice_skew(self, server_time: float, asked: float) -> None:
         took = self._clock() - asked
         skew = self._wall() - took / 2 - server_time
+        if abs(skew - self._skew) > took / 2 + INEXACT:
+            self._skew = skew
         if abs(skew) > SKEW + took and "skew" not in self._complained:
             self._complained["skew"] = self._clock()
-            logger.warning("the clock of this host differs from the store's by %+.1f s: ticks come as much later", skew)
+            how = "earlier" if skew > 0 else "later"
+            logger.warning(
+                "the clock of this host differs from the store's by %+.1f s: crontabs fire as much %s", skew, how
+            )
 
     def _notice_clock_steps(self) -> None:
         offset = self._wall() - self._clock()
@@ -742,8 +786,8 @@ class LockedScheduler(LockedSchedulerMixin, Scheduler):  # type: ignore[misc]
 
     def setup_schedule(self) -> None:
         """Make the entries of the settings, and Celery's own default entries. Raises ConfigurationError."""
-        self._settings: dict[str, dict[str, Any]] = {}
-        for name, definition in self.app.conf.beat_schedule.items():
+        self._settings: dict[str, Any] = {}
+        for name, definition in dict(self.app.conf.beat_schedule).items():
             self._follow(name, definition)
         self.install_default_entries(self.data)
 
@@ -753,26 +797,38 @@ class LockedScheduler(LockedSchedulerMixin, Scheduler):  # type: ignore[misc]
 
     def refresh_schedule(self) -> None:
         """Follow changes of ``app.conf.beat_schedule``."""
-        wanted = self.app.conf.beat_schedule
+        # a copy, for another thread may change it meanwhile
+        wanted = dict(self.app.conf.beat_schedule)
         if self._settings == wanted:
             return
         for name in self._settings.keys() - wanted.keys():
             del self._settings[name]
             self.data.pop(name, None)
         for name, definition in wanted.items():
-            if self._settings.get(name) != dict(definition):
+            if self._settings.get(name) != _fields_of(definition):
                 try:
                     self._follow(name, definition)
                 except ConfigurationError as exc:
                     logger.error("a change of the schedule is not followed: %s", exc)  # noqa: TRY400  it says it all
 
     def _follow(self, name: str, definition: Any) -> None:
-        self._settings[name] = dict(definition)
+        self._settings[name] = fields = _fields_of(definition)
         try:
-            self.data[name] = self.Entry(**dict(definition, name=name, app=self.app))
+            entry = self.Entry(**dict(fields, name=name, app=self.app))
+            if not entry.task or entry.schedule is None:
+                raise TypeError("it needs a task and a schedule")
+            self.data[name] = entry
         except (TypeError, ValueError, AttributeError) as exc:
             allowed = "task, and schedule (seconds, a timedelta, a crontab or another schedule), args, kwargs, options, relative"
             raise ConfigurationError(f"beat_schedule[{name!r}] is {definition!r} ({exc}); allowed: {allowed}") from exc
+
+
+def _fields_of(definition: Any) -> Any:
+    """Copy a definition, for the user may change it in place; what is none is refused when it is followed."""
+    try:
+        return dict(definition)
+    except (TypeError, ValueError):
+        return definition
 
 
 def _without_results() -> contextlib.AbstractContextManager[None]:
@@ -806,14 +862,11 @@ def _kind(when: Any) -> str | None:
     return "interval" if isinstance(when, schedule) else None
 
 
-def _time_of(state: EntryState, zone: Any) -> datetime:
-    """Read a time in the zone of its entry: Celery takes a crontab's fields off it as it is (celery 5.4, schedules.py)."""
-    time_ = datetime.fromisoformat(state.last_run_at)
-    return time_.astimezone(zone) if time_.tzinfo and zone else time_
-
-
-def _state_of(entry: Any) -> EntryState:
-    return EntryState(entry.total_run_count, entry.last_run_at.isoformat())
+def _later(time_: datetime, seconds: float) -> datetime:
+    if not seconds:
+        return time_
+    # with a fixed offset, for Python adds to the wall time of a zone, over changes of its clocks too
+    return datetime.fromisoformat(time_.isoformat()) + timedelta(seconds=seconds)
 
 
 def _overdue_for(entry: Any) -> float:

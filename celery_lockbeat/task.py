@@ -26,6 +26,7 @@ from celery.states import IGNORED
 
 from celery_lockbeat.events import Story
 from celery_lockbeat.exceptions import LockbeatError, LockLost, LockNotAcquired, TaskSkipped
+from celery_lockbeat.lifecycle import events_wanted
 from celery_lockbeat.lock import Lock, _current
 from celery_lockbeat.options import TASK_PREFIX, AppOptions, LockOptions, bound_key
 from celery_lockbeat.stores import Finished, Held, stores_of
@@ -33,6 +34,13 @@ from celery_lockbeat.stores import Finished, Held, stores_of
 __all__ = ["LockedTask"]
 
 logger: Final = logging.getLogger("celery_lockbeat")
+
+#: At most so many seconds pass until a copy of a message asks again whether its run is over: less than a lease, for the
+#: lock of a run that dies may be freed long before its lease ends, and a copy costs but a message and a round trip.
+COPY_COMES_WITHIN: Final = 5.0
+
+#: The header of a postponed copy that tells how often it has been.
+_POSTPONED: Final = "lockbeat_postponed"
 
 #: The attribute of a request that says that its one run has begun.
 _TAKEN: Final = "lockbeat_taken"
@@ -194,7 +202,13 @@ class _Run:
         self._start()
         outer = _current.set(self.lock)
         try:
-            return self.body(*self.args, **self.kwargs)
+            if self.lock is None:
+                return self.body(*self.args, **self.kwargs)
+            self.lock.arm()
+            try:
+                return self.body(*self.args, **self.kwargs)
+            finally:
+                self.lock.disarm()
         finally:
             _current.reset(outer)
 
@@ -241,14 +255,19 @@ class _Run:
         return LockNotAcquired(held, key=key, holder=refusal.description)
 
     def _postpone(self, copy: _SafetyCopy) -> Ignore:
-        """Send this copy of a message whose run goes on elsewhere once more, for when that one's lease ends.
+        """Send this copy of a message whose run goes on elsewhere once more, for later.
 
-        Acknowledged away it could not run if the running one dies; put back at once it would only circle.
+        Acknowledged away it could not run if the running one dies; put back at once it would only circle. That one may
+        be dead already: the broker is told of a dead pool child sooner than its lock is free. So the first time it
+        comes again soon, and then ever later, but not much later than a lock that is freed meanwhile.
         """
         request = self.request
-        delay = max(1.0, copy.remaining)
+        headers = {**(request.headers or {}), _POSTPONED: _postponed(request) + 1}
+        delay = min(2.0 ** _postponed(request), max(1.0, copy.remaining), COPY_COMES_WITHIN)
         try:
-            self.task.signature_from_request(request, countdown=delay, retries=request.retries).apply_async()
+            self.task.signature_from_request(
+                request, countdown=delay, retries=request.retries, headers=headers
+            ).apply_async()
         except Exception as exc:  # noqa: BLE001  whatever it was, the message must stay with the broker
             return Reject(exc, requeue=True)
         text = "a copy of %s[%s] came while that run goes on elsewhere; it comes again in %.0f s"
@@ -265,8 +284,11 @@ class _Run:
         over = exc is None or (isinstance(exc, Exception) and not isinstance(exc, Reject))
         held = self.lock is None or self.lock.release(finished=over, hold=over and not isinstance(exc, Retry))
         ending = exc
-        if not held and self.lock is not None and self.lock.lost and self.options.on_lost == "fail" and _good(exc):
+        if not held and self.lock is not None and self.lock.lost and self.options.on_lost != "warn" and _good(exc):
             ending = LockLost(f"lock {self.lock.key!r} was lost before the run ended")
+        if type(ending) is LockLost and self.lock is not None and not ending.args:
+            # raised in a thread, where only a class can be (see abort.py)
+            ending.args = (f"lock {self.lock.key!r} was lost, which ended the run",)
         if isinstance(ending, LockbeatError) and self.request is not None:
             ending = self._autoretried(ending)
         if isinstance(ending, TaskSkipped):
@@ -301,6 +323,10 @@ class _Run:
                 call_errbacks=False,
                 state=states.REVOKED,
             )
+            if events_wanted() and self.task.send_events:
+                # as the worker does for a task that it does not run (celery 5.7, worker/request.py, _announce_revoked)
+                reason = repr(TaskRevokedError(str(skipped)))
+                self.task.send_event("task-revoked", terminated=False, signum=None, expired=False, exception=reason)
         except Exception:
             logger.exception("nobody could be told that %s[%s] was skipped", self.task.name, request.id)
 
@@ -374,6 +400,11 @@ def _tick_of(request: Any) -> Mapping[str, Any]:
     """The tick that a beat has written into the headers of this message."""
     tick = ((request and request.headers) or {}).get("lockbeat")
     return tick if isinstance(tick, Mapping) else {}
+
+
+def _postponed(request: Any) -> int:
+    count = (request.headers or {}).get(_POSTPONED)
+    return min(count, 30) if isinstance(count, int) and count > 0 else 0
 
 
 def _answered(backend: Any, task_id: str) -> bool:

@@ -4,10 +4,19 @@ import itertools
 from collections.abc import Iterator
 
 import pytest
-from celery import Celery
+from celery import Celery, _state
 from servers import Server
+from simulation import Simulation, World, open_store, set_clocks
 
 _names = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def no_shared_tasks() -> Iterator[None]:
+    """Celery makes each task of an app one of all later apps too: those of a test end with it."""
+    before = set(_state._on_app_finalizers)
+    yield
+    _state._on_app_finalizers.intersection_update(before)
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +66,19 @@ def make_app(server: Server, tmp_path) -> Iterator[object]:
 def app(make_app, driver: str) -> Celery:
     """An app on each driver."""
     return make_app(lockbeat_driver=driver)
+
+
+@pytest.fixture
+def simulation(server: Server, driver: str, tmp_path, monkeypatch) -> Iterator[Simulation]:
+    """Beats in simulated time, over each store."""
+    numbers = itertools.count()
+
+    def open_one(world: World) -> object:
+        with server.client() as client:
+            client.flushall()
+        return open_store(driver, world, server.url, tmp_path / f"memory{next(numbers)}")
+
+    simulation = Simulation(open_one)
+    set_clocks(monkeypatch, simulation)
+    yield simulation
+    simulation.close()

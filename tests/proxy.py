@@ -1,4 +1,8 @@
-"""A TCP proxy on loopback, to do to a connection what networks do: cut it, delay it, or swallow it."""
+"""A TCP proxy on loopback, to do to a connection what networks do: cut it, delay it, or swallow it.
+
+A trap stops one conversation at a chosen point: before the server hears a request, or before the client hears its answer.
+What the client does meanwhile, and what becomes of it, is seen without a hook in the client.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,46 @@ import contextlib
 import socket
 import threading
 import time
+from collections.abc import Callable
+
+
+class Trap:
+    """Holds the first request that ``matches``, or its answer, and all that follows in that direction of its connection."""
+
+    def __init__(self, matches: Callable[[bytes], bool], *, answer: bool) -> None:
+        self.matches = matches
+        self.answer = answer
+        self.dropped = False
+        self.request = b""
+        self._holding = threading.Event()
+        self._open = threading.Event()
+
+    @property
+    def caught(self) -> bool:
+        """Whether it holds, or has held, what it was set for."""
+        return self._holding.is_set()
+
+    def hold(self) -> bool:
+        """Wait until the trap opens; whether what it holds may pass."""
+        self._holding.set()
+        self._open.wait()
+        return not self.dropped
+
+    def release(self) -> None:
+        """Let pass what is held."""
+        self._open.set()
+
+    def drop(self) -> None:
+        """Forget what is held, and end its connection."""
+        self.dropped = True
+        self._open.set()
+
+
+class _Link:
+    """One connection through the proxy."""
+
+    def __init__(self) -> None:
+        self.trap: Trap | None = None
 
 
 class Proxy:
@@ -16,7 +60,10 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self._passing = threading.Event()
         self._passing.set()
-        self._delay = 0.0
+        self._answering = threading.Event()
+        self._answering.set()
+        self._delay = self._answers_delay = 0.0
+        self._traps: list[Trap] = []
         self._mutex = threading.Lock()
         self._sockets: set[socket.socket] = set()
         self._closed = False
@@ -40,16 +87,36 @@ class Proxy:
 
     def delay(self, seconds: float) -> None:
         """Hold each chunk back for ``seconds``, in both directions."""
-        self._delay = seconds
+        self._delay = self._answers_delay = seconds
+
+    def answer_late(self, seconds: float) -> None:
+        """Pass what is asked at once, and the answers ``seconds`` later."""
+        self._delay, self._answers_delay = 0.0, seconds
+
+    def trap(self, matches: Callable[[bytes], bool], *, answer: bool = False) -> Trap:
+        """Hold the next request that matches, or, with ``answer``, what the server answers to it."""
+        trap = Trap(matches, answer=answer)
+        with self._mutex:
+            self._traps.append(trap)
+        return trap
 
     def black_hole(self) -> None:
         """Accept everything, and pass nothing on."""
         self._passing.clear()
 
+    def swallow_answers(self) -> None:
+        """Pass on what is asked, and keep the answers."""
+        self._answering.clear()
+
     def restore(self) -> None:
-        """End the black hole and the delay."""
-        self._delay = 0.0
+        """End the black hole, the swallowing, the delays and all traps, with what they hold."""
+        self._delay = self._answers_delay = 0.0
         self._passing.set()
+        self._answering.set()
+        with self._mutex:
+            traps, self._traps = self._traps, []
+        for trap in traps:
+            trap.drop()
 
     def close(self) -> None:
         self._closed = True
@@ -79,14 +146,29 @@ class Proxy:
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with self._mutex:
             self._sockets |= {near, far}
-        for source, sink in ((near, far), (far, near)):
-            threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+        link = _Link()
+        for source, sink, asks in ((near, far, True), (far, near, False)):
+            threading.Thread(target=self._pump, args=(link, source, sink, asks), daemon=True).start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+    def _spring(self, link: _Link, request: bytes) -> None:
+        with self._mutex:
+            for trap in self._traps:
+                if not trap.request and trap.matches(request):
+                    trap.request, link.trap = request, trap
+                    return
+
+    def _pump(self, link: _Link, source: socket.socket, sink: socket.socket, asks: bool) -> None:
         with contextlib.suppress(OSError):
             while chunk := source.recv(65536):
-                time.sleep(self._delay)
+                time.sleep(self._delay if asks else self._answers_delay)
                 self._passing.wait()
+                if not asks:
+                    self._answering.wait()
+                if asks:
+                    self._spring(link, chunk)
+                trap = link.trap
+                if trap is not None and asks != trap.answer and not trap.hold():
+                    break
                 sink.sendall(chunk)
         for each in (source, sink):
             with contextlib.suppress(OSError):

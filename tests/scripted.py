@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +18,7 @@ class EndOfTime(BaseException):
 
 
 class Time:
-    """A clock from 0, and the condition that the renewer waits on; waiting lets it go on."""
+    """A clock from 0, and the bell that the renewer waits for; waiting lets it go on."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -31,26 +30,23 @@ class Time:
     def __call__(self) -> float:
         return self.now
 
-    def wait(self, timeout: float | None) -> None:
+    def acquire(self, timeout: float) -> None:
         self.meanwhile()
-        if timeout is None or self.now + timeout > self.end:
+        if timeout < 0 or self.now + timeout > self.end:
             self.now = self.end
             raise EndOfTime
         self.now += timeout
 
-    def notify(self) -> None:
+    def locked(self) -> bool:
+        return True
+
+    def release(self) -> None:
         self.notified += 1
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        pass
 
 
 class ScriptedStore(Store):
-    """Answers each call with the next of its script, and True or a lease beyond it. An exception is raised, a number is the
-    seconds that this answer takes, a callable is called."""
+    """Answers each call with the next of its script, and with True or a lease beyond it. An exception is raised, and a float
+    is the seconds that this answer takes."""
 
     driver = "scripted"
 
@@ -98,8 +94,8 @@ class ScriptedStore(Store):
 def renewer(store: Store, time: Time) -> tuple[Renewer, Callable[[float], None]]:
     """A renewer whose thread is the test's, and what lets it run until a moment."""
     made = Renewer(store, clock=time)
-    made._changed = time
-    made._thread = threading.current_thread()
+    made._bell = time
+    made._started = True
 
     def run_until(end: float) -> None:
         time.end = end
@@ -107,3 +103,7 @@ def renewer(store: Store, time: Time) -> tuple[Renewer, Callable[[float], None]]
             made._run()
 
     return made, run_until
+
+
+# What only beats and parents ask of a store is not asked for here.
+ScriptedStore.__abstractmethods__ = frozenset()

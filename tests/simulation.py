@@ -165,6 +165,7 @@ class Beat:
         self, world: World, app: Celery, scheduler: type[Scheduler], *, skew: float = 0.0, **options: Any
     ) -> None:
         self.world, self.app, self.skew = world, app, skew
+        app.finalize()  # as celery/apps/beat.py does
         # celery's persistent scheduler finds the app of what it has pickled as the current one
         self._makes_current = not issubclass(scheduler, LockedSchedulerMixin)
         with self._on_its_host():
@@ -284,12 +285,20 @@ class Simulation:
         app = schedule if isinstance(schedule, Celery) else self.app(schedule, **settings)
         return Beat(self.world, app, scheduler, skew=skew)
 
-    def celery(self, schedule: dict[str, Any], scheduler: type[Scheduler] = Scheduler, **settings: Any) -> Beat:
+    def celery(
+        self,
+        schedule: dict[str, Any],
+        scheduler: type[Scheduler] = Scheduler,
+        *,
+        prepare: Callable[[Celery], object] = lambda _app: None,
+        **settings: Any,
+    ) -> Beat:
         """A beat of Celery's own, with a broker of its own: ``beat.broker``."""
         options = {"schedule_filename": settings.pop("schedule_filename")} if "schedule_filename" in settings else {}
         broker = settings.pop("broker", None) or Broker(self.world)
         app = self.world.app(broker=broker, **settings)
         app.conf.beat_schedule = dict(schedule)
+        prepare(app)
         self.apps.append(app)
         beat = Beat(self.world, app, scheduler, **options)
         beat.broker = broker

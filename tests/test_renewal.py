@@ -41,6 +41,13 @@ class Recorder:
     def expire(self) -> None:
         pass
 
+    @property
+    def remaining(self) -> float:
+        return self.ttl
+
+    def lose(self, why: str) -> None:
+        self.told.append((why, self._time.now))
+
 
 @pytest.mark.parametrize(
     ("script", "asked", "told"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -23,7 +22,6 @@ class Stores:
     def __init__(self, options: AppOptions) -> None:
         self.options: Final = options
         self._opened: dict[str | None, Store] = {}
-        self._mutex = threading.Lock()
 
     def choose(self, driver: str, connection: str) -> tuple[Store, Store | None]:
         """Return the store of a lock, and the one to fall back to while it is out of reach (``auto`` only).
@@ -36,11 +34,11 @@ class Stores:
         return self._open(connection, arguments), self._open(None, None) if driver == "auto" else None
 
     def _open(self, name: str | None, arguments: Mapping[str, Any] | None) -> Store:
-        if name not in self._opened:
-            with self._mutex:
-                if name not in self._opened:
-                    self._opened[name] = open_store(self.options, arguments)
-        return self._opened[name]
+        store = self._opened.get(name)
+        if store is None:
+            # two threads may both come here: the first one's is kept. No mutex, that a fork could copy while it is locked
+            store = self._opened.setdefault(name, open_store(self.options, arguments))
+        return store
 
 
 def open_store(options: AppOptions, connection: Mapping[str, Any] | None) -> Store:

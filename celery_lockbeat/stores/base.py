@@ -241,5 +241,16 @@ class Store(abc.ABC):
         """Count ``replica`` no more. What only it listed is kept until others, if there are any, have listed theirs."""
 
     @abc.abstractmethod
+    def free(self, key: str, *, holder: str) -> bool:
+        """End whatever lease ``holder`` has of ``key``, remembering nothing; False: it has none that is live.
+
+        For a holder that is dead, or that asked for ``key`` and never got the answer: nobody knows its token.
+        """
+
+    def twin(self) -> Store:
+        """Return a store of the same locks, for a thread that gevent does not know: it can share no socket with others."""
+        return self
+
+    @abc.abstractmethod
     def close(self) -> None:
         """Close connections and files; idempotent. The store opens them again when it is used again."""

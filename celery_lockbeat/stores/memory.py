@@ -204,6 +204,17 @@ class MemoryStore(Store):
 
         return self._atomically(free)
 
+    def free(self, key: str, *, holder: str) -> bool:
+        def end(connection: sqlite3.Connection, now: float) -> bool:
+            # as in release: the token stays, without a holder
+            ended = connection.execute(
+                "UPDATE lock SET until = ?, holder = ?, process = ?, forget = ? WHERE key = ? AND holder = ? AND until > ?",
+                (now, b"", NOBODY, now + TOKEN_MEMORY, self._row_key(key), _exact(holder), now),
+            )
+            return ended.rowcount == 1
+
+        return self._atomically(end)
+
     # -- beats ---------------------------------------------------------------------------------------------------------
 
     def join(self, app: str, replica: str, *, cold_start: float | None = None) -> Joined:

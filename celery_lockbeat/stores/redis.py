@@ -7,6 +7,7 @@ Times are the server's. This is the only place of Redis keys and of milliseconds
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -109,6 +110,7 @@ class RedisStore(Store):
         self._acquire, self._extend, self._release = (_Script(name) for name in ("acquire", "extend", "release"))
         self._join, self._list, self._claim = (_Script(name) for name in ("join", "list", "claim"))
         self._take_over, self._settle, self._leave = (_Script(name) for name in ("take_over", "settle", "leave"))
+        self._free = _Script("free")
 
     def acquire(
         self, key: str, *, holder: str, ttl: float, run: str | None = None, description: str = ""
@@ -153,6 +155,10 @@ class RedisStore(Store):
                 _ms(remember_for),
             ),
         )
+        return bool(answer == 1)
+
+    def free(self, key: str, *, holder: str) -> bool:
+        answer = self._call(self._free, self._keys(key), (_plain(holder), _ms(TOKEN_MEMORY)))
         return bool(answer == 1)
 
     def _waits_until(self, asked: float) -> int:
@@ -236,6 +242,12 @@ class RedisStore(Store):
             self._lend_to_the_pool()
         self._client.close()
 
+    def twin(self) -> RedisStore:
+        twin = copy.copy(self)
+        twin._client, twin._idle = self._make_client(), deque()
+        _stores.add(twin)
+        return twin
+
     def leave_the_parents(self) -> object:
         """Start anew in a forked child; returns what must not be touched there."""
         parents = self._client, self._idle
@@ -266,9 +278,9 @@ class RedisStore(Store):
     def _execute(self, *command: Any) -> Any:
         """Carry out one command on a connection that is ours.
 
-        redis-py's pool polls the socket of a connection each time it lends it: with its bookkeeping, half of what a command
-        costs. It looks for a closed connection, which the retry meets as well, and for an answer that nobody has read, but
-        in vain while that is still under way: what broke off a call ends its connection here, whatever it was.
+        redis-py's pool polls the socket of a connection each time it lends it: with its bookkeeping, nearly half of what a
+        command costs. It looks for a closed connection, which the retry meets as well, and for an answer that nobody has
+        read, but in vain while that is still under way: what broke off a call ends its connection here, whatever it was.
         """
         try:
             client = self._idle.pop()

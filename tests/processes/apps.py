@@ -13,10 +13,12 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 
 import redis
 from celery import Celery
 from celery.exceptions import Ignore, Reject
+from celery.schedules import BaseSchedule, schedstate
 
 from celery_lockbeat import LockedTask, LockNotAcquired, StoreUnavailable, current_lock
 from celery_lockbeat.events import log_json_lines
@@ -26,8 +28,55 @@ LONGEST = 60.0
 
 witness = redis.Redis.from_url(os.environ["LOCKBEAT_TEST_WITNESS"], decode_responses=True)
 
+
+class Marks(BaseSchedule):
+    """Due at each mark of the wall clock, every so many seconds, as a crontab is due at each full minute."""
+
+    def __init__(self, seconds: int, nowfun=None, app=None) -> None:
+        super().__init__(nowfun=nowfun, app=app)
+        self.seconds = seconds
+
+    def remaining_estimate(self, last_run_at):
+        mark = (int(last_run_at.timestamp()) // self.seconds + 1) * self.seconds
+        return timedelta(seconds=mark - self.now().timestamp())
+
+    def is_due(self, last_run_at):
+        rest = self.remaining_estimate(last_run_at).total_seconds()
+        if rest > 0:
+            return schedstate(is_due=False, next=rest)
+        return schedstate(is_due=True, next=self.remaining_estimate(self.now()).total_seconds())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Marks) and other.seconds == self.seconds
+
+    def __hash__(self) -> int:
+        return hash(self.seconds)
+
+
+def made(entries: dict[str, dict[str, object]]) -> dict[str, dict[str, object]]:
+    """Entries of JSON, which cannot carry a "marks 2"."""
+    return {
+        name: {**entry, "schedule": Marks(int(entry["schedule"].split()[1]))}
+        if isinstance(entry["schedule"], str)
+        else entry
+        for name, entry in entries.items()
+    }
+
+
+def many(count: int = 0, seconds: float = 3600.0) -> dict[str, dict[str, object]]:
+    """More entries than an environment variable can carry."""
+    return {f"more-{i}": {"task": "nobody", "schedule": seconds} for i in range(count)}
+
+
+settings = json.loads(os.environ["LOCKBEAT_TEST_SETTINGS"])
+settings["beat_schedule"] = {
+    **made(settings.pop("test_first_entries", {})),
+    **many(*settings.pop("test_more_entries", [])),
+    **made(settings.pop("beat_schedule", {})),
+}
+
 app = Celery("processes")
-app.conf.update(json.loads(os.environ["LOCKBEAT_TEST_SETTINGS"]))
+app.conf.update(settings)
 log_json_lines()
 
 # The JSON lines do not tell the level of an event. stdout has it, for the tests that ask.
@@ -91,6 +140,13 @@ holding(
     autoretry_for=(LockNotAcquired,),
     retry_kwargs={"countdown": 0.3, "max_retries": 60},
 )
+
+
+@app.task(bind=True, base=LockedTask, name="tick", lock_key="{key}")
+def tick(task, key: str) -> None:
+    """Tell which tick of which entry this is."""
+    with seen(task, key) as tell:
+        tell("tick", origin=task.request.origin, **task.request.headers["lockbeat"])
 
 
 @app.task(bind=True, name="note")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 import uuid
 from collections.abc import Iterator
@@ -17,10 +18,12 @@ _numbers = itertools.count()
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if HERE in item.path.parents:
-            item.add_marker("processes")
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    asked_for = "soak" in config.option.markexpr
+    for item in [each for each in items if HERE in each.path.parents]:
+        item.add_marker("processes")
+        if item.get_closest_marker("soak") and not asked_for:
+            item.add_marker(pytest.mark.skip("runs for long: pytest -m soak"))
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +31,7 @@ def broker() -> Iterator[Server]:
     """Broker and result backend: what happens to the locks' server does not happen to them."""
     with Server() as server:
         yield server
+        gc.collect()  # results unsubscribe when they go, which takes a server
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class Process:
 
     def __init__(self, name: str, arguments: list[str], environment: dict[str, str], directory: Path) -> None:
         self.name = name
+        self.started_at = time.monotonic()
         self.events_path = directory / f"{name}.stderr"
         self.levels_path = directory / f"{name}.stdout"
         self.log_path = directory / f"{name}.log"
@@ -41,6 +43,7 @@ class Process:
             )
         self.pid = self.process.pid
         self._killed = False
+        self.log_before = len(self.log())  # of an earlier process of this name
 
     def wait_for_log(self, text: str, timeout: float = 60) -> None:
         def is_there() -> bool:
@@ -82,6 +85,18 @@ class Process:
     def thaw(self) -> None:
         self.signal_all(signal.SIGCONT)
 
+    def terminate(self, timeout: float = 20) -> int:
+        """SIGTERM it, wait for its end, and return its exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        status = self.process.wait(timeout)
+        self._killed = True
+        return status
+
+    def cpu_seconds(self) -> float:
+        """What it has used up so far, without its children."""
+        times = psutil.Process(self.pid).cpu_times()
+        return float(times.user + times.system)
+
     def kill(self) -> None:
         """SIGKILL the worker and all its children; idempotent."""
         if self._killed:
@@ -119,38 +134,64 @@ class Fleet:
         }
         self.witness_url = witness.url
         self.processes: list[Process] = []
-        self.client = Celery("client", broker=broker.url, backend=broker.url, set_as_current=False)
+        backend = self.settings["result_backend"]
+        self.client = Celery("client", broker=broker.url, backend=backend, set_as_current=False)
         self.client.conf.task_default_queue = self.queue
 
-    def workers(self, *names: str, pool: str = "prefork", concurrency: int = 4, **settings: object) -> list[Process]:
-        """Start workers, and wait until they are ready. Each has a queue of its name beside that of all."""
-        arguments = ["--without-gossip", "--without-mingle", "--without-heartbeat", "-l", "INFO"]
-        arguments += ["-P", pool, "-c", str(concurrency)]
+    def workers(
+        self,
+        *names: str,
+        pool: str = "prefork",
+        concurrency: int = 4,
+        heartbeat: bool = False,
+        shared: bool = True,
+        more: Sequence[str] = (),
+        **settings: object,
+    ) -> list[Process]:
+        """Start workers, and wait until they are ready. Each has a queue of its name, and if it is ``shared`` that of all."""
+        arguments = ["--without-gossip", "--without-mingle", "-l", "INFO"]
+        arguments += [] if heartbeat else ["--without-heartbeat"]
+        arguments += ["-P", pool, "-c", str(concurrency), *more]
         started = [
             self._start(
                 name,
-                ["worker", "-n", f"{name}@tests", "-Q", f"{self.queue},{self.queue_of(name)}", *arguments],
+                ["worker", "-n", f"{name}@tests", "-Q", ",".join(queues[not shared :]), *arguments],
                 settings,
             )
             for name in names
+            for queues in [[self.queue, self.queue_of(name)]]
         ]
         for worker in started:
             worker.wait_for_log(f"{worker.name}@tests ready.")
         return started
 
-    def beat(self, name: str, schedule: dict[str, dict[str, object]]) -> Process:
+    def beat(
+        self,
+        name: str,
+        schedule: dict[str, dict[str, object]],
+        *,
+        level: str = "INFO",
+        environment: Mapping[str, str] | None = None,
+        **settings: object,
+    ) -> Process:
         """Start a beat with our scheduler, by its short name where the package is installed."""
         installed = "lockbeat" in entry_points(group="celery.beat_schedulers").names
         scheduler = "lockbeat" if installed else "celery_lockbeat:LockedScheduler"
-        return self._start(name, ["beat", "-S", scheduler, "-l", "INFO", "--pidfile="], {"beat_schedule": schedule})
+        arguments = ["beat", "-S", scheduler, "-l", level, "--pidfile="]
+        return self._start(name, arguments, {"beat_schedule": schedule, **settings}, environment)
 
     def queue_of(self, name: str) -> str:
         return f"{self.queue}-{name}"
 
-    def _start(self, name: str, arguments: list[str], settings: dict[str, object]) -> Process:
+    def _start(
+        self, name: str, arguments: list[str], settings: dict[str, object], more: Mapping[str, str] | None = None
+    ) -> Process:
+        more = more or {}
+        path = [more.get("PYTHONPATH", ""), str(HERE), str(ROOT), os.environ.get("PYTHONPATH", "")]
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(HERE), str(ROOT), os.environ.get("PYTHONPATH", "")]),
+            **more,
+            "PYTHONPATH": os.pathsep.join(each for each in path if each),
             "LOCKBEAT_TEST_WITNESS": self.witness_url,
             "LOCKBEAT_TEST_SETTINGS": json.dumps({**self.settings, **settings}),
         }
@@ -241,6 +282,10 @@ class Witness:
 
     def never_overlapped(self, key: str) -> bool:
         return all(line["inside"] == 1 for line in self.entered(key))
+
+    def last_beat(self, key: str) -> float:
+        """When a body that tells it all the time was last there."""
+        return float(self._client.get(f"beat:{key}") or 0)
 
     def close(self) -> None:
         self._client.close()

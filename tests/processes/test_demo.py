@@ -11,9 +11,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -102,96 +104,124 @@ def demo(tmp_path: Path) -> Iterator[Demo]:
     shutil.rmtree(demo.temporary, ignore_errors=True)
 
 
-def test_it_shows_runs_skips_and_renewals_and_leaves_nothing_behind(demo):
+def test_it_shows_kills_runs_skips_and_renewals_and_leaves_nothing_behind(demo):
     assert demo.start().wait(LONGEST) == 0
     told = demo.told()
-    counts = {
-        name: [int(count) for count in re.findall(rf"^{name} .* s +(\d+) +(\d+) +(\d+)", told, re.MULTILINE)[0]]
-        for name in ("refresh_cache", "sync_orders", "build_report")
-    }
-    assert all(runs > 0 for runs, _, _ in counts.values())
-    assert counts["sync_orders"][1] > 0, "skips"
-    assert counts["build_report"][2] > 3, "renewals"
+    lines = partial(re.findall, string=told, flags=re.MULTILINE)
+    for name in ("refresh_cache", "sync_orders", "build_report"):
+        counts = map(int, lines(rf"^{name} .* s{7 * ' +([0-9]+)'}$")[0])
+        due, published, run, skipped, lost, doubled, renewals = counts
+        assert due == published == run + skipped
+        assert run > 0
+        assert lost == doubled == 0
+        # the last kill is 6.5 s after the start, at the earliest
+        assert name != "sync_orders" or (due >= 9 and skipped > 0)
+        assert name != "build_report" or renewals > 3
     # not a terminal: plain lines, one per thing that happened
     assert "\x1b" not in told
-    assert re.search(r"^ +\d+\.\d s  sync_orders +skipped on worker-\d, for worker-\d runs it$", told, re.MULTILINE)
-    assert re.search(
-        r"^ +\d+\.\d s  build_report +outlives its ttl of 2 s on worker-\d, \d renewals$", told, re.MULTILINE
-    )
-    assert told.count("✓") == 6
+    at = r"^ +\d+\.\d s  "
+    assert len(set(lines(at + r"(beat-\d) +killed \(SIGKILL\)$"))) == 2
+    [(killed, tick)] = lines(at + r"(beat-\d) +is about to publish (\w+ #\d+)$")
+    [saviour] = lines(at + rf"(beat-\d) +takes over {tick}, published \d\.\d s late$")
+    assert saviour != killed
+    of = r" +#\d+ of beat-\d "
+    assert lines(at + "sync_orders" + of + r"skipped on worker-\d, for worker-\d runs it$")
+    assert lines(at + "build_report" + of + r"outlives its ttl on worker-\d, \d renewals$")
+    assert told.count("✓") == 10
     assert "FAILED" not in told
     demo.assert_nothing_is_left()
 
 
-SHOWN = {
-    "every task": "runs: 2, but none of refresh_cache",
+#: What it must have seen, and what its summary says where it has not.
+UNSEEN = {
+    "every task": "runs: 4, but none of refresh_cache",
     "a skip": "ticks skipped, for the run before them went on: 0",
     "renewals": "the longest run that was renewed, with a ttl of 2 s: 0.0 s",
+    "both kills": "beats killed: 1 of 3",
+    "no pause": "the longest pauses of sync_orders (every 1 s) at the kills: 5.0 s and 5.0 s",
+    "ticks after the kills": "the longest pauses of sync_orders (every 1 s) at the kills: inf s and inf s",
+    "a takeover": "ticks taken over from a killed beat: 0",
+    "every number": "ticks lost, of 9: 1",
+    "no tick under two ids": "ticks doubled: 1",
+    "no tick run twice": "ticks doubled: 1",
     "no overlap": "runs beside another of the same task: 1",
     "all bodies": "runs beside another of the same task: 0",
-    "no tick twice": "ticks run twice: 1",
     "no failure": "runs failed: 1",
 }
 
 
-@pytest.mark.parametrize("unseen", [None, *SHOWN])
+@pytest.mark.parametrize("unseen", [None, *UNSEEN])
 def test_what_it_has_not_seen_it_does_not_claim(unseen):
     tally = Tally()
-    tally.count([] if unseen == "every task" else events_of_a_run("refresh_cache", "1", 0, 0.3))
-    tally.count(events_of_a_run("sync_orders", "2", 1, 1.7))
-    tally.count([] if unseen == "a skip" else events_of_a_run("sync_orders", "3", 2, 0, status="skipped"))
-    renewals, heard = 0 if unseen == "renewals" else 8, unseen != "all bodies"
-    tally.count(events_of_a_run("build_report", "4", 3, 4.5, renewals=renewals, heard=heard))
-    if unseen == "no overlap":
-        tally.count(events_of_a_run("sync_orders", "5", 2.5, 1.7))
-    if unseen == "no tick twice":
-        tally.count(events_of_a_run("sync_orders", "2", 9, 1.7))
-    if unseen == "no failure":
-        tally.count(events_of_a_run("sync_orders", "6", 9, 1.7, status="failed"))
+    tally.note_kills(["beat-1"] if unseen == "both kills" else ["beat-1", "beat-2"])
+    if unseen != "every task":
+        tally.count(events_of_a_tick("refresh_cache", 1, 0, 0.3))
+    renewals, late = 0 if unseen == "renewals" else 8, 0 if unseen == "a takeover" else 2
+    tally.count(events_of_a_tick("build_report", 1, 0, 4.5, renewals=renewals, late=late))
+    moments = {"no pause": [1, 6], "a skip": [1, 3, 5], "ticks after the kills": [1, 2]}.get(unseen, [1, 2, 3, 4, 5])
+    for number, moment in enumerate(moments, start=1):
+        skips = number % 2 == 0 and unseen != "a skip"
+        status = "skipped" if skips else "failed" if number == 3 and unseen == "no failure" else "success"
+        heard = number != 3 or unseen != "all bodies"
+        tally.count(events_of_a_tick("sync_orders", number, moment, 1.7, status=status, heard=heard))
+    if unseen == "no pause":
+        tally.count(events_of_a_tick("sync_orders", 3, 7, 0, status="skipped"))
+    extra = {
+        "every number": ("sync_orders", 7, 7, 1.7, "7"),
+        "no tick under two ids": ("sync_orders", 5, 7, 1.7, "another"),
+        "no tick run twice": ("sync_orders", 5, 7, 1.7, "sync_orders-5"),
+        "no overlap": ("build_report", 2, 4, 4.5, "2"),
+    }
+    if unseen in extra:
+        *about, task_id = extra[unseen]
+        tally.count(events_of_a_tick(*about, task_id=task_id))
     bad = [check.seen for check in tally.checks() if not check.good]
-    assert bad == ([SHOWN[unseen]] if unseen else [])
+    if unseen == "all bodies":  # nor has it seen the end of that tick
+        assert bad.pop(0) == "ticks lost, of 7: 1"
+    assert bad == ([UNSEEN[unseen]] if unseen else [])
 
 
-def events_of_a_run(
-    job: str, tick: str, began: float, seconds: float, *, status: str = "success", renewals: int = 0, heard: bool = True
+def events_of_a_tick(
+    job: str,
+    number: int,
+    began: float,
+    seconds: float,
+    *,
+    task_id: str | None = None,
+    late: float = 0,
+    status: str = "success",
+    renewals: int = 0,
+    heard: bool = True,
 ) -> list[dict[str, object]]:
-    """What a run tells, and, if it is ``heard``, its body."""
-    about = {"execution_id": uuid.uuid4().hex, "task_id": tick, "task_name": job, "hostname": "worker-1@demo"}
+    """What is told of a tick that was published ``late``, and, if it is ``heard``, its body."""
+    about = {"task_id": task_id or f"{job}-{number}", "task_name": job}
+    due = datetime.fromtimestamp(time.time() + began - late, timezone.utc).isoformat()
+    tick = {"number": number, "due": due}
 
     def event(name: str, at: float, **details: object) -> dict[str, object]:
-        when = datetime.fromtimestamp(1e9 + at, timezone.utc).isoformat()
-        return {"event": name, "timestamp": when, **about, **details}
+        when = datetime.fromtimestamp(time.time() + at, timezone.utc).isoformat()
+        return {"event": name, "timestamp": when, "by": "worker-1", **about, **details}
 
-    ending = {"success": "task_succeeded", "skipped": "task_skipped", "failed": "task_failed"}[status]
-    told = [event("task_started", began)]
-    told += [event("lock_extended", began + seconds * number / renewals) for number in range(renewals)]
-    told.append(event(ending, began + seconds, reason="locked", error_message="no"))
-    told.append(event("task_finished", began + seconds, status=status))
+    over = began + (seconds if status != "skipped" else 0)
+    told = [event("tick_published", began, **tick | {"by": "beat-3"}), event("tick_arrived", began, **tick)]
+    told += [event("lock_extended", began + seconds * (number + 1) / (renewals + 1)) for number in range(renewals)]
     if heard and status != "skipped":
-        told.append({"event": "body_left", "task_name": job, "entered": began, "left": began + seconds})
-    return told
+        told.append(event("body_left", over, entered=began, left=over, **tick))
+    ending = {"success": "task_succeeded", "skipped": "task_skipped", "failed": "task_failed"}[status]
+    return [*told, event(ending, over, status=status, reason="locked", error_message="no")]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_and_leaves_nothing_behind(demo, number):
-    process = demo.start("--seconds", "30")
-    demo.wait_for("ran for")
-    process.send_signal(number)
-    assert process.wait(10) == 128 + number
-    assert "Traceback" not in demo.told()
-    demo.assert_nothing_is_left()
-
-
-def test_a_signal_while_it_starts_leaves_nothing_behind_either(demo):
+def test_a_signal_while_it_starts_leaves_nothing_behind(demo):
     process = demo.start()
     demo.wait_for("starting")
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == 128 + signal.SIGINT
+    assert "Traceback" not in demo.told()
     demo.assert_nothing_is_left()
 
 
 def test_its_own_death_leaves_nothing_behind_either(demo):
-    process = demo.start("--seconds", "30")
+    process = demo.start()
     demo.wait_for("running")
     assert {"valkey-server", "sh"} <= {each.name() for each in demo.family()}
     process.kill()
@@ -200,7 +230,7 @@ def test_its_own_death_leaves_nothing_behind_either(demo):
     demo.assert_nothing_is_left()
 
 
-def test_it_uses_the_users_server_and_leaves_no_key(demo, spare_server: Server):
+def test_it_uses_the_users_server_and_a_signal_leaves_no_key(demo, spare_server: Server):
     with spare_server.client() as client:
         client.set("mine", 1)
         # the broker in the environment is the user's, too, and not for the demo
@@ -208,18 +238,10 @@ def test_it_uses_the_users_server_and_leaves_no_key(demo, spare_server: Server):
         process = demo.start("--redis", spare_server.url, **elsewhere)
         demo.wait_for("ran for")
         assert len(client.keys("lockbeat-demo-*")) == len(client.keys()) - 1 > 0
-        assert process.wait(LONGEST) == 0
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 128 + signal.SIGTERM
         assert client.keys() == ["mine"]
-    demo.assert_nothing_is_left()
-
-
-def test_a_signal_leaves_no_key_on_the_users_server(demo, spare_server: Server):
-    process = demo.start("--redis", spare_server.url, "--seconds", "30")
-    demo.wait_for("skipped")
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(10) == 128 + signal.SIGTERM
-    with spare_server.client() as client:
-        assert client.keys() == []
+    assert "Traceback" not in demo.told()
     demo.assert_nothing_is_left()
 
 
@@ -231,8 +253,8 @@ def test_a_server_out_of_reach_is_told(demo):
 
 
 @pytest.mark.parametrize(("name", "words"), [("beat-1", ["beat"]), ("worker-2", ["worker-2@demo"])])
-def test_a_process_that_dies_is_told_with_its_last_words(demo, name, words):
-    process = demo.start("--seconds", "30")
+def test_a_process_that_dies_unasked_is_told_with_its_last_words(demo, name, words):
+    process = demo.start()
     demo.wait_for("running")
     demo.member("celery", *words).kill()
     assert process.wait(10) == 1
@@ -256,23 +278,28 @@ def test_a_missing_package_is_told_with_the_extra_that_has_it(package):
     assert done.stderr == f"The demo needs {package}: pip install 'celery-lockbeat[demo]'\n"
 
 
-def test_on_a_terminal_it_is_one_live_view(demo):
+def test_on_a_terminal_it_is_one_live_view_and_the_terminals_again_after_a_signal(demo):
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm-256color", "TMPDIR": str(demo.temporary)}
     demo.output.touch()
     demo.process = subprocess.Popen(DEMO, env=environment, cwd=demo.work, stdout=theirs, stderr=theirs, close_fds=True)
     os.close(theirs)
-    shown = b""
+    shown, killed = "", re.compile("✗(·|\r\n)")  # in the strip of a beat
     with contextlib.suppress(OSError):  # EIO: all its writers have gone
         while chunk := os.read(ours, 65536):
-            shown += chunk
+            seen = killed.search(shown)
+            shown += re.sub(r"\x1b\[[0-9;]*m", "", chunk.decode(errors="replace"))
+            if not seen and killed.search(shown):
+                demo.process.send_signal(signal.SIGINT)
     os.close(ours)
-    assert demo.process.wait(LONGEST) == 0
-    text = re.sub(r"\x1b\[[0-9;]*m", "", shown.decode())
-    assert text.count("renewals  now") > 20, "drawn again and again"
-    assert "━ worker-1" in text
-    assert text.rstrip().endswith("Nothing is left behind.")
-    assert text.count("\x1b[?25l") == text.count("\x1b[?25h") > 0, "the cursor is there again"
+    assert demo.process.wait(LONGEST) == 128 + signal.SIGINT
+    assert shown.count("doubled renewals") > 20, "drawn again and again"
+    assert re.search(r"beat-\d +·+[rsb]", shown)
+    assert re.search(r"beat-\d +·[·rsb]*✗", shown)
+    assert re.search(r"sync_orders +·+━", shown)
+    assert "━ worker-1" in shown
+    assert shown.rstrip().endswith("Nothing is left behind.")
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") > 0, "the cursor is there again"
     demo.assert_nothing_is_left()
 
 

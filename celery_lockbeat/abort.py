@@ -1,0 +1,124 @@
+"""Abort: raise an exception inside of a body that runs in another thread, or in a greenlet, once.
+
+Promises: it is raised while the body is armed, or not at all: never after the body has ended, and never in another run.
+In the main thread (prefork, solo) it interrupts ``time.sleep``, I/O and whatever else of C a signal interrupts; in a
+greenlet it comes when that one next waits.
+
+Not promised: an end to C code that heeds no signal, or, in the ``threads`` pool, to anything that waits: there it comes
+with the next line of Python. A body may catch it, as it may catch anything.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+__all__ = ["Abort"]
+
+#: Ignored by default, so it can do no harm where it comes late; Go's runtime preempts with it for the same reason.
+SIGNAL: Final = getattr(signal, "SIGURG", None)
+
+
+class Abort:
+    """One chance to raise ``error`` in the body that arms it, from any thread.
+
+    Who takes the only item of ``_armed`` has the last word: the body, which then has ended, or the one that fires.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        self.error: Final = error
+        self.over = False
+        self._armed: Final[list[Callable[[], None]]] = []
+        self._fired: Final = threading.Event()
+        self._cancel: Callable[[], object] | None = None
+
+    def arm(self) -> None:
+        """From now on the body in this thread, or greenlet, can be aborted."""
+        self._armed.append(self._way())
+
+    def disarm(self) -> None:
+        """The body has ended: nothing will be raised any more once this returns."""
+        self.over = True
+        try:
+            self._armed.pop()
+        except IndexError:
+            if self._cancel is not None:
+                self._fired.wait()
+                self._cancel()
+
+    def fire(self) -> None:
+        """Raise ``error`` in the body, unless that has ended."""
+        try:
+            throw = self._armed.pop()
+        except IndexError:
+            return
+        throw()
+        self._fired.set()
+
+    def _way(self) -> Callable[[], None]:
+        """How to raise something where this is called."""
+        green = _in_gevent(self) or _in_eventlet(self)
+        if green is not None:
+            return green
+        if SIGNAL is not None and threading.current_thread() is threading.main_thread():
+            if signal.getsignal(SIGNAL) is not _raise_what_is_due:
+                _before.append(signal.signal(SIGNAL, _raise_what_is_due))
+            return self._by_signal
+        thread = ctypes.c_ulong(threading.get_ident())
+        raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+        self._cancel = lambda: raise_in(thread, None)
+        # a class: CPython makes the instance
+        return lambda: raise_in(thread, ctypes.py_object(type(self.error)))
+
+    def _by_signal(self) -> None:
+        _due.append(self)
+        signal.pthread_kill(threading.main_thread().ident or 0, SIGNAL or 0)
+
+
+#: What the main thread is to raise.
+_due: Final[list[Abort]] = []
+#: Whose signal it was before.
+_before: Final[list[Any]] = []
+
+
+def _raise_what_is_due(number: int, frame: Any) -> None:
+    # in the main thread, as the bodies are: none can end between the look and the raise
+    while _due:
+        abort = _due.pop()
+        if not abort.over:
+            raise abort.error
+    if callable(_before[-1]):
+        _before[-1](number, frame)
+
+
+def _in_gevent(abort: Abort) -> Callable[[], None] | None:
+    if "gevent" not in sys.modules:
+        return None
+    import gevent  # noqa: PLC0415  only where the pool is gevent's
+
+    greenlet = gevent.getcurrent()
+    if not isinstance(greenlet, gevent.Greenlet):
+        return None
+    loop = gevent.get_hub().loop
+
+    def throw() -> None:
+        # in the hub, so the body does not run: it waits, or has ended
+        if not abort.over:
+            greenlet.throw(abort.error)
+
+    return lambda: loop.run_callback_threadsafe(throw)
+
+
+def _in_eventlet(abort: Abort) -> Callable[[], None] | None:
+    if "eventlet" not in sys.modules:
+        return None
+    import eventlet  # noqa: PLC0415  only where the pool is eventlet's
+
+    greenlet = eventlet.getcurrent()
+    if not isinstance(greenlet, eventlet.greenthread.GreenThread):
+        return None
+    return lambda: None if abort.over else eventlet.kill(greenlet, abort.error)

@@ -1,0 +1,62 @@
+"""The code in docs/how-to is run as it stands there."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from celery_lockbeat import Lock, LockLost
+
+HOW_TO = Path(__file__).parent.parent / "docs" / "how-to"
+
+
+def code_of(page: str) -> str:
+    return "\n".join(re.findall(r"^```python\n(.*?)^```", (HOW_TO / page).read_text("utf-8"), re.DOTALL | re.MULTILINE))
+
+
+@pytest.fixture
+def fencing(app):
+    connection = sqlite3.connect(":memory:")
+    scope = {"__name__": "howto", "app": app, "connection": connection, "add_up": lambda customer: 10 * customer}
+    exec(compile(code_of("fencing.md"), "fencing.md", "exec"), scope)
+    connection.execute(scope["SCHEMA"])
+    connection.execute("INSERT INTO report (customer, total) VALUES (7, 0)")
+    connection.commit()
+    yield scope
+    connection.close()
+
+
+def two_holders(app) -> tuple[int, int]:
+    """The tokens of one that was lost unawares, and of the one that followed."""
+    with Lock("report:7", app=app, logging=False) as old:
+        pass
+    with Lock("report:7", app=app, logging=False) as new:
+        pass
+    return old.token, new.token
+
+
+def test_a_late_write_to_a_sql_row_is_refused(app, fencing):
+    old, new = two_holders(app)
+    save, connection = fencing["save_report"], fencing["connection"]
+    save(connection, 7, 1, old)
+    save(connection, 7, 2, new)
+    save(connection, 7, 3, new)
+    with pytest.raises(LockLost, match=f"customer 7 has been written under a later lock than {old}"):
+        save(connection, 7, 4, old)
+    assert connection.execute("SELECT total, fence FROM report").fetchall() == [(3, new)]
+    fencing["report"](7)
+    assert connection.execute("SELECT total FROM report").fetchall() == [(70,)]
+
+
+def test_a_late_write_to_a_redis_key_is_refused(app, fencing, server):
+    old, new = two_holders(app)
+    save = fencing["save_total"]
+    with server.client() as client:
+        save(client, 7, 1, old)
+        save(client, 7, 2, new)
+        with pytest.raises(LockLost, match=f"customer 7 has been written under a later lock than {old}"):
+            save(client, 7, 3, old)
+        assert client.get("total:{7}") == "2"
