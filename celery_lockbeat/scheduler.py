@@ -208,7 +208,9 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         if self._unlisted:
             return 0.0
         until_due = self._agenda.until_next()
-        until_poll = min(self._next_poll, self._next_look) - now
+        # what changes elsewhere is looked for in time; all else is seen at whatever wakes us up
+        changes_elsewhere = math.isfinite(self.trusted_for)
+        until_poll = (min(self._next_poll, self._next_look) if changes_elsewhere else self._next_poll) - now
         return until_poll if until_due is None else min(max(until_due, self._next_batch - now), until_poll)
 
     def _next_pause(self) -> float:
