@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import MINYEAR, datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -86,17 +87,21 @@ else:
 
 
 class _Tick(NamedTuple):
-    """A claim of ours that is to be published before ``fresh_until``, when others may take it over."""
+    """A claim of ours that is to be published before ``fresh_until``, when others may take it over.
+
+    After ``sure_until`` its entry may have been deleted: that is to be found out first.
+    """
 
     item: Item
     run: int
     task_id: str
     told: Mapping[str, Any]
     fresh_until: float
+    sure_until: float
 
 
 class _Stale(Exception):  # noqa: N818  a way out of a batch, not an error
-    """Ticks of a batch grew too old while it was made."""
+    """Ticks of a batch grew too old while it was made, or what was known of their entries did."""
 
 
 class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
@@ -106,9 +111,19 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
 
     The scheduler it is mixed into tells the entries (``schedule``) and when they are due (``is_due``); when each ran last is
     shared in the store of ``lockbeat_driver``. Wrong ``lockbeat_*`` settings are a ConfigurationError when it is made.
+
+    Where that does not do, a scheduler overrides more of what has no underscore: ``adopted`` where its entries keep these
+    two elsewhere, too; ``refresh_schedule``, ``reread`` with ``trusted_for``, and ``record_runs`` where they may change
+    there at any time (see docs/how-to/own-scheduler.md).
     """
 
-    def __init__(self, app: Any, *args: Any, **kwargs: Any) -> None:
+    #: Seconds for which what :meth:`reread` has told is trusted: older, it is asked again before a tick is published.
+    trusted_for: float = math.inf
+
+    #: Seconds between two batches, so that what is due a little later goes into one with it, where each batch is dear.
+    gather: float = 0.0
+
+    def __init__(self, app: Any, **kwargs: Any) -> None:
         self._options = AppOptions.read(app.conf)
         locks = LockOptions.read(app.conf, {}, owner="the app")
         self._options.connection(locks.driver, locks.connection)
@@ -116,7 +131,8 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         self._clock: Callable[[], float] = monotonic
         self._wall: Callable[[], float] = time.time
         self._prepare(app)
-        super().__init__(app, *args, **kwargs)
+        # by its name, as Celery does: some schedulers look for it there
+        super().__init__(app=app, **kwargs)
 
     def _prepare(self, app: Any) -> None:
         self._name = str(app.main or "")
@@ -135,7 +151,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         self._not_taken_over: StoreUnavailable | None = None  # why not, in this round
         self._skip = 0  # so many overdue claims, which none but another release knows
         self._refusals = 0  # messages in a row that a broker in reach has refused
-        self._next_look = self._next_poll = self._retry_at = 0.0
+        self._next_look = self._next_poll = self._next_batch = self._retry_at = 0.0
         self._troubled = False  # the last publish failed
         self._pause = RETRY_FIRST
         self._complained: dict[str, float] = {}
@@ -192,8 +208,10 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         if self._unlisted:
             return 0.0
         until_due = self._agenda.until_next()
-        until_poll = self._next_poll - now
-        return until_poll if until_due is None else min(until_due, until_poll)
+        # what changes elsewhere is looked for in time; all else is seen at whatever wakes us up
+        changes_elsewhere = math.isfinite(self.trusted_for)
+        until_poll = (min(self._next_poll, self._next_look) if changes_elsewhere else self._next_poll) - now
+        return until_poll if until_due is None else min(max(until_due, self._next_batch - now), until_poll)
 
     def _next_pause(self) -> float:
         pause, self._pause = self._pause, min(2 * self._pause, RETRY_AT_MOST)
@@ -233,14 +251,15 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             item = self._agenda.get(key) or self._unlisted.get(key)
             if item is None:
                 self._unlisted[key] = Item(key, entry)
-            elif item.entry is not entry or item.schedule is not entry.schedule:
+            else:
                 self._change(item, entry)
         for key in [item.key for item in self._agenda if item.key not in keys]:
             self._agenda.remove(key)
             self._removed.append(key)
         for key in [key for key in self._unlisted if key not in keys]:
             del self._unlisted[key]
-        self._next_look = self._clock() + max(LOOK_EVERY, 100 * (self._clock() - started))
+        pause = max(LOOK_EVERY, 100 * (self._clock() - started))
+        self._next_look = self._clock() + min(pause, float(self.max_interval))
 
     def _key(self, name: str, entry: Any) -> str:
         if isinstance(entry.schedule, Timeout) and self._joined is not None:
@@ -251,9 +270,22 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
     def refresh_schedule(self) -> None:
         """Bring ``schedule`` up to date, where its property does not do so; called about once a second."""
 
+    def reread(self, keys: Sequence[str]) -> Mapping[str, tuple[str, Any]] | None:  # noqa: ARG002
+        """Tell what is behind these keys now, as their ticks are about to be claimed or published: (key, entry) each.
+
+        A key of which there is no entry any more is left out; None: ``schedule`` tells all changes in good time.
+        """
+        return None
+
+    def record_runs(self, keys: Sequence[str]) -> None:
+        """Write down elsewhere that the entries with these keys have run; called before their claims are settled."""
+
     def _change(self, item: Item, entry: Any) -> None:
-        if item.entry is not entry:
+        if item.entry is entry and item.schedule is entry.schedule:
+            return
+        if item.entry is not entry and entry.total_run_count <= item.entry.total_run_count:
             entry.last_run_at, entry.total_run_count = item.entry.last_run_at, item.entry.total_run_count
+            self.adopted(entry)
         item.entry, item.schedule = entry, entry.schedule
         if item.key in self._agenda:
             self._plan(item)
@@ -292,6 +324,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             logger.error("the store has %r as the last run of entry %r, which is no time", state.last_run_at, item.key)  # noqa: TRY400
             return
         entry.total_run_count = state.total_run_count
+        self.adopted(entry)
 
     def _time_of(self, state: EntryState, entry: Any, zone: Any) -> datetime:
         """Read a time in the zone of its entry: Celery takes a crontab's fields off it as it is (celery 5.4, schedules.py)."""
@@ -334,10 +367,10 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             delay = self.max_interval
         return bool(is_due), max(delay, SHORTEST)
 
-    def _due(self, limit: int) -> list[Item]:
-        """Take what is due off the agenda, each with the claim to make for it."""
+    def _due(self, items: Sequence[Item]) -> list[Item]:
+        """Of what was planned for now return what is due, each with the claim to make for it."""
         due: list[Item] = []
-        while len(due) < limit and (item := self._agenda.due()):
+        for item in self._unchanged(items):
             late = self._clock() - item.when
             is_due, item.delay = (True, 0.0) if isinstance(item.schedule, Timeout) else self._is_due(item.entry)
             if not is_due:
@@ -355,22 +388,42 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             due.append(item)
         return due
 
+    def _unchanged(self, items: Sequence[Item]) -> list[Item]:
+        """Leave out what is gone, or another entry now; the look that finds out what became of it comes next."""
+        told = self.reread([item.key for item in items]) if items else None
+        if told is None:
+            return list(items)
+        unchanged = []
+        for item in items:
+            key, entry = told.get(item.key, (None, None))
+            if key == item.key:
+                self._change(item, entry)
+                unchanged.append(item)
+            else:
+                self._agenda.plan(item, item.when)
+                self._next_look = 0.0
+        return unchanged
+
     # -- claim, take over ----------------------------------------------------------------------------------------------
 
     def _claim(self, store: Store) -> list[_Tick]:
         """Claim what is due, and take over what others have left; return what is ours to publish, oldest first."""
         # one message alone shows whether a broker that was in trouble works again
         limit = 1 if self._troubled else BATCH
-        due = self._due(limit)
-        asked = self._clock()
-        if not due and asked < self._next_poll:
-            return []
-        claims = [item.claim for item in due if item.claim is not None]
-        self._asked.update(claim.task_id for claim in claims)
+        read = self._clock()
+        items = list(islice(iter(self._agenda.due, None), limit)) if read >= self._next_batch else []
         try:
+            due = self._due(items)
+            asked = self._clock()
+            if due:
+                self._next_batch = asked + self.gather if len(items) < limit else 0.0
+            elif asked < self._next_poll:
+                return []
+            claims = [item.claim for item in due if item.claim is not None]
+            self._asked.update(claim.task_id for claim in claims)
             answer = self._ask(store, claims)
         except StoreUnavailable:
-            for item in due:
+            for item in items:
                 self._agenda.plan(item, item.when)
             raise
         self._notice_skew(answer.server_time, asked)
@@ -378,7 +431,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         ticks = []
         for item, refusal in zip(due, answer.refusals, strict=True):
             if refusal is None:
-                ticks.append(self._granted(item, asked))
+                ticks.append(self._granted(item, asked, read))
             else:
                 self._refused(item, refusal)
         self._asked.difference_update(claim.task_id for claim in claims)
@@ -393,16 +446,19 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         self._next_poll = self._clock() + until
         return answer
 
-    def _granted(self, item: Item, asked: float) -> _Tick:
+    def _granted(self, item: Item, asked: float, read: float) -> _Tick:
         claim, item.claim = item.claim, None
         assert claim is not None  # it was asked for  # noqa: S101
         self._advance(item, claim.state)
         if item.key in self._agenda and not isinstance(item.schedule, Timeout):
             self._agenda.plan(item, asked + item.delay)
-        return self._note(item, claim.state.total_run_count, claim.task_id, claim.details, asked)
+        sure_until = read + self.trusted_for
+        return self._note(item, claim.state.total_run_count, claim.task_id, claim.details, asked, sure_until)
 
-    def _note(self, item: Item, run: int, task_id: str, told: Mapping[str, Any], asked: float) -> _Tick:
-        tick = _Tick(item, run, task_id, told, asked + self._options.claim_ttl * (1 - MARGIN))
+    def _note(
+        self, item: Item, run: int, task_id: str, told: Mapping[str, Any], asked: float, sure_until: float
+    ) -> _Tick:
+        tick = _Tick(item, run, task_id, told, asked + self._options.claim_ttl * (1 - MARGIN), sure_until)
         self._unsent[task_id] = tick
         return tick
 
@@ -413,6 +469,10 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         item.schedule = item.entry.schedule
         item.entry.last_run_at = self._time_of(state, item.entry, zone)
         item.entry.total_run_count = state.total_run_count
+        self.adopted(item.entry)
+
+    def adopted(self, entry: Any) -> None:
+        """Take notice that ``last_run_at`` and ``total_run_count`` of an entry are now those that all replicas know."""
 
     def _refused(self, item: Item, state: EntryState) -> None:
         """The tick is another's, or the entry has too many that are not yet published."""
@@ -428,7 +488,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
     def _take_over(self, store: Store, answer: Claims, limit: int) -> list[_Tick]:
         known: list[tuple[Overdue, Item]] = []
         for each in answer.overdue:
-            item = self._agenda.get(each.entry)
+            item = self._item_of(each.entry)
             if item is not None:
                 known.append((each, item))
         # what only another release knows is left to it, and must not hide what comes after it
@@ -449,27 +509,40 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             self._giving_up += ids
             self._asked.difference_update(ids)
             return []
+        # the entry may have been deleted since it was claimed
+        sure_until = asked if math.isfinite(self.trusted_for) else math.inf
         ticks = [
-            self._note(item, each.run, each.task_id, each.details, asked)
+            self._note(item, each.run, each.task_id, each.details, asked, sure_until)
             for (each, item), ours in zip(known, taken, strict=True)
             if ours
         ]
         self._asked.difference_update(ids)
         return ticks
 
+    def _item_of(self, key: str) -> Item | None:
+        """Return what a claim that somebody has left is of; None: it is left to others."""
+        return self._agenda.get(key)
+
     # -- publish -------------------------------------------------------------------------------------------------------
 
     def _publish(self, ticks: Sequence[_Tick]) -> None:
         """Publish what can be published; what cannot is handed over, or left to be taken over when its ttl is over."""
-        with _without_results():
-            self._publish_or_hand_over(ticks)
+        try:
+            with _without_results():
+                self._publish_or_hand_over(ticks)
+        except StoreUnavailable:
+            # nobody can tell whether they are still wanted
+            self._give_up()
+            raise
 
     def _publish_or_hand_over(self, ticks: Sequence[_Tick]) -> None:
         try:
             if self._can_batch():
                 self._publish_at_once(ticks)
                 return
-        except Exception as exc:  # noqa: BLE001  whatever it was, it is the broker's
+        except StoreUnavailable:
+            raise
+        except Exception as exc:  # noqa: BLE001  whatever else it was, it is the broker's
             self._trouble(exc)
             if not self._reconnect():
                 self._give_up()
@@ -482,24 +555,29 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         return bool(getattr(self.producer, "supports_batch_publish", False))
 
     def _publish_at_once(self, ticks: Sequence[_Tick]) -> None:
-        try:
-            with self.producer.batch():
-                for tick in ticks:
-                    self._send(tick)
-                if any(self._clock() >= tick.fresh_until for tick in ticks):
-                    # we were frozen while the batch was made: it must not be flushed
-                    raise _Stale
-        except _Stale:
-            for tick in ticks:
-                self._unsent.pop(tick.task_id, None)
-        else:
+        while ticks := self._wanted(ticks):
+            try:
+                with self.producer.batch():
+                    for tick in ticks:
+                        self._send(tick)
+                    now = self._clock()
+                    if any(now >= min(tick.fresh_until, tick.sure_until) for tick in ticks):
+                        # we were frozen while the batch was made: it must not be flushed
+                        raise _Stale
+            except _Stale:
+                continue
             self._published(ticks)
+            return
 
     def _publish_one_by_one(self, ticks: Sequence[_Tick]) -> None:
         for tick in ticks:
             try:
-                self._send(tick)
-            except Exception as exc:  # noqa: BLE001, PERF203  as above
+                for wanted in self._wanted([tick]):
+                    self._send(wanted)
+                    self._published([wanted])
+            except StoreUnavailable:  # noqa: PERF203
+                raise
+            except Exception as exc:  # noqa: BLE001  as above
                 self._trouble(exc)
                 self._refusals += 1
                 if self._refusals >= REFUSALS_IN_A_ROW or not self._reconnect():
@@ -507,8 +585,29 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
                     return
                 # it alone may be at fault: it is tried again when its claim has run out
                 self._unsent.pop(tick.task_id, None)
+
+    def _wanted(self, ticks: Sequence[_Tick]) -> list[_Tick]:
+        """Leave out what has grown too old, and what is of entries that have been deleted or disabled meanwhile."""
+        now = self._clock()
+        unsure = {tick.item.key for tick in ticks if tick.sure_until <= now < tick.fresh_until}
+        told = (self.reread(list(unsure)) if unsure else None) or {}
+        wanted = []
+        for tick in ticks:
+            _, entry = told.get(tick.item.key, (None, None))
+            if now >= tick.fresh_until:
+                # we were frozen: it may have been published by another by now
+                self._unsent.pop(tick.task_id, None)
+            elif now < tick.sure_until:
+                wanted.append(tick)
+            elif entry is not None and getattr(entry, "enabled", True):
+                self._change(tick.item, entry)
+                wanted.append(tick._replace(sure_until=now + self.trusted_for))
             else:
-                self._published([tick])
+                logger.info("tick %s of %r is not sent: it was deleted or disabled", dict(tick.told), tick.item.key)
+                # settled like those that are sent, or others would take it over
+                self._unsent.pop(tick.task_id, None)
+                self._sent.append((tick.task_id, tick.item.key))
+        return wanted
 
     def _published(self, ticks: Sequence[_Tick]) -> None:
         for tick in ticks:
@@ -519,10 +618,6 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
 
     def _send(self, tick: _Tick) -> None:
         """Send the message of one tick. Raises what the broker's client raises."""
-        if self._clock() >= tick.fresh_until:
-            # we were frozen: it may have been published by another by now
-            self._unsent.pop(tick.task_id, None)
-            return
         entry, producer = tick.item.entry, self.producer
         try:
             args, kwargs = _evaluated(entry)
@@ -619,6 +714,8 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         if not (self._sent or self._giving_up):
             return
         sent, giving_up = list(self._sent), list(self._giving_up)
+        if sent:
+            self.record_runs([key for _, key in sent])
         settled = store.settle(self._name, self._replica, sent, handed_over=giving_up)
         del self._sent[: len(sent)], self._giving_up[: len(giving_up)]
         for (task_id, key), ours in zip(sent, settled, strict=True):
@@ -775,7 +872,9 @@ def _later(time_: datetime, seconds: float) -> datetime:
 
 
 def _overdue_for(entry: Any) -> float:
-    """Seconds since when the entry has been due; 0 where its schedule cannot tell."""
+    """Seconds since when the entry has been due; 0 where its schedule cannot tell, or it has never run."""
+    if entry.last_run_at.year == MINYEAR:
+        return 0.0
     try:
         return max(0.0, -float(entry.schedule.remaining_estimate(entry.last_run_at).total_seconds()))
     except Exception:  # noqa: BLE001  a schedule of the user's

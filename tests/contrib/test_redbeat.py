@@ -1,0 +1,573 @@
+"""What RedBeat's documentation tells of it (README, config, tasks, design of 2.4), on one of our beats and on three.
+
+Time is simulated, but for RedBeat's own Redis, which has no use for it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import datetime, timedelta, timezone
+from itertools import pairwise
+
+import pytest
+from celery.schedules import crontab, schedule, solar
+from celery.signals import beat_init
+from redbeat import RedBeatScheduler, RedBeatSchedulerEntry
+from redbeat.schedulers import ensure_conf, get_redis
+from redbeat.schedules import rrule
+from simulation import Simulation, open_store, set_clocks
+
+from celery_lockbeat import ConfigurationError, cron, timeout
+from celery_lockbeat.contrib import redbeat as contrib
+from celery_lockbeat.contrib.redbeat import LockedRedBeatScheduler
+
+
+class World:
+    """Replicas of our beat, each in an app of its own, and an app whose user changes entries."""
+
+    def __init__(self, simulation: Simulation, server, tmp_path, replicas: int) -> None:
+        self.simulation, self.server, self.replicas = simulation, server, replicas
+        self.redis = server.client()
+        self.user = self.app()
+        self.beats = []
+
+    def app(self, beat_schedule=None, **settings):
+        settings = {"redbeat_redis_url": self.server.url, "beat_max_loop_interval": 5, **settings}
+        return self.simulation.app(beat_schedule, **settings)
+
+    def start(self, beat_schedule=None, **settings):
+        """Start the replicas, and let them read what is there."""
+        self.beats = [
+            self.simulation.beat(self.app(beat_schedule, **settings), scheduler=LockedRedBeatScheduler)
+            for _ in range(self.replicas)
+        ]
+        self.run(0.01)
+        return self.beats
+
+    def stop(self):
+        for beat in self.beats:
+            beat.close()
+        self.beats = []
+
+    def plain(self, seconds, **settings):
+        """Let RedBeat's own beat run for so long."""
+        app = self.app(**settings)
+        app.conf.redbeat_lock_key = None  # as a lone beat of it runs
+        beat = self.simulation.beat(app, scheduler=RedBeatScheduler)
+        self.simulation.world.run(beat, seconds=seconds)
+        beat.close()
+
+    def run(self, seconds):
+        self.simulation.world.run(*self.beats, seconds=seconds)
+
+    def entry(self, name="a", when=10.0, task="t", **more):
+        when = schedule(when, app=self.user) if isinstance(when, float) else when
+        return RedBeatSchedulerEntry(name, task, when, app=self.user, **more)
+
+    def load(self, name="a"):
+        return RedBeatSchedulerEntry.from_key(f"redbeat:{name}", app=self.user)
+
+    def score(self, name="a"):
+        return self.redis.zscore("redbeat::schedule", f"redbeat:{name}")
+
+    @property
+    def now(self):
+        return self.simulation.world.now()
+
+    def times(self, task="t"):
+        """When each message of the task was sent, in seconds, to the tenth."""
+        return [round(at, 1) for at in self.simulation.times().get(task, [])]
+
+    def messages(self, task="t"):
+        return [message for message in self.simulation.messages if message.task == task]
+
+
+@pytest.fixture
+def make_world(server, tmp_path, monkeypatch):
+    worlds = []
+
+    def make(replicas=1):
+        simulation = Simulation(lambda world: open_store("memory", world, "", tmp_path / "memory"))
+        set_clocks(monkeypatch, simulation)
+        worlds.append(World(simulation, server, tmp_path, replicas))
+        return worlds[-1]
+
+    yield make
+    for world in worlds:
+        world.stop()
+        world.simulation.close()
+        world.redis.close()
+
+
+@pytest.fixture(params=[1, 3], ids=["one beat", "three beats"])
+def world(request, make_world):
+    return make_world(request.param)
+
+
+# -- entries -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_entry_that_is_saved_from_another_process_runs_at_its_interval(world):
+    world.start()
+    world.run(3)
+    world.entry(args=[1, 2], kwargs={"x": 3}, options={"queue": "q"}).save()
+    world.run(31)
+    assert world.times() == pytest.approx([13, 23, 33], abs=0.3)
+    message = world.messages()[0]
+    assert (message.args, message.kwargs, message.queue, message.entry) == ([1, 2], {"x": 3}, "q", "a")
+
+
+def test_an_entry_is_inserted_into_redis_by_hand(world):
+    world.start()
+    definition = {"name": "a", "task": "t", "schedule": {"__type__": "interval", "every": 5, "relative": False}}
+    world.redis.hset("redbeat:a", "definition", json.dumps(definition))
+    world.redis.zadd("redbeat::schedule", {"redbeat:a": 0})
+    world.run(12)
+    # never run: due now
+    assert world.times() == pytest.approx([1, 6, 11], abs=1.2)
+    assert world.messages()[0].headers["lockbeat"]["due"].startswith("2026-06-01T00:00:0")
+
+
+def test_what_runs_is_written_down_for_everybody_to_list(world):
+    world.entry("a", 10.0).save()
+    world.entry("b", 25.0).save()
+    world.start()
+    world.run(31)
+    conf = ensure_conf(world.user)
+    keys = get_redis(world.user).zrange(conf.schedule_key, 0, -1)
+    entries = {key: RedBeatSchedulerEntry.from_key(key, app=world.user) for key in keys}
+    assert {key: each.total_run_count for key, each in entries.items()} == {"redbeat:a": 3, "redbeat:b": 1}
+    assert world.now - entries["redbeat:a"].last_run_at < timedelta(seconds=2)
+    for name, interval in ("a", 10), ("b", 25):
+        assert world.score(name) == int(entries[f"redbeat:{name}"].last_run_at.timestamp()) + interval
+
+
+def test_a_crontab_and_a_recurrence_rule_run_when_they_say(world):
+    world.entry("cron", crontab(minute="*/2"), task="cron").save()
+    start = world.now + timedelta(seconds=30)
+    world.entry("rule", rrule("SECONDLY", interval=40, count=3, dtstart=start), task="rule").save()
+    world.start()
+    world.run(250)
+    assert world.times("cron") == pytest.approx([120, 240], abs=1)
+    assert world.times("rule") == pytest.approx([30, 70, 110], abs=1)
+    assert world.score("rule") == -1  # there is no next one
+
+
+def test_a_rule_that_is_over_comes_to_life_when_it_is_saved_anew(world):
+    world.entry(when=rrule("SECONDLY", interval=5, count=1, dtstart=world.now + timedelta(seconds=5))).save()
+    world.start()
+    world.run(20)
+    assert world.score() == -1
+    world.entry(when=rrule("SECONDLY", interval=5, count=2, dtstart=world.now + timedelta(seconds=4))).save()
+    world.run(12)
+    assert world.times() == pytest.approx([5, 24, 29], abs=1.5)
+
+
+def test_a_timezone_of_the_app_is_that_of_its_crontabs_and_scores_are_utc(make_world):
+    world = make_world()
+    world.user.conf.timezone = "Europe/Berlin"
+    world.entry(when=crontab(minute="2", hour="2")).save()  # 00:02 UTC
+    world.start(timezone="Europe/Berlin")
+    assert world.score() == datetime(2026, 6, 1, 0, 2, tzinfo=timezone.utc).timestamp()
+    world.run(150)
+    assert world.times() == pytest.approx([120], abs=1)
+
+
+# -- changes -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_change_of_the_definition_is_in_force_when_the_entry_is_next_due(world):
+    world.entry(args=["old"]).save()
+    world.start()
+    world.run(15)
+    definition = json.loads(world.redis.hget("redbeat:a", "definition"))
+    # nothing but the definition tells of it
+    world.redis.hset("redbeat:a", "definition", json.dumps({**definition, "args": ["new"]}))
+    world.run(10)
+    assert [message.args for message in world.messages()] == [["old"], ["new"]]
+
+
+def test_a_shorter_interval_is_followed_within_the_loop_interval(world):
+    world.entry(when=3600.0).save()
+    world.start()
+    world.run(60)
+    entry = world.load()
+    entry.schedule = schedule(20.0, app=world.user)
+    entry.save()
+    world.run(25)
+    assert world.times() == pytest.approx([60, 80], abs=2)
+
+
+def test_a_disabled_entry_does_not_run_until_it_is_enabled_again(world):
+    world.entry(enabled=False).save()
+    world.start()
+    world.run(60)
+    assert world.times() == []
+    entry = world.load()
+    entry.enabled = True
+    entry.save()
+    world.run(15)
+    first, *rest = world.times()
+    assert first < 66
+    entry = world.load()
+    entry.enabled = False
+    entry.save()
+    world.run(60)
+    assert world.times() == [first, *rest]
+
+
+def test_a_deleted_entry_runs_no_more_and_leaves_nothing_behind(world):
+    world.entry().save()
+    world.start()
+    world.run(19.5)
+    world.load().delete()
+    world.run(60)
+    assert world.times() == pytest.approx([10], abs=0.3)
+    assert set(world.redis.keys("redbeat*")) <= {"redbeat::statics"}
+    assert all(not beat.scheduler.schedule for beat in world.beats)
+
+
+def test_an_entry_that_is_deleted_as_soon_as_it_runs_leaves_nothing_behind(make_world):
+    """As a task does that deletes its own entry."""
+    world = make_world()
+    world.entry().save()
+    (beat,) = world.start()
+    record = beat.scheduler.record_runs
+
+    def delete_and_record(keys):
+        world.load().delete()
+        record(keys)
+
+    beat.scheduler.record_runs = delete_and_record
+    world.run(30)
+    assert world.times() == pytest.approx([10], abs=0.3)
+    assert not world.redis.exists("redbeat:a")
+    assert world.redis.zcard("redbeat::schedule") == 0
+
+
+def test_an_entry_that_is_created_anew_begins_anew(world):
+    world.entry(when=10.0).save()
+    world.start()
+    world.run(25)
+    world.load().delete()
+    world.entry(when=4.0).save()
+    world.run(9)
+    assert world.times() == pytest.approx([10, 20, 29, 33], abs=0.5)
+    assert world.load().total_run_count == 2
+
+
+def test_reschedule_counts_the_interval_from_now_or_from_when_it_says(world):
+    world.entry(when=60.0).save()
+    world.start()
+    world.run(50)
+    world.load().reschedule()
+    world.run(65)  # to 115: due at 110
+    assert world.times() == pytest.approx([110], abs=1)
+    long_ago = datetime(2020, 1, 1, tzinfo=timezone.utc)
+    for more in (1, 2):
+        # the same moment each time
+        world.load().reschedule(last_run_at=long_ago)
+        world.run(5)
+        assert len(world.times()) == 1 + more
+
+
+def test_reschedule_wins_over_a_run_that_is_being_written_down(make_world):
+    world = make_world()
+    world.entry().save()
+    (beat,) = world.start()
+    record = beat.scheduler.record_runs
+    later = world.now + timedelta(seconds=100)
+
+    def reschedule_and_record(keys):
+        beat.scheduler.record_runs = record
+        world.load().reschedule(last_run_at=later)
+        record(keys)
+
+    beat.scheduler.record_runs = reschedule_and_record
+    world.run(60)
+    assert world.times() == pytest.approx([10], abs=0.3)
+    assert world.load().last_run_at == later
+
+
+def test_an_application_that_sets_the_meta_decides_when_the_interval_begins(world):
+    world.entry(when=10.0).save()
+    world.start()
+    world.run(12)
+    meta = json.loads(world.redis.hget("redbeat:a", "meta"))
+    meta["last_run_at"]["second"] += 5  # it ran so much later than it was sent
+    world.redis.hset("redbeat:a", "meta", json.dumps(meta))
+    world.run(20)
+    assert world.times() == pytest.approx([10, 25], abs=1)
+
+
+# -- static entries ----------------------------------------------------------------------------------------------------
+
+
+def test_static_entries_are_stored_kept_up_to_date_and_removed_with_their_release(world):
+    world.start({"static": {"task": "t", "schedule": 10.0, "args": (16, 16)}})
+    world.run(15)
+    assert world.load("static").total_run_count == 1
+    last_run_at = world.load("static").last_run_at
+    world.stop()
+    world.start({"static": {"task": "t", "schedule": 10.0, "args": (17, 17)}, "other": {"task": "o", "schedule": 5.0}})
+    assert world.load("static").last_run_at == last_run_at
+    world.run(6)
+    assert [message.args for message in world.messages()] == [[16, 16], [17, 17]]
+    world.stop()
+    world.start({"other": {"task": "o", "schedule": 5.0}})
+    with pytest.raises(KeyError):
+        world.load("static")
+    world.run(20)
+    assert len(world.times()) == 2
+
+
+def test_what_redbeat_cannot_keep_of_the_static_entries_runs_all_the_same(world):
+    def body():
+        pass
+
+    def settings(app):
+        cron("2 9 * * *", name="tokyo", timezone="Asia/Tokyo", app=app, shared=False)(body)
+        timeout(7, name="once", app=app, shared=False)(body)
+        app.conf.beat_schedule = {
+            **app.conf.beat_schedule,
+            "sun": {"task": "sun", "schedule": solar("sunset", 52.5, 13.4)},
+        }
+        app.finalize()
+
+    # as plain RedBeat may have left it: in the app's timezone
+    world.entry("tokyo", crontab(minute="2", hour="9"), task="tokyo").save()
+    apps = [world.app() for _ in range(world.replicas)]
+    for app in apps:
+        settings(app)
+    world.beats = [world.simulation.beat(app, scheduler=LockedRedBeatScheduler) for app in apps]
+    world.run(20)
+    assert world.times("once") == pytest.approx([7], abs=0.3)
+    for beat in world.beats:
+        entries = beat.scheduler.schedule
+        assert set(entries) == {"tokyo", "once", "sun"}
+        assert str(entries["tokyo"].schedule.tz) == "Asia/Tokyo"
+
+
+# -- in turn with plain RedBeat ----------------------------------------------------------------------------------------
+
+
+def test_switching_to_plain_redbeat_and_back_loses_and_doubles_nothing(world):
+    world.entry(when=10.0).save()
+    world.start()
+    for _ in range(3):
+        world.run(34)
+        world.stop()
+        world.plain(33)
+        world.start()
+    world.run(20)
+    times = world.times()
+    gaps = [round(b - a, 1) for a, b in pairwise(times)]
+    assert len(times) == pytest.approx(220 / 10, abs=1)
+    assert all(9.5 <= gap <= 11.5 for gap in gaps), gaps
+    assert world.load().total_run_count == len(times)
+
+
+def test_a_tick_that_was_not_published_is_run_by_whoever_comes_next_and_once(world):
+    world.entry(when=10.0).save()
+    world.start()
+    world.run(5)
+    world.simulation.world.broker.down = True
+    world.run(10)
+    world.stop()
+    world.simulation.world.broker.down = False
+    world.plain(5)  # it sees the tick of second 10
+    world.start()
+    world.run(17)
+    assert world.times() == pytest.approx([15, 25, 35], abs=1.5)
+
+
+# -- replicas that die, and what they leave ----------------------------------------------------------------------------
+
+
+def die_with_a_claim(world):
+    """Let one beat claim the tick of second 10, and die before it publishes it."""
+    (victim, *others) = world.beats
+
+    def die(_ticks):
+        raise SystemExit
+
+    victim.scheduler._publish = die
+    world.simulation.world.run(victim, seconds=9)
+    with pytest.raises(SystemExit):
+        world.simulation.world.run(victim, seconds=5)
+    world.beats = others
+
+
+def test_what_a_dead_beat_has_claimed_is_published_by_another_one(make_world):
+    world = make_world(2)
+    world.entry(when=60.0).save()
+    world.entry("b", when=10.0, task="b").save()
+    world.start()
+    die_with_a_claim(world)
+    world.run(12)
+    assert world.times("b") == pytest.approx([15, 20], abs=1.5)
+    assert [message.run for message in world.messages("b")] == [1, 2]
+
+
+@pytest.mark.parametrize("what", ["deleted", "disabled", "created anew"])
+def test_what_a_dead_beat_has_claimed_is_not_published_when_the_entry_was(make_world, what):
+    world = make_world(2)
+    world.entry(when=10.0).save()
+    world.start()
+    die_with_a_claim(world)
+    entry = world.load()
+    if what == "disabled":
+        entry.enabled = False
+        entry.save()
+    else:
+        entry.delete()
+    if what == "created anew":
+        world.entry(when=1000.0).save()
+    world.run(60)
+    assert world.times() == []
+    # nobody keeps it for later
+    (beat,) = world.beats
+    store = world.simulation.store
+    answer = store.claim(beat.scheduler._name, "somebody", [], ttl=1)
+    assert (answer.overdue, answer.next_overdue) == ([], None)
+
+
+def test_what_a_dead_beat_has_claimed_is_published_though_the_entry_was_rescheduled(make_world):
+    world = make_world(2)
+    world.entry(when=10.0).save()
+    world.start()
+    die_with_a_claim(world)
+    world.load().reschedule()
+    world.run(15)
+    assert world.times() == pytest.approx([15, 20], abs=1.5)
+
+
+def test_a_beat_that_was_frozen_before_it_publishes_looks_once_more(make_world):
+    world = make_world()
+    world.entry().save()
+    world.entry("b", task="b").save()
+    (beat,) = world.start()
+    publish = beat.scheduler._publish
+
+    def freeze_and_publish(ticks):
+        world.load().delete()
+        world.simulation.world.elapsed += 1.0
+        publish(ticks)
+
+    beat.scheduler._publish = freeze_and_publish
+    world.run(11.5)
+    assert world.times() == []
+    assert world.times("b") == pytest.approx([11], abs=0.5)
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+def test_there_is_no_leader_lock_whatever_the_settings(make_world):
+    world = make_world(3)
+    world.entry().save()
+    beats = world.start(redbeat_lock_key="redbeat:mine", redbeat_lock_timeout=1000)
+    for beat in beats:
+        beat_init.send(sender=beat)  # it would wait for the lock here
+        assert beat.scheduler.lock is None
+        assert "lock" not in beat.scheduler.info
+    world.run(15)
+    assert not [key for key in world.redis.keys("redbeat*") if "lock" in key or "mine" in key]
+    assert len(world.times()) == 1
+
+
+def test_the_key_prefix_is_redbeats(make_world):
+    world = make_world(3)
+    world.user.conf.redbeat_key_prefix = "mine:"
+    world.entry().save()
+    world.start({"static": {"task": "t", "schedule": 10.0}}, redbeat_key_prefix="mine:")
+    world.run(15)
+    assert len(world.times()) == 2
+    assert set(world.redis.keys("*")) == {"mine:a", "mine:static", "mine::schedule", "mine::statics"}
+
+
+def test_a_redbeat_that_is_too_old_is_refused(make_world, monkeypatch):
+    monkeypatch.setattr(contrib, "version", lambda name: {"celery-redbeat": "2.1.1"}[name])
+    with pytest.raises(ConfigurationError, match=r"celery-redbeat is 2\.1\.1; allowed: 2\.2 or newer"):
+        LockedRedBeatScheduler(app=make_world().user)
+
+
+def test_lazy_and_real_construction_touch_no_redis(make_app):
+    app = make_app(redbeat_redis_url="redis://127.0.0.1:1/0")
+    for lazy in (True, False):
+        LockedRedBeatScheduler(app=app, lazy=lazy).close()
+
+
+# -- what is broken ----------------------------------------------------------------------------------------------------
+
+BROKEN = {
+    "no json": "{",
+    "no mapping": "[1, 2]",
+    "no task": '{"name": "x", "schedule": {"__type__": "interval", "every": 5, "relative": false}}',
+    "no schedule": '{"name": "x", "task": "t"}',
+    "a schedule of nobody's": '{"name": "x", "task": "t", "schedule": {"__type__": "lunar"}}',
+    "a crontab that is none": '{"name": "x", "task": "t", "schedule": {"__type__": "crontab", "minute": "99"}}',
+    "unknown fields": '{"name": "x", "task": "t", "schedule": {"__type__": "interval", "every": 5, "relative": false}, "y": 1}',
+}
+
+
+def test_broken_definitions_are_logged_with_their_names_once_a_minute_and_stop_no_other(make_world, caplog):
+    world = make_world()
+    for name, definition in BROKEN.items():
+        world.redis.hset(f"redbeat:{name}", "definition", definition)
+        world.redis.zadd("redbeat::schedule", {f"redbeat:{name}": 0})
+    world.redis.set("redbeat:no hash", "x")
+    world.redis.hset("redbeat:bad meta", mapping={"definition": GOOD, "meta": "{"})
+    world.redis.zadd("redbeat::schedule", {"redbeat:no hash": 0, "redbeat:bad meta": 0})
+    world.entry("good", 5.0).save()
+    world.start()
+    world.run(50)
+    assert len(world.times()) == 10
+    errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    for name in [*BROKEN, "no hash", "bad meta"]:
+        assert len([error for error in errors if repr(f"redbeat:{name}") in error]) == 1, (name, errors)
+    # and each comes to life when it is mended
+    world.redis.hset("redbeat:no json", "definition", GOOD)
+    world.run(3)
+    assert [message.args for message in world.messages()].count(["mended"]) == 1
+
+
+GOOD = json.dumps(
+    {
+        "name": "mended",
+        "task": "t",
+        "args": ["mended"],
+        "schedule": {"__type__": "interval", "every": 50, "relative": False},
+    }
+)
+
+
+def test_an_entry_that_breaks_while_it_is_known_stops(world, caplog):
+    world.entry().save()
+    world.entry("b", task="b").save()
+    world.start()
+    world.run(15)
+    world.redis.hset("redbeat:a", "definition", "{")
+    world.run(20)
+    assert len(world.times()) == 1
+    assert len(world.times("b")) == 3
+    assert "redbeat:a" in caplog.text
+
+
+def test_a_key_without_an_entry_is_taken_off_the_schedule_as_redbeat_does(world):
+    world.redis.zadd("redbeat::schedule", {"redbeat:gone": 0})
+    world.entry().save()
+    world.start()
+    world.run(15)
+    assert world.score("gone") is None
+    assert len(world.times()) == 1
+
+
+def test_a_static_entry_that_is_broken_is_skipped_or_stored_anew(make_world, caplog):
+    world = make_world()
+    world.redis.hset("redbeat:anew", "definition", "{")
+    world.start({"wrong": {"schedule": "nonsense", "x": 1}, "anew": {"task": "t", "schedule": 10.0}})
+    world.run(15)
+    assert len(world.times()) == 1
+    assert "wrong" in caplog.text

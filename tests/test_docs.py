@@ -1,0 +1,100 @@
+"""What the how-to pages show before and after a migration does what they say."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import time
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+from celery import states
+from celery.beat import Service
+from servers import wait_until
+
+import docs
+from celery_lockbeat import Lock, LockNotAcquired
+
+
+def need(module: str):
+    """Import a peer that a page shows. Missing, it is no reason to fail, but in CI."""
+    return importlib.import_module(module) if os.environ.get("CI") else pytest.importorskip(module)
+
+
+@pytest.fixture
+def run_page(server):
+    with contextlib.ExitStack() as stack:
+
+        def run(page, heading):
+            scope = docs.run(f"how-to/{page}.md", heading, url=server.url)
+            stack.callback(scope["app"].close)
+            return scope
+
+        yield run
+
+
+def test_celery_once_refuses_what_is_queued_already(run_page, server):
+    once = need("celery_once")
+    # its client is one for the whole process
+    need("celery_once.backends.redis").redis = None
+    before = run_page("migrate-from-celery-once", "Before")
+    report, strict = before["report"], before["strict"]
+    assert report.delay(1, "monday").state == states.PENDING
+    assert report.delay(1, "tuesday").state == states.REJECTED
+    assert report.delay(2, "monday").state == states.PENDING
+    strict.delay(1)
+    with pytest.raises(once.AlreadyQueued):
+        strict.delay(1)
+
+
+def test_celery_singleton_returns_what_is_queued_already(run_page):
+    singleton = need("celery_singleton")
+    before = run_page("migrate-from-celery-singleton", "Before")
+    report, strict = before["report"], before["strict"]
+    first = report.delay(1, "monday")
+    assert report.delay(1, "tuesday").id == first.id
+    assert report.delay(2, "monday").id != first.id
+    strict.delay(1)
+    with pytest.raises(singleton.exceptions.DuplicateTaskError):
+        strict.delay(1)
+
+
+@pytest.mark.parametrize("page", ["migrate-from-celery-once", "migrate-from-celery-singleton"])
+def test_after_the_migration_the_second_run_is_skipped_or_fails(run_page, page):
+    after = run_page(page, "After")
+    report, strict = after["report"], after["strict"]
+    with Lock("report:1", app=after["app"]), Lock("strict:1", app=after["app"]):
+        assert report.apply([1, "monday"]).state == states.REVOKED
+        assert report.apply([2, "monday"]).state == states.SUCCESS
+        assert isinstance(strict.apply([1]).result, LockNotAcquired)
+    assert report.apply([1, "tuesday"]).state == states.SUCCESS
+    assert strict.apply([1]).state == states.SUCCESS
+
+
+def test_what_redbeat_has_begun_several_of_our_beats_go_on_with(run_page, server):
+    before = run_page("migrate-from-redbeat", "Before")["app"]
+    sent = []
+    with server.client() as client:
+
+        def tick(*schedulers):
+            for scheduler in schedulers:
+                scheduler.tick()
+            sent.extend([time.monotonic()] * (client.llen("celery") - len(sent)))
+            return sent
+
+        plain = Service(before, scheduler_cls=before.conf.beat_scheduler).scheduler
+        plain.lock_key = None  # it is taken by a signal of a beat that is a process
+        wait_until(lambda: len(tick(plain)) == 2)
+        plain.close()
+        after = run_page("migrate-from-redbeat", "After")["app"]
+        ours = [Service(after, scheduler_cls=after.conf.beat_scheduler).scheduler for _ in range(2)]
+        wait_until(lambda: len(tick(*ours)) == 5)
+        for scheduler in ours:
+            scheduler.close()
+        assert all(0.9 < later - earlier < 1.9 for earlier, later in pairwise(sent))
+        headers = [json.loads(message)["headers"] for message in client.lrange("celery", 0, -1)]
+    runs = Counter(each["lockbeat"]["run"] for each in headers if "lockbeat" in each)
+    assert runs == {3: 1, 4: 1, 5: 1}
