@@ -69,8 +69,10 @@ def test_a_body_in_the_main_thread_is_interrupted_at_once_whatever_it_waits_for(
     ]
 
 
-@pytest.mark.parametrize("thread", ["main", pytest.param("other", marks=pytest.mark.usefixtures("untraced"))])
-def test_a_body_can_catch_it_and_clean_up_and_still_ends_as_failed(app, thread):
+@pytest.mark.parametrize("thread", ["main", "other"])
+def test_a_body_can_catch_it_and_clean_up_and_still_ends_as_failed(app, thread, request):
+    if thread == "other":
+        request.getfixturevalue("untraced")
     cleaned = []
 
     @app.task(base=LockedTask, lock_ttl=0.5, lock_on_lost="abort")

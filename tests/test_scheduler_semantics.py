@@ -219,6 +219,7 @@ def test_any_crontab_fires_as_celerys_does(simulation, same_ticks, fields, zone,
     same_ticks(schedules, 2.5 * DAY + 30, timezone=zone)
 
 
+@with_todays_celery
 @_fuzzy
 @hypothesis.given(
     intervals=st.lists(st.tuples(st.floats(20, 20_000), st.booleans()), min_size=1, max_size=5),
