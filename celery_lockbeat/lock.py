@@ -16,6 +16,7 @@ import os
 import random
 import socket
 import threading
+import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
@@ -112,6 +113,7 @@ class Lock:
         self._pid = os.getpid()
         # The owner and the renewer both may find that the lock is lost; one of them says so.
         self._mutex = threading.Lock()
+        self._told = False  # the loss
 
     # -- what a body asks ----------------------------------------------------------------------------------------------
 
@@ -218,11 +220,14 @@ class Lock:
         renewer_of(self._store).discard(self)
         self.expire()
         with self._mutex:
-            if self._state != "held":
-                self._settle()
-                return False
-            self._state = "released"
-            self.next_action = None
+            lost = self._state != "held"
+            if not lost:
+                self._state = "released"
+                self.next_action = None
+        if lost:
+            self._let_the_loss_be_told()
+            self._settle()
+            return False
         hold_for = max(0.0, self._options.hold_at_least - (monotonic() - self._acquired_at)) if hold else 0.0
         remember_for = self._options.dedupe_ttl if finished else 0.0
         lease = self.lease
@@ -352,8 +357,18 @@ class Lock:
         if self._abort is not None:
             self._abort.fire()
 
+    def _let_the_loss_be_told(self) -> None:
+        """Wait for the renewer to tell the loss, so that it comes before the end of the run; bounded, as observers are not."""
+        deadline = time.monotonic() + 1.0
+        # by turns, for under gevent the renewer is a thread of another kind, which shares no Event with this one
+        while not self._told and time.monotonic() < deadline:
+            time.sleep(0.001)
+
     def _tell_lost(self, why: str) -> None:
         self._state = "lost"
-        if self.auto_extend and not self._failing:
-            self._story.emit("lock_extend_failed", error_name=LockLost.__name__, error_message=why)
-        self._story.emit("lock_expired_before_finish", error_name=LockLost.__name__, error_message=why)
+        try:
+            if self.auto_extend and not self._failing:
+                self._story.emit("lock_extend_failed", error_name=LockLost.__name__, error_message=why)
+            self._story.emit("lock_expired_before_finish", error_name=LockLost.__name__, error_message=why)
+        finally:
+            self._told = True

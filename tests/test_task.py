@@ -388,6 +388,28 @@ def test_a_lost_lock_reads_in_order_and_is_no_success_unless_asked(app, events, 
         assert names(events) == [*losses, "task_succeeded", "task_finished"]
 
 
+def test_a_loss_is_told_before_the_end_of_the_run_however_slow_an_observer_is(app, events):
+    @app.task(base=LockedTask, lock_ttl=0.5)
+    def body():
+        lock = current_lock()
+        lock._store.release(lock.lease)
+        deadline = time.monotonic() + 20
+        while not lock.lost and time.monotonic() < deadline:
+            time.sleep(0.001)
+
+    def slow(**_):
+        time.sleep(0.2)
+
+    celery_lockbeat.signals.lock_extend_failed.connect(slow)
+    try:
+        with pytest.raises(LockLost):
+            body()
+    finally:
+        celery_lockbeat.signals.lock_extend_failed.disconnect(slow)
+    losses = ["task_started", "lock_extend_failed", "lock_expired_before_finish"]
+    assert names(events) == [*losses, "task_failed", "task_finished"]
+
+
 def test_a_lock_that_is_not_renewed_is_lost_with_its_ttl(app, events):
     @app.task(base=LockedTask, lock_ttl=0.2, lock_auto_extend=False)
     def body():
