@@ -29,7 +29,7 @@ from celery_lockbeat.exceptions import LockbeatError, LockLost, LockNotAcquired,
 from celery_lockbeat.lifecycle import events_wanted
 from celery_lockbeat.lock import Lock, _current
 from celery_lockbeat.options import TASK_PREFIX, AppOptions, LockOptions, bound_key
-from celery_lockbeat.stores import Finished, Held, stores_of
+from celery_lockbeat.stores import Finished, Held, Stores, stores_of
 
 __all__ = ["LockedTask"]
 
@@ -131,7 +131,9 @@ class _Plan:
             if name.startswith(TASK_PREFIX)
         }
         self.options: Final = LockOptions.read(app.conf, own, owner=task.name, prefix=TASK_PREFIX)
-        AppOptions.read(app.conf).connection(self.options.driver, self.options.connection)
+        stores = Stores(AppOptions.read(app.conf))
+        stores.options.check_timeouts(self.options, owner=task.name)
+        stores.choose(self.options.driver, self.options.connection)  # which refuses what it cannot be made of
         run = inspect.getattr_static(task, "run")
         # Celery makes a staticmethod of a decorated function, but for bind=True; a method gets the task first
         body = run.__func__ if isinstance(run, staticmethod) else run.__get__(object())

@@ -14,9 +14,12 @@ Not promised: fairness, waiting, renewal (``renewal.py``), or anything about who
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
+
+from celery_lockbeat.exceptions import StoreUnavailable
 
 __all__ = [
     "ALIVE",
@@ -170,10 +173,13 @@ class Store(abc.ABC):
         """
 
     @abc.abstractmethod
-    def extend(self, leases: Sequence[tuple[Lease, float]]) -> list[bool]:
+    def extend(
+        self, leases: Sequence[tuple[Lease, float]], *, within: float = math.inf
+    ) -> list[bool | StoreUnavailable]:
         """Set each (lease, ttl) to end ``ttl`` seconds from now, in one round trip; False: that lease is lost.
 
-        A lease that has run out is lost even if nobody else has taken its key since.
+        A lease that has run out is lost even if nobody else has taken its key since. Nobody waits for an answer for longer
+        than ``within`` seconds; where only a part of the store gives none, its leases have StoreUnavailable in its place.
         """
 
     @abc.abstractmethod
