@@ -253,6 +253,12 @@ class Store(abc.ABC):
         For a holder that is dead, or that asked for ``key`` and never got the answer: nobody knows its token.
         """
 
+    def check(self) -> None:  # noqa: B027  most stores have nothing to look after
+        """Look at what a beat or a worker should know before it begins, once; a harm that is not certain is logged.
+
+        Raises ConfigurationError for a server that cannot do what is asked of it.
+        """
+
     def twin(self) -> Store:
         """Return a store of the same locks, for a thread that gevent does not know: it can share no socket with others."""
         return self

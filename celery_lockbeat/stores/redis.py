@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -18,8 +19,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final
 from urllib.parse import quote, unquote
 
+from redis.exceptions import RedisError
+
 from celery_lockbeat.clock import monotonic
-from celery_lockbeat.exceptions import StoreUnavailable
+from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
 from celery_lockbeat.stores.base import (
     ALIVE,
     BACKLOG,
@@ -39,6 +42,17 @@ from celery_lockbeat.stores.base import (
 from celery_lockbeat.stores.servers import Call, Script, open_servers, why
 
 __all__ = ["RedisStore"]
+
+logger: Final = logging.getLogger("celery_lockbeat")
+
+#: ZMSCORE, in list.lua, is the newest that is needed.
+OLDEST: Final = (6, 2)
+
+EVICTS: Final = (
+    "the Redis of the locks may drop them: its maxmemory_policy is %s, with a maxmemory of %.0f MiB. A lock that is evicted is "
+    "free while its run goes on, a run that is evicted may run again, and a beat's entries lose their past. Set the policy to "
+    "noeviction, or give the locks a server of their own (lockbeat_redis_url)"
+)
 
 #: Longer keys are cut and told apart by a digest: Redis compares whole keys, and operators read them.
 LONGEST_KEY: Final = 200
@@ -69,6 +83,7 @@ class RedisStore(Store):
         self._min_replicas = min_replicas
         #: when an operation was begun, and the server's time (ms) when it was carried out
         self._seen: tuple[float, int] | None = None
+        self._checked = False
         _stores.add(self)
         self._acquire, self._extend, self._release = (Script(name) for name in ("acquire", "extend", "release"))
         self._join, self._list, self._claim = (Script(name) for name in ("join", "list", "claim"))
@@ -224,6 +239,22 @@ class RedisStore(Store):
     def leave(self, app: str, replica: str) -> None:
         self._call(self._leave, self._beat_keys(app, "replicas", "listing"), (_plain(replica),))
 
+    def check(self) -> None:
+        if self._checked:
+            return
+        try:
+            facts = self._servers.facts()
+        except (RedisError, OSError) as exc:
+            raise StoreUnavailable(f"the Redis store does not answer: {why(exc)}") from exc
+        self._checked = True
+        for version, memory in facts:
+            if version and tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST:
+                oldest = ".".join(map(str, OLDEST))
+                raise ConfigurationError(f"the Redis of the locks is of version {version}; allowed: from {oldest} on")
+            if memory.get("maxmemory", "0") != "0" and memory.get("maxmemory_policy") != "noeviction":
+                logger.warning(EVICTS, memory.get("maxmemory_policy"), int(memory["maxmemory"]) / 2**20)
+                break
+
     def close(self) -> None:
         self._servers.close()
 
@@ -259,7 +290,10 @@ class RedisStore(Store):
     ) -> Any:
         call = Call(script, keys, args)
         within = self._servers.time_allowed if within is None else within
-        (answer,) = self._servers.ask([call], within, min_replicas=self._min_replicas if replicated else 0)
+        if replicated and self._min_replicas:
+            (answer,) = self._servers.ask([call], within, min_replicas=self._min_replicas)
+        else:
+            answer = self._servers.ask_one(call, within)
         if isinstance(answer, Exception):
             raise self._unavailable(answer, call) from answer
         return answer

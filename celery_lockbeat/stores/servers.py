@@ -211,6 +211,17 @@ class Servers:
         """Return the servers that have keys of ours, as far as they are known."""
         return [self._only]
 
+    def primaries(self) -> Iterable[_Node]:
+        """Return the servers that may be written to. Raises RedisError and OSError."""
+        return self.nodes()
+
+    def facts(self) -> list[tuple[str | None, dict[str, str]]]:
+        """Return of each server its version and what it tells of its memory, as far as it may tell them.
+
+        Raises RedisError and OSError.
+        """
+        return [_facts(node, self.timeout) for node in self.primaries()]
+
     def close(self) -> None:
         """Close all connections that nobody uses now; they open again when they are used."""
         for node in self.nodes():
@@ -218,29 +229,53 @@ class Servers:
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
-    def ask(self, calls: Sequence[Call], within: float, *, min_replicas: int = 0) -> list[Any]:
+    def ask_one(self, call: Call, within: float) -> Any:
+        """Do as ``ask`` does, with one call: nearly all are answered at once, and pay for nothing else."""
+        started = monotonic()
+        try:
+            (answer,) = self.node_of(call.keys[0]).converse((call.words(),), min(self.timeout, within))
+        except (RedisError, OSError) as exc:
+            answer = exc
+        if isinstance(answer, Exception):
+            (answer,) = self.ask([call], within - (monotonic() - started), first=answer)
+        return answer
+
+    def ask(self, calls: Sequence[Call], within: float, *, min_replicas: int = 0, first: Any = None) -> list[Any]:
         """Run scripts; return for each its answer, or the exception that it ended in.
 
-        A write that fewer than ``min_replicas`` have confirmed ends in TooFewReplicas.
+        A write that fewer than ``min_replicas`` have confirmed ends in TooFewReplicas. ``first``: the answer of a try that
+        was made before.
         """
         deadline = monotonic() + within
-        answers: list[Any] = [None] * len(calls)
+        answers: list[Any] = [first] * len(calls)
         progress = _Progress()
         waiting = list(range(len(calls)))
         while True:
-            groups = self._by_node(calls, waiting, progress, answers)
-            # those that failed last come last: what they cost must not be at the others' expense
-            for position, node in enumerate(sorted(groups, key=lambda node: node.fails)):
-                share = (deadline - monotonic()) / (len(groups) - position)
-                timeout = max(0.01, min(self.timeout, share))
-                asked = [(calls[each], each in progress.asking, each in progress.unknown) for each in groups[node]]
-                for each, answer in zip(groups[node], _ask(node, asked, timeout, min_replicas), strict=True):
-                    answers[each] = answer
+            if first is None or progress.rounds:
+                self._ask_all(calls, waiting, progress, answers, deadline, min_replicas)
             progress.begin_another_round()
             waiting = [each for each in waiting if self._ask_again(each, calls[each], answers[each], progress)]
             if not waiting or monotonic() + progress.pause >= deadline:
                 return answers
             time.sleep(progress.pause)
+
+    def _ask_all(
+        self,
+        calls: Sequence[Call],
+        waiting: Iterable[int],
+        progress: _Progress,
+        answers: list[Any],
+        deadline: float,
+        min_replicas: int,
+    ) -> None:
+        groups = self._by_node(calls, waiting, progress, answers)
+        # those that failed last come last: what they cost must not be at the others' expense
+        for position, node in enumerate(sorted(groups, key=lambda node: node.fails)):
+            share = (deadline - monotonic()) / (len(groups) - position)
+            timeout = max(0.01, min(self.timeout, share))
+            asked = [(calls[each], each in progress.asking, each in progress.unknown) for each in groups[node]]
+            for each, answer in zip(groups[node], _ask(node, asked, timeout, min_replicas), strict=True):
+                answers[each] = answer
 
     def _by_node(
         self, calls: Sequence[Call], waiting: Iterable[int], progress: _Progress, answers: list[Any]
@@ -324,6 +359,20 @@ def _ask(node: _Node, asked: list[tuple[Call, bool, bool]], timeout: float, min_
     return ran
 
 
+def _facts(node: _Node, timeout: float) -> tuple[str | None, dict[str, str]]:
+    # HELLO needs no permission; a server that does not know it tells its version by INFO, which does
+    hello, server, memory = node.converse([("HELLO",), ("INFO", "server"), ("INFO", "memory")], timeout)
+    if isinstance(hello, list):
+        hello = dict(zip(hello[::2], hello[1::2], strict=True))
+    version = hello.get(b"version") if isinstance(hello, dict) else _info(server).get("redis_version")
+    return version.decode() if isinstance(version, bytes) else version, _info(memory)
+
+
+def _info(answer: Any) -> dict[str, str]:
+    lines = answer.decode("utf-8", "replace").splitlines() if isinstance(answer, bytes) else []
+    return {name: value for name, colon, value in (line.partition(":") for line in lines) if colon}
+
+
 class Sentinels(Servers):
     """The primary that Sentinels name: ``sentinel://host:port;sentinel://host:port`` and the option ``master_name``."""
 
@@ -393,9 +442,9 @@ class Cluster(Servers):
         """Return those that we have heard of."""
         return list(self._nodes.values())
 
-    def primaries(self, timeout: float) -> list[_Node]:
-        """Return the nodes that have slots. Raises RedisError and OSError."""
-        self._learn(timeout)
+    def primaries(self) -> Iterable[_Node]:
+        """Return the nodes that have slots."""
+        self._learn(self.timeout)
         return [self._node(address) for address in set(self._slots.values())]
 
     def node_of(self, key: str) -> _Node:
@@ -461,7 +510,7 @@ def open_servers(url: str, options: Mapping[str, Any] | None = None) -> Servers:
         raise ConfigurationError(msg) from None
 
 
-def why(exc: Exception, call: Call, min_replicas: int) -> str:
+def why(exc: Exception, call: Call | None = None, min_replicas: int = 0) -> str:
     """Say why a call has no answer, in the terms of whoever looks after the server."""
     if isinstance(exc, TooFewReplicas):
         return f"only {exc.args[0]} of lockbeat_redis_min_replicas={min_replicas} replicas confirmed the write"
@@ -470,7 +519,7 @@ def why(exc: Exception, call: Call, min_replicas: int) -> str:
         return f"{told}: it is a node of a Cluster, for which lockbeat_redis_options needs 'cluster': True"
     if isinstance(exc, OutOfMemoryError):
         return f"{told}: it is full (maxmemory)"
-    if "can't run this command" in told and (line := re.search(r"user_script:(\d+)", told)):
+    if call and "can't run this command" in told and (line := re.search(r"user_script:(\d+)", told)):
         # Redis 7.0 tells where, and not what
         return f"{told}: the user has no permission for {call.script.command_at(int(line[1]))}"
     return told
