@@ -107,8 +107,9 @@ class _Node:
         try:
             if connection.socket_timeout != timeout:
                 _wait_at_most(connection, timeout)
-            if not self._current(connection):
+            if connection._sock is None or not self._current(connection):
                 connection.disconnect()
+                connection.connect()  # sending would do it too, but not ask the Sentinels (redis-py 8.1)
             if len(commands) == 1:
                 connection.send_command(*commands[0])
             else:
@@ -139,7 +140,7 @@ class _Primary(_Node):
     def _current(self, connection: Any) -> bool:
         # another thread may have learned of a new primary, while the old one still answers
         address = self._pool.master_address
-        return address is None or connection._sock is None or (connection.host, connection.port) == address
+        return address is None or (connection.host, connection.port) == address
 
 
 def _wait_at_most(connection: Any, seconds: float) -> None:
