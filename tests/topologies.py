@@ -36,6 +36,7 @@ class Trio:
             primary,
             *(self._stack.enter_context(_Member(password, *of_it, *options)) for _ in range(2)),
         ]
+        self.primary_at_first = primary
         for replica in self.servers[1:]:
             wait_until(lambda replica=replica: replica.info()["master_link_status"] == "up", message="it is in sync")
         self.sentinels = [self._sentinel(directory / f"sentinel{number}") for number in range(3)]
@@ -52,7 +53,7 @@ class Trio:
             f"sentinel monitor {NAME} 127.0.0.1 {self.servers[0].port} 2",
             f"sentinel down-after-milliseconds {NAME} 700",
             f"sentinel failover-timeout {NAME} 4000",
-            *([f"sentinel auth-pass {NAME} {self.password}"] if self.password else []),
+            *([f'sentinel auth-pass {NAME} "{self.password}"'] if self.password else []),
         ]
         config.write_text("\n".join(lines) + "\n")
         with (directory / "log").open("wb") as log:
@@ -87,7 +88,7 @@ class Trio:
         end(old)
         wait_until(lambda: self.primary() is not old, 30, "another is the primary")
         new = self.primary()
-        wait_until(lambda: new.info()["role"] == "master", message="it knows")
+        wait_until(lambda: new.role() == "master", message="it knows")
         return new
 
     def cut_replicas(self) -> None:
@@ -118,6 +119,12 @@ class _Member(Server):
 
     def client(self) -> redis.Redis:
         return redis.Redis.from_url(self.url, socket_timeout=5, decode_responses=True, password=self.password)
+
+    def role(self) -> object:
+        # Sentinels close all connections to a server whose role they change
+        with contextlib.suppress(redis.RedisError):
+            return self.info()["role"]
+        return None
 
     def info(self) -> dict[str, object]:
         with self.client() as client:
