@@ -30,11 +30,11 @@ class Trio:
             user = ["--user", "replica", "on", ">p", "+psync", "+replconf", "+ping"]
             login = ["--masteruser", "replica", "--masterauth", "p", *user]
         options = ["--repl-diskless-sync-delay", "0", "--repl-backlog-size", "16mb", *login]
-        primary = self._stack.enter_context(_Member(password, *options))
+        primary = self._stack.enter_context(Member(password, *options))
         of_it = ["--replicaof", "127.0.0.1", str(primary.port)]
         self.servers = [
             primary,
-            *(self._stack.enter_context(_Member(password, *of_it, *options)) for _ in range(2)),
+            *(self._stack.enter_context(Member(password, *of_it, *options)) for _ in range(2)),
         ]
         self.primary_at_first = primary
         for replica in self.servers[1:]:
@@ -110,7 +110,7 @@ class Trio:
         self._stack.close()
 
 
-class _Member(Server):
+class Member(Server):
     """A server that may have a password."""
 
     def __init__(self, password: str | None, *options: str) -> None:
@@ -196,16 +196,20 @@ class Nodes:
         (port,) = [primary[1] for first, last, primary, *_ in told if first <= slot <= last]
         return next(each for each in [*self.primaries, *self.replicas] if each.port == port)
 
+    def has_lock(self, key: str) -> Server:
+        """The primary that has the lock of this key."""
+        return self.node_of(f"{{{key}}}")
+
     def key_on(self, node: Server, name: str = "key") -> str:
         """A lock's key whose slot is there."""
         for number in range(1000):
-            if self.node_of(f"{{{name}{number}}}") is node:
+            if self.has_lock(f"{name}{number}") is node:
                 return f"{name}{number}"
         raise AssertionError(node)
 
     def move(self, key: str, target: Server, half: Callable[[], None] = lambda: None) -> None:
-        """Move the slot of ``key`` as resharding does, step by step; ``half``: what happens while it is on its way."""
-        source, slot = self.node_of(key), key_slot(key.encode())
+        """Move the slot of this lock's key as resharding does, step by step; ``half``: what happens while it is on its way."""
+        source, slot = self.has_lock(key), key_slot(f"{{{key}}}".encode())
         self.command(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", self.id_of(source))
         self.command(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", self.id_of(target))
         half()
