@@ -25,6 +25,12 @@ class Trio:
     def __init__(self, directory: Path, *, password: str | None = None) -> None:
         self._stack = contextlib.ExitStack()
         self.password = password
+        with self._stack:
+            self._found(directory)
+            self._stack = self._stack.pop_all()
+
+    def _found(self, directory: Path) -> None:
+        password = self.password
         login = ["--requirepass", password, "--masterauth", password] if password else []
         if not password:
             user = ["--user", "replica", "on", ">p", "+psync", "+replconf", "+ping"]
@@ -134,8 +140,15 @@ class Member(Server):
 class Nodes:
     """A Cluster of three primaries, and of a replica of each if asked for."""
 
-    def __init__(self, *, replicas: bool = False) -> None:
+    def __init__(self, *options: str, replicas: bool = False) -> None:
         self._stack = contextlib.ExitStack()
+        self._options = options
+        self._bus: dict[Server, int] = {}
+        with self._stack:
+            self._found(replicas=replicas)
+            self._stack = self._stack.pop_all()
+
+    def _found(self, *, replicas: bool) -> None:
         self.primaries = [self._start() for _ in range(3)]
         for number, node in enumerate(self.primaries):
             first, last = 16384 * number // 3, 16384 * (number + 1) // 3 - 1
@@ -155,14 +168,12 @@ class Nodes:
         self.url = self.primaries[0].url
         self.urls = ";".join(node.url for node in self.primaries)
 
-    _bus: dict[Server, int]
-
     def _start(self) -> Server:
         bus = free_port()
         options = ("--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", "1000")
         more = ("--repl-diskless-sync-delay", "0", "--cluster-replica-validity-factor", "0")
-        node = self._stack.enter_context(Server(*options, *more))
-        self._bus = {**getattr(self, "_bus", {}), node: bus}
+        node = self._stack.enter_context(Server(*options, *more, *self._options))
+        self._bus[node] = bus
         return node
 
     @staticmethod

@@ -82,7 +82,8 @@ def test_a_move_that_goes_on_meanwhile_is_waited_for(nodes, open_store):
 
 
 def test_a_primary_that_is_lost_costs_no_lock_that_another_has(open_store):
-    with Nodes(replicas=True) as nodes:
+    # else all nodes refuse all keys while nobody has those of one (Redis's default)
+    with Nodes("--cluster-require-full-coverage", "no", replicas=True) as nodes:
         leases = acquire_many(open_store(nodes.url, min_replicas=1))
         store = open_store(nodes.url)  # for what is promoted has no replica yet
         nodes.primaries[0].kill()
@@ -100,8 +101,6 @@ def test_a_primary_that_is_lost_costs_no_lock_that_another_has(open_store):
 
 
 def test_while_a_node_hangs_its_locks_alone_are_not_extended(spare_nodes, open_store):
-    for node in spare_nodes.primaries:
-        spare_nodes.command(node, "CONFIG", "SET", "cluster-require-full-coverage", "no")
     store = open_store(spare_nodes.urls, socket_timeout=0.5, socket_connect_timeout=0.5)
     leases = acquire_many(store)
     dead = spare_nodes.primaries[2]
