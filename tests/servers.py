@@ -118,3 +118,17 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+class ForeignServer(Server):
+    """A server that is there already, of another version perhaps (``LOCKBEAT_TEST_REDIS``; docker/README.md)."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.process = None
+
+    def __enter__(self) -> Server:
+        return self
+
+    def stop(self) -> None:
+        """Leave it to whoever has started it."""

@@ -85,7 +85,7 @@ def test_a_primary_that_is_lost_costs_no_lock_that_another_has(open_store):
     # else all nodes refuse all keys while nobody has those of one (Redis's default)
     with Nodes("--cluster-require-full-coverage", "no", replicas=True) as nodes:
         leases = acquire_many(open_store(nodes.url, min_replicas=1))
-        store = open_store(nodes.url)  # for what is promoted has no replica yet
+        store = open_store(nodes.urls)  # for what is promoted has no replica yet
         nodes.primaries[0].kill()
         there = [nodes.primaries[0] is not nodes.has_lock(lease.key) for lease, _ in leases]
         answers = []
