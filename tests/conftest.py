@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 
 import pytest
 from celery import Celery, _state
-from servers import Server
+from servers import ForeignServer, Server
 from simulation import Simulation, World, open_store, set_clocks
 
 _names = itertools.count()
@@ -21,7 +22,8 @@ def no_shared_tasks() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def session_server() -> Iterator[Server]:
-    with Server() as server:
+    url = os.environ.get("LOCKBEAT_TEST_REDIS")
+    with ForeignServer(url) if url else Server() as server:
         yield server
 
 

@@ -217,9 +217,28 @@ def test_a_connection_must_be_one_that_is_configured():
 
 
 def test_a_sentinel_broker_is_never_silently_no_lock_between_hosts():
-    with pytest.raises(ConfigurationError, match="broker_url is 'sentinel://"):
+    with pytest.raises(ConfigurationError, match="master_name .* is None"):
         a_task(an_app(broker_url="sentinel://h:1"))
     a_task(an_app(broker_url="sentinel://h:1", lockbeat_redis_url="redis://x"))
+
+
+@pytest.mark.parametrize("broker", ["sentinel://h:1;sentinel://i:2", ["sentinel://h:1", "sentinel://i:2"]])
+def test_the_sentinels_of_the_broker_are_those_of_the_locks_with_what_kombu_knows_of_them(broker):
+    transport = {"master_name": "m", "sentinel_kwargs": {"password": "x"}, "visibility_timeout": 9}
+    settings = an_app(broker_url=broker, broker_transport_options=transport).conf
+    assert AppOptions.read(settings).connection("auto", "default") == {
+        "url": "sentinel://h:1;sentinel://i:2",
+        "master_name": "m",
+        "sentinel_kwargs": {"password": "x"},
+    }
+
+
+def test_the_tls_settings_of_the_broker_are_those_of_the_locks_only_where_they_share_a_redis():
+    tls = {"broker_url": "rediss://h", "broker_use_ssl": {"ssl_cert_reqs": "none"}}
+    shared = AppOptions.read(an_app(**tls).conf).connection("auto", "default")
+    assert shared == {"url": "rediss://h", "ssl": True, "ssl_cert_reqs": "none"}
+    own = AppOptions.read(an_app(**tls, lockbeat_redis_url="redis://x").conf).connection("auto", "default")
+    assert own == {"url": "redis://x"}
 
 
 def test_a_password_is_not_in_the_error():
