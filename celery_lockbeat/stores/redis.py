@@ -13,18 +13,21 @@ import json
 import math
 import os
 import re
+import time
 import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
-from typing import Any, ClassVar, Final
+from itertools import islice
+from typing import Any, ClassVar, Final, TypeVar
 from urllib.parse import quote, unquote
 
 import redis
 from redis.backoff import ConstantBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
 from redis.retry import Retry
 
 from celery_lockbeat.clock import monotonic
@@ -32,9 +35,11 @@ from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
 from celery_lockbeat.stores.base import (
     ALIVE,
     BACKLOG,
+    LISTED_AT_MOST,
     OVERDUE_AT_ONCE,
     STATE_MEMORY,
     TOKEN_MEMORY,
+    Beats,
     Claim,
     Claims,
     EntryState,
@@ -42,11 +47,14 @@ from celery_lockbeat.stores.base import (
     Held,
     Joined,
     Lease,
+    LiveLock,
     Overdue,
+    Replica,
     Store,
+    StoredEntry,
 )
 
-__all__ = ["RedisStore"]
+__all__ = ["RedisStore", "ServerFacts"]
 
 #: A server that does not answer is given up after two tries of this many seconds each (``lockbeat_redis_options``:
 #: ``socket_timeout``, ``socket_connect_timeout``, ``retry``). redis-py would wait for ever, or retry three times.
@@ -55,8 +63,43 @@ TIMEOUT: Final = 2.0
 #: Longer keys are cut and told apart by a digest: Redis compares whole keys, and operators read them.
 LONGEST_KEY: Final = 200
 
+#: A lock, as acquire.lua writes it.
+_LOCK: Final = re.compile(
+    rb"(?P<token>\d{16})(?P<until>\d{13})(?P<holder>[^ ]*) (?P<run>[^ ]*) (?P<description>.*)", re.DOTALL
+)
+
+#: The name of the keys of a trial, which no lock and nothing of the beats has.
+_TRIAL: Final = "%~trial"
+
 #: What needs no quoting and no cutting: nearly all keys, holders and runs.
 _PLAIN: Final = re.compile(rf"[\w!$&'()*+,/:;=@.~-]{{0,{LONGEST_KEY}}}", re.ASCII)
+
+
+_T = TypeVar("_T")
+
+#: As many keys or fields are asked for in one round trip of a listing.
+SCANNED_AT_ONCE: Final = 1000
+
+#: Round trips that are measured for :meth:`RedisStore.facts`.
+ROUND_TRIPS: Final = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerFacts:
+    """What a server tells about itself, to those who look for trouble before it comes.
+
+    ``info`` is its answer to INFO, empty where that is not permitted, and ``save`` its setting, None likewise.
+    ``server_time`` is its wall clock, ``clock_ahead`` by how much that of this host is ahead of it; ``round_trips`` are
+    seconds. ``refused`` are the commands that the store needs and may not use, by what was tried on which key, and
+    ``failing`` those that failed for another reason, each with the server's words.
+    """
+
+    info: Mapping[str, Any]
+    save: str | None
+    clock_ahead: float
+    round_trips: Sequence[float]
+    refused: Mapping[str, str]
+    failing: Mapping[str, str]
 
 
 class _Script:
@@ -110,7 +153,7 @@ class RedisStore(Store):
         self._acquire, self._extend, self._release = (_Script(name) for name in ("acquire", "extend", "release"))
         self._join, self._list, self._claim = (_Script(name) for name in ("join", "list", "claim"))
         self._take_over, self._settle, self._leave = (_Script(name) for name in ("take_over", "settle", "leave"))
-        self._free = _Script("free")
+        self._free, self._probe = _Script("free"), _Script("probe")
 
     def acquire(
         self, key: str, *, holder: str, ttl: float, run: str | None = None, description: str = ""
@@ -237,6 +280,133 @@ class RedisStore(Store):
     def leave(self, app: str, replica: str) -> None:
         self._call(self._leave, self._beat_keys(app, "replicas", "listing"), (_plain(replica),))
 
+    def locks(self, key: str | None = None, *, limit: int = LISTED_AT_MOST) -> list[LiveLock]:
+        if key is not None:
+            return self._live_locks(self._keys(key))[:limit]
+        found: list[LiveLock] = []
+        # the prefix as it is, though some of its characters stand for others in a pattern
+        pattern = re.sub(r"([*?\[\]\\^])", r"\\\1", self._prefix) + "lock:{*"
+        keys = self._answered(lambda: self._client.scan_iter(match=pattern, count=SCANNED_AT_ONCE))
+        while len(found) < limit and (some := self._answered(lambda: list(islice(keys, SCANNED_AT_ONCE)))):
+            found += self._live_locks(some)
+        return list({lock.key: lock for lock in found}.values())[:limit]  # SCAN may tell a key twice
+
+    def _live_locks(self, keys: Sequence[Any]) -> list[LiveLock]:
+        def read() -> list[Any]:
+            pipeline = self._client.pipeline(transaction=False)
+            for key in keys:
+                pipeline.get(key)
+            values: list[Any] = pipeline.execute()
+            return values
+
+        values = self._answered(read)
+        now = self._server_time()
+        locks = []
+        for key, value in zip(keys, values, strict=True):
+            match = _LOCK.fullmatch(value or b"")
+            if match is None or int(match["until"]) <= now * 1000:
+                continue
+            tag = os.fsdecode(key)[len(self._prefix) + len("lock:{") : -1]
+            holder, run = (unquote(match[field], errors="replace") for field in ("holder", "run"))
+            remaining = int(match["until"]) / 1000 - now
+            locks.append(
+                LiveLock(_unplain(tag), holder, _told(match["description"]), run, int(match["token"]), remaining)
+            )
+        return locks
+
+    def beats(self, app: str, *, limit: int = LISTED_AT_MOST) -> Beats:
+        entries, replicas, listing, pending = self._beat_keys(app, "entries", "replicas", "listing", "pending")
+
+        def read() -> Beats:
+            client, now = self._client, self._server_time()
+            incomplete = set(client.sscan_iter(listing, count=SCANNED_AT_ONCE))
+            told = [
+                Replica(
+                    unquote(name.decode()),
+                    now - heard / 1000 if heard else math.inf,
+                    frozenset(self._names(app, name, limit)),
+                    name not in incomplete,
+                )
+                for name, heard in client.zrange(replicas, 0, limit - 1, withscores=True)
+            ]
+            states = dict(islice(client.hscan_iter(entries, count=SCANNED_AT_ONCE), limit))
+            stored = [
+                StoredEntry(_read(name), _state(text), int(text.split(b" ", 2)[1])) for name, text in states.items()
+            ]
+            return Beats(told, stored, client.zcount(pending, "-inf", f"{now * 1000:.0f}"))
+
+        return self._answered(read)
+
+    def _names(self, app: str, replica: bytes, limit: int) -> Iterator[str]:
+        (names,) = self._beat_keys(app, f"names:{replica.decode()}")
+        return map(_read, islice(self._client.sscan_iter(names, count=SCANNED_AT_ONCE), limit))
+
+    def _server_time(self) -> float:
+        whole, micro = self._answered(self._client.time)
+        return float(whole + micro / 1e6)
+
+    def _answered(self, ask: Callable[[], _T]) -> _T:
+        """Ask by redis-py's own means, which is slower than ``_execute`` and takes care of more. Raises StoreUnavailable."""
+        try:
+            return ask()
+        except (RedisError, OSError) as exc:
+            raise self._unavailable(exc) from exc
+
+    def facts(self, app: str) -> ServerFacts:
+        """Ask the server about itself, and try what this store and the beats of ``app`` need. Raises StoreUnavailable.
+
+        What is not permitted is among the facts. The trial leaves nothing behind.
+        """
+        refused: dict[str, str] = {}
+        failing: dict[str, str] = {}
+        self._try("TIME", refused=refused, failing=failing)  # it connects
+        round_trips, clock_ahead = [], 0.0
+        for _ in range(ROUND_TRIPS):
+            asked, wall = monotonic(), time.time()
+            told = self._try("TIME")
+            round_trips.append(monotonic() - asked)
+            if told is not None:
+                clock_ahead = wall + round_trips[-1] / 2 - (told[0] + told[1] / 1e6)
+        lock_keys = (f"{self._prefix}lock:{{{_TRIAL}}}", f"{self._prefix}done:{{{_TRIAL}}}:{_TRIAL}")
+        for key in (*lock_keys, *self._beat_keys(app, _TRIAL)):
+            self._try_scripts(key, refused, failing)
+        if self._min_replicas:
+            self._try("WAIT", 0, 1, refused=refused, failing=failing)
+        info = self._try("INFO")
+        save = self._try("CONFIG GET", "save")
+        return ServerFacts(
+            info=info or {},
+            save=None if save is None else " ".join(_word(value) for value in save.values()),
+            clock_ahead=clock_ahead,
+            round_trips=round_trips,
+            refused=refused,
+            failing=failing,
+        )
+
+    def _try_scripts(self, key: str, refused: dict[str, str], failing: dict[str, str]) -> None:
+        try:
+            answer = self._try("EVALSHA", self._probe.sha, 1, key, refused=refused, failing=failing)
+        except NoScriptError:
+            answer = self._try("EVAL", self._probe.source, 1, key, refused=refused, failing=failing)
+        told = [_told(text) for text in answer or []]
+        for command, error in zip(told[::2], told[1::2], strict=True):
+            not_permitted = "NOPERM" in error or "ACL failure" in error
+            (refused if not_permitted else failing).setdefault(command, error)
+
+    def _try(self, *command: Any, refused: dict[str, str] | None = None, failing: dict[str, str] | None = None) -> Any:
+        """Carry out one command; None, and a note of it, where the server says no."""
+        try:
+            return self._client.execute_command(*command)
+        except NoScriptError:
+            raise
+        except ResponseError as exc:
+            notes = refused if isinstance(exc, NoPermissionError) else failing
+            if notes is not None:
+                notes.setdefault(str(command[0]), str(exc))
+        except (RedisError, OSError) as exc:
+            raise self._unavailable(exc) from exc
+        return None
+
     def close(self) -> None:
         while self._idle:
             self._lend_to_the_pool()
@@ -345,6 +515,10 @@ class RedisStore(Store):
         return StoreUnavailable(f"the Redis store does not answer: {type(exc).__name__}: {exc}")
 
 
+def _word(text: Any) -> str:
+    return _told(text) if isinstance(text, bytes) else str(text)
+
+
 def _told(text: bytes) -> str:
     return text.decode("utf-8", "replace")
 
@@ -364,6 +538,14 @@ def _readable(text: str) -> bytes:
 
 def _exact(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
+
+
+def _read(text: bytes) -> str:
+    return text.decode("utf-8", "surrogatepass")
+
+
+def _unplain(plain: str) -> str:
+    return plain if "%~" in plain else unquote(plain, errors="surrogatepass")
 
 
 def _state(text: bytes) -> EntryState:
