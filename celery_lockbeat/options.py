@@ -15,6 +15,7 @@ import string
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from kombu.utils.url import maybe_sanitize_url
 
@@ -231,7 +232,12 @@ def _roots(template: str) -> Iterator[str]:
 
 
 def _refusal(setting: str, value: Any, allowed: str) -> ConfigurationError:
-    shown = maybe_sanitize_url(value) if isinstance(value, str) and "://" in value else value
+    shown = value
+    if isinstance(value, str) and "://" in value:
+        try:
+            shown = maybe_sanitize_url(value)
+        except ValueError:  # no port that can be read: where its password ends cannot be told
+            shown = f"{value.partition('://')[0]}://..."
     return ConfigurationError(f"{setting} is {shown!r}; allowed: {allowed}")
 
 
@@ -325,6 +331,11 @@ def _key_prefix(setting: str, value: Any) -> str:
 def _redis_url(setting: str, value: Any) -> str:
     if not isinstance(value, str) or value.partition("://")[0] not in _REDIS_SCHEMES or "://" not in value:
         raise _refusal(setting, value, "a URL that starts with redis://, rediss://, unix:// or redis+socket://")
+    try:
+        urlsplit(value).port  # noqa: B018  redis-py's words would have a part of the password
+    except ValueError:
+        allowed = "a URL whose port is a number, with a password that is quoted (%2F for a /)"
+        raise _refusal(setting, value, allowed) from None
     if value.startswith("redis+socket://"):
         # Celery's own spelling of a unix socket; redis-py's is unix://, and its database is ?db= for ?virtual_host=
         value = value.replace("redis+socket://", "unix://", 1).replace("virtual_host=", "db=")

@@ -91,7 +91,8 @@ class ServerFacts:
     ``info`` is its answer to INFO, empty where that is not permitted, and ``save`` its setting, None likewise.
     ``server_time`` is its wall clock, ``clock_ahead`` by how much that of this host is ahead of it; ``round_trips`` are
     seconds. ``refused`` are the commands that the store needs and may not use, by what was tried on which key, and
-    ``failing`` those that failed for another reason, each with the server's words.
+    ``failing`` those that failed for another reason, each with the server's words. ``asks_cluster``: whether the client
+    knows clusters.
     """
 
     info: Mapping[str, Any]
@@ -100,6 +101,7 @@ class ServerFacts:
     round_trips: Sequence[float]
     refused: Mapping[str, str]
     failing: Mapping[str, str]
+    asks_cluster: bool = False
 
 
 class _Script:
@@ -381,6 +383,7 @@ class RedisStore(Store):
             round_trips=round_trips,
             refused=refused,
             failing=failing,
+            asks_cluster=isinstance(self._client, redis.RedisCluster),
         )
 
     def _try_scripts(self, key: str, refused: dict[str, str], failing: dict[str, str]) -> None:
