@@ -218,7 +218,7 @@ def test_the_tasks_and_entries_are_those_of_the_app(server, tmp_path):
 def test_each_store_is_asked_once_and_without_a_trace(server, tmp_path):
     app = made(server, tmp_path, lockbeat_connections={"other": server.url.replace("/0", "/1")})
     for number, connection in enumerate(["default", "other", "other"]):
-        app.task(base=LockedTask, name=str(number), lock_connection=connection)(lambda: None)
+        locked(app, str(number), lock_connection=connection)
     locked(app, "here", lock_driver="memory")
     stores = gather(app).stores
     assert sorted(store.name for store in stores) == sorted(

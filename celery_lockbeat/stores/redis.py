@@ -16,13 +16,12 @@ import re
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
-from itertools import islice
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final
 from urllib.parse import quote, unquote
 
 import redis
@@ -74,8 +73,6 @@ _TRIAL: Final = "%~trial"
 #: What needs no quoting and no cutting: nearly all keys, holders and runs.
 _PLAIN: Final = re.compile(rf"[\w!$&'()*+,/:;=@.~-]{{0,{LONGEST_KEY}}}", re.ASCII)
 
-
-_T = TypeVar("_T")
 
 #: As many keys or fields are asked for in one round trip of a listing.
 SCANNED_AT_ONCE: Final = 1000
@@ -284,131 +281,145 @@ class RedisStore(Store):
 
     def locks(self, key: str | None = None, *, limit: int = LISTED_AT_MOST) -> list[LiveLock]:
         if key is not None:
-            return self._live_locks(self._keys(key))[:limit]
-        found: list[LiveLock] = []
+            return self._live_locks([self._keys(key)[0].encode()])
         # the prefix as it is, though some of its characters stand for others in a pattern
         pattern = re.sub(r"([*?\[\]\\^])", r"\\\1", self._prefix) + "lock:{*"
-        keys = self._answered(lambda: self._client.scan_iter(match=pattern, count=SCANNED_AT_ONCE))
-        while len(found) < limit and (some := self._answered(lambda: list(islice(keys, SCANNED_AT_ONCE)))):
-            found += self._live_locks(some)
-        return list({lock.key: lock for lock in found}.values())[:limit]  # SCAN may tell a key twice
+        found: dict[str, LiveLock] = {}  # SCAN may tell a key twice
+        for keys in self._scan("SCAN", "MATCH", pattern):
+            found.update((lock.key, lock) for lock in self._live_locks(keys))
+            if len(found) >= limit:
+                break
+        return list(found.values())[:limit]
 
-    def _live_locks(self, keys: Sequence[Any]) -> list[LiveLock]:
-        def read() -> list[Any]:
-            pipeline = self._client.pipeline(transaction=False)
-            for key in keys:
-                pipeline.get(key)
-            values: list[Any] = pipeline.execute()
-            return values
-
-        values = self._answered(read)
-        now = self._server_time()
+    def _live_locks(self, keys: Sequence[bytes]) -> list[LiveLock]:
+        (time_,) = self._all_told(("TIME",))
+        now = _seconds(time_)
         locks = []
-        for key, value in zip(keys, values, strict=True):
-            match = _LOCK.fullmatch(value or b"")
+        for key, value in zip(keys, self._answers(*(("GET", key) for key in keys)), strict=True):
+            if isinstance(value, ResponseError) and _is_refusal(value):
+                raise self._unavailable(value) from value
+            # what is not a lock's text was not written by us
+            match = _LOCK.fullmatch(value) if isinstance(value, bytes) else None
             if match is None or int(match["until"]) <= now * 1000:
                 continue
-            tag = os.fsdecode(key)[len(self._prefix) + len("lock:{") : -1]
-            holder, run = (unquote(match[field], errors="replace") for field in ("holder", "run"))
+            tag = _unquoted(key[len(f"{self._prefix}lock:{{".encode()) : -1])
+            holder, run = _unquoted(match["holder"]), _unquoted(match["run"])
             remaining = int(match["until"]) / 1000 - now
-            locks.append(
-                LiveLock(_unplain(tag), holder, _told(match["description"]), run, int(match["token"]), remaining)
-            )
+            locks.append(LiveLock(tag, holder, _told(match["description"]), run, int(match["token"]), remaining))
         return locks
 
     def beats(self, app: str, *, limit: int = LISTED_AT_MOST) -> Beats:
         entries, replicas, listing, pending = self._beat_keys(app, "entries", "replicas", "listing", "pending")
-
-        def read() -> Beats:
-            client, now = self._client, self._server_time()
-            incomplete = set(client.sscan_iter(listing, count=SCANNED_AT_ONCE))
+        time_, names = self._all_told(("TIME",), ("ZRANGE", replicas, 0, limit - 1))
+        now = _seconds(time_)
+        overdue, *heard = self._all_told(
+            ("ZCOUNT", pending, "-inf", f"{now * 1000:.0f}"), *(("ZSCORE", replicas, name) for name in names)
+        )
+        incomplete = set(self._members("SSCAN", listing, limit=limit))
+        lists = [
+            self._members("SSCAN", f"{self._beat_keys(app, 'names:')[0]}{name.decode('latin-1')}", limit=limit)
+            for name in names
+        ]
+        fields = self._members("HSCAN", entries, limit=2 * limit)
+        try:
             told = [
                 Replica(
-                    unquote(name.decode()),
-                    now - heard / 1000 if heard else math.inf,
-                    frozenset(self._names(app, name, limit)),
+                    _unquoted(name),
+                    now - float(last) / 1000 if float(last or 0) else math.inf,
+                    frozenset(map(_read, listed)),
                     name not in incomplete,
                 )
-                for name, heard in client.zrange(replicas, 0, limit - 1, withscores=True)
+                for name, last, listed in zip(names, heard, lists, strict=True)
             ]
-            states = dict(islice(client.hscan_iter(entries, count=SCANNED_AT_ONCE), limit))
+            states = dict(zip(fields[::2], fields[1::2], strict=True))
             stored = [
                 StoredEntry(_read(name), _state(text), int(text.split(b" ", 2)[1])) for name, text in states.items()
             ]
-            return Beats(told, stored, client.zcount(pending, "-inf", f"{now * 1000:.0f}"))
+        except ValueError as exc:
+            raise StoreUnavailable(f"the Redis store has what no beat wrote, in {entries} or near it: {exc}") from exc
+        return Beats(told, stored, overdue)
 
-        return self._answered(read)
+    def _members(self, command: str, key: str, *, limit: int) -> list[bytes]:
+        found: list[bytes] = []
+        for some in self._scan(command, key):
+            found += some
+            if len(found) >= limit:
+                break
+        return found[:limit]
 
-    def _names(self, app: str, replica: bytes, limit: int) -> Iterator[str]:
-        (names,) = self._beat_keys(app, f"names:{replica.decode()}")
-        return map(_read, islice(self._client.sscan_iter(names, count=SCANNED_AT_ONCE), limit))
-
-    def _server_time(self) -> float:
-        whole, micro = self._answered(self._client.time)
-        return float(whole + micro / 1e6)
-
-    def _answered(self, ask: Callable[[], _T]) -> _T:
-        """Ask by redis-py's own means, which is slower than ``_execute`` and takes care of more. Raises StoreUnavailable."""
-        try:
-            return ask()
-        except (RedisError, OSError) as exc:
-            raise self._unavailable(exc) from exc
+    def _scan(self, command: str, *arguments: str) -> Iterator[list[bytes]]:
+        """Go through all keys (SCAN), or those in one of them, by and by. Raises StoreUnavailable."""
+        cursor: Any = 0
+        before, after = ((), arguments) if command == "SCAN" else (arguments, ())
+        while True:
+            ((cursor, some),) = self._all_told((command, *before, cursor, *after, "COUNT", SCANNED_AT_ONCE))
+            yield some
+            if int(cursor) == 0:
+                return
 
     def facts(self, app: str) -> ServerFacts:
         """Ask the server about itself, and try what this store and the beats of ``app`` need. Raises StoreUnavailable.
 
         What is not permitted is among the facts. The trial leaves nothing behind.
         """
-        refused: dict[str, str] = {}
-        failing: dict[str, str] = {}
-        self._try("TIME", refused=refused, failing=failing)  # it connects
+        notes: dict[str, ResponseError] = {}
+        self._note(notes, ("TIME",))  # it connects
         round_trips, clock_ahead = [], 0.0
         for _ in range(ROUND_TRIPS):
             asked, wall = monotonic(), time.time()
-            told = self._try("TIME")
+            told = self._note(notes, ("TIME",))
             round_trips.append(monotonic() - asked)
             if told is not None:
-                clock_ahead = wall + round_trips[-1] / 2 - (told[0] + told[1] / 1e6)
+                clock_ahead = wall + round_trips[-1] / 2 - _seconds(told)
         lock_keys = (f"{self._prefix}lock:{{{_TRIAL}}}", f"{self._prefix}done:{{{_TRIAL}}}:{_TRIAL}")
         for key in (*lock_keys, *self._beat_keys(app, _TRIAL)):
-            self._try_scripts(key, refused, failing)
+            told = self._note(notes, ("EVALSHA", self._probe.sha, 1, key), ("EVAL", self._probe.source, 1, key)) or []
+            for command, error in zip(told[::2], told[1::2], strict=True):
+                notes.setdefault(_told(command), ResponseError(_told(error)))
         if self._min_replicas:
-            self._try("WAIT", 0, 1, refused=refused, failing=failing)
-        info = self._try("INFO")
-        save = self._try("CONFIG GET", "save")
+            self._note(notes, ("WAIT", 0, 1))
+        info, save = self._answers(("INFO",), ("CONFIG", "GET", "save"))
+        refused = {command: str(exc) for command, exc in notes.items() if _is_refusal(exc)}
         return ServerFacts(
-            info=info or {},
-            save=None if save is None else " ".join(_word(value) for value in save.values()),
+            info=_info(info),
+            save=None if isinstance(save, ResponseError) else _told((_pairs(save) or {}).get(b"save", b"")),
             clock_ahead=clock_ahead,
             round_trips=round_trips,
             refused=refused,
-            failing=failing,
-            asks_cluster=isinstance(self._client, redis.RedisCluster),
+            failing={command: str(exc) for command, exc in notes.items() if command not in refused},
         )
 
-    def _try_scripts(self, key: str, refused: dict[str, str], failing: dict[str, str]) -> None:
-        try:
-            answer = self._try("EVALSHA", self._probe.sha, 1, key, refused=refused, failing=failing)
-        except NoScriptError:
-            answer = self._try("EVAL", self._probe.source, 1, key, refused=refused, failing=failing)
-        told = [_told(text) for text in answer or []]
-        for command, error in zip(told[::2], told[1::2], strict=True):
-            not_permitted = "NOPERM" in error or "ACL failure" in error
-            (refused if not_permitted else failing).setdefault(command, error)
-
-    def _try(self, *command: Any, refused: dict[str, str] | None = None, failing: dict[str, str] | None = None) -> Any:
-        """Carry out one command; None, and a note of it, where the server says no."""
-        try:
-            return self._client.execute_command(*command)
-        except NoScriptError:
-            raise
-        except ResponseError as exc:
-            notes = refused if isinstance(exc, NoPermissionError) else failing
-            if notes is not None:
-                notes.setdefault(str(command[0]), str(exc))
-        except (RedisError, OSError) as exc:
-            raise self._unavailable(exc) from exc
+    def _note(self, notes: dict[str, ResponseError], *commands: tuple[Any, ...]) -> Any:
+        """Carry out one command, and the next where the server knows no such script; note what it says to the last."""
+        answer: Any = None
+        for command in commands:
+            (answer,) = self._answers(command)
+            if not isinstance(answer, NoScriptError):
+                break
+        if not isinstance(answer, ResponseError):
+            return answer
+        notes.setdefault(str(command[0]), answer)
         return None
+
+    def _all_told(self, *commands: tuple[Any, ...]) -> list[Any]:
+        """Carry out commands, all of which are answered. Raises StoreUnavailable."""
+        answers = self._answers(*commands)
+        for answer in answers:
+            if isinstance(answer, ResponseError):
+                raise self._unavailable(answer) from answer
+        return answers
+
+    def _answers(self, *commands: tuple[Any, ...]) -> list[Any]:
+        """Carry out commands; a refusal is an answer too. Raises StoreUnavailable."""
+        answers: list[Any] = []
+        for command in commands:
+            try:
+                answers.append(self._execute(*command))
+            except ResponseError as exc:  # noqa: PERF203  free where nothing is raised
+                answers.append(exc)
+            except (RedisError, OSError) as exc:
+                raise self._unavailable(exc) from exc
+        return answers
 
     def close(self) -> None:
         while self._idle:
@@ -518,8 +529,27 @@ class RedisStore(Store):
         return StoreUnavailable(f"the Redis store does not answer: {type(exc).__name__}: {exc}")
 
 
-def _word(text: Any) -> str:
-    return _told(text) if isinstance(text, bytes) else str(text)
+def _is_refusal(exc: ResponseError) -> bool:
+    # in a script it has another class, and before Redis 7 another text
+    return isinstance(exc, NoPermissionError) or "NOPERM" in str(exc) or "ACL failure" in str(exc)
+
+
+def _seconds(answer: Any) -> float:
+    """Read an answer to TIME."""
+    whole, micro = map(int, answer)
+    return whole + micro / 1e6
+
+
+def _info(answer: Any) -> dict[str, Any]:
+    """Read an answer to INFO; nothing where it was refused."""
+    lines = _told(answer).splitlines() if isinstance(answer, bytes) else []
+    pairs = (line.partition(":") for line in lines)
+    return {name: int(value) if value.isdigit() else value for name, colon, value in pairs if colon}
+
+
+def _pairs(answer: Any) -> Any:
+    """Read a mapping, which RESP2 has no form for."""
+    return dict(zip(answer[::2], answer[1::2], strict=True)) if isinstance(answer, list) else answer
 
 
 def _told(text: bytes) -> str:
@@ -547,8 +577,12 @@ def _read(text: bytes) -> str:
     return text.decode("utf-8", "surrogatepass")
 
 
-def _unplain(plain: str) -> str:
-    return plain if "%~" in plain else unquote(plain, errors="surrogatepass")
+def _unquoted(plain: bytes) -> str:
+    """Read what ``_plain`` has written; what was cut is read as it is."""
+    try:
+        return plain.decode() if b"%~" in plain else unquote(plain, errors="surrogatepass")
+    except UnicodeDecodeError:  # it has not written this
+        return _told(plain)
 
 
 def _state(text: bytes) -> EntryState:
