@@ -10,7 +10,7 @@ Not promised: that all is well where nothing is found. It sees the settings of o
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from statistics import median
@@ -27,7 +27,7 @@ from celery_lockbeat.stores.base import ALIVE, Beats
 from celery_lockbeat.stores.redis import RedisStore, ServerFacts
 from celery_lockbeat.task import LockedTask, _Plan
 
-__all__ = ["KINDS", "Facts", "Finding", "Kind", "examine", "gather"]
+__all__ = ["KINDS", "LEVELS", "Facts", "Finding", "Kind", "examine", "gather", "name_of", "redactor", "stores_in_use"]
 
 #: The oldest Redis that has all that the scripts use.
 OLDEST: Final = (6, 2)
@@ -379,9 +379,9 @@ def gather(app: Any) -> Facts:
     tasks: list[TaskFacts] = []
     entries: dict[str, str] = {}
     try:
-        tell = _without(_secrets_of(app.conf))
+        tell = redactor(app)
     except Exception as exc:  # noqa: BLE001  it is read now: whatever a user's module raises
-        return Facts(app=_name_of(app), not_loaded=f"{type(exc).__name__}: {exc}")
+        return Facts(app=name_of(app), not_loaded=f"{type(exc).__name__}: {exc}")
     try:
         app.loader.import_default_modules()
         app.finalize()
@@ -405,11 +405,11 @@ def gather(app: Any) -> Facts:
         home, _ = stores_of(app).choose(default.driver, default.connection)
         if not stores[[store for store, _, _ in used].index(home)].trouble:
             try:
-                beats = home.beats(_name_of(app))
+                beats = home.beats(name_of(app))
             except (StoreUnavailable, ConfigurationError) as exc:
                 beats_trouble = tell(exc)
     return Facts(
-        app=_name_of(app),
+        app=name_of(app),
         wrong_settings=tuple(dict.fromkeys(wrong)),
         not_loaded=not_loaded,
         stores=tuple(stores),
@@ -423,7 +423,17 @@ def gather(app: Any) -> Facts:
     )
 
 
-def _name_of(app: Any) -> str:
+def stores_in_use(app: Any) -> list[tuple[str, Store]]:
+    """Return each store that locks of the app are in, with what to call it, that of the beats first. Raises ConfigurationError."""
+    app.loader.import_default_modules()
+    app.finalize()
+    options, default = AppOptions.read(app.conf), LockOptions.read(app.conf, {}, owner="the app")
+    tasks = [_task_facts(app, task) for _, task in sorted(app.tasks.items())]
+    return [(_named(store, told), store) for store, told, _ in _patience_by_store(app, options, default, tasks)]
+
+
+def name_of(app: Any) -> str:
+    """Return the name by which beats know the app."""
     return str(app.main or "")
 
 
@@ -471,7 +481,7 @@ def _store_facts(
     server, trouble = None, None
     try:
         if isinstance(store, RedisStore):
-            server = store.facts(_name_of(app))
+            server = store.facts(name_of(app))
         else:
             store.locks(limit=1)
     except (StoreUnavailable, ConfigurationError) as exc:
@@ -484,7 +494,7 @@ def _store_facts(
     encrypted = scheme == "rediss" or bool(told.get("ssl"))
     requires = str(told.get("ssl_cert_reqs", "")) or "".join(re.findall(r"ssl_cert_reqs=(\w*)", url))
     return StoreFacts(
-        name=_shown(url) if url else f"the {store.driver} store",
+        name=_named(store, arguments),
         driver=store.driver,
         patience=patience,
         trouble=trouble,
@@ -531,8 +541,9 @@ def _place(url: str) -> str:
     return rest.partition("?")[0].rpartition("@")[2]
 
 
-def _shown(url: str) -> str:
-    return f"{url.partition('://')[0]}://{_place(url)}"
+def _named(store: Store, arguments: Mapping[str, Any] | None) -> str:
+    url = str((arguments or {}).get("url", ""))
+    return f"{url.partition('://')[0]}://{_place(url)}" if url else f"the {store.driver} store"
 
 
 def _passwords_in(text: str) -> set[str]:
@@ -556,7 +567,9 @@ def _secrets_of(settings: Any, name: str = "") -> set[str]:
     return {each for secret in written for each in (secret, repr(secret)[1:-1]) if each}
 
 
-def _without(secrets: Collection[str]) -> Callable[[object], str]:
+def redactor(app: Any) -> Callable[[object], str]:
+    """Return what blots the app's passwords out of a text."""
+    secrets = _secrets_of(app.conf)
     pattern = re.compile("|".join(re.escape(secret) for secret in sorted(secrets, key=len, reverse=True)) or r"(?!)")
     return lambda text: pattern.sub("**", str(text))
 
