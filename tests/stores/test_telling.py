@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from test_contract import HOSTILE
 
 import celery_lockbeat
+import docs
 from celery_lockbeat import StoreUnavailable
 from celery_lockbeat.stores import memory, redis
 from celery_lockbeat.stores.base import Claim, EntryState, StoredEntry
@@ -188,17 +190,17 @@ def test_the_trial_tries_what_the_other_scripts_use():
 @pytest.fixture
 def limited(server):
     """Open the store as a user who may do all but something."""
-    users = iter(["one", "two", "three"])
+    numbers = itertools.count()
 
     def open_as(*rules: str, prefix: str = "lockbeat:", **options) -> RedisStore:
-        name = next(users)
+        name = f"user{next(numbers)}"
         with server.client() as client:
             client.execute_command("ACL", "SETUSER", name, "reset", "on", ">pw", *rules)
         return RedisStore(server.url.replace("//", f"//{name}:pw@"), key_prefix=prefix, **options)
 
     yield open_as
     with server.client() as client:
-        client.execute_command("ACL", "DELUSER", "one", "two", "three")
+        client.execute_command("ACL", "DELUSER", *(f"user{number}" for number in range(next(numbers))))
 
 
 @pytest.mark.parametrize(
@@ -253,6 +255,30 @@ def test_who_may_not_list_is_told_which_command(limited):
         store.beats("shop")
     store.acquire("key", holder="h", ttl=LONG)
     assert store.locks("key")
+
+
+def test_the_permissions_on_the_page_are_enough_and_all_needed(limited):
+    scripts = re.findall(r"try\('(\w+)'", redis._Script("probe").source)
+    workers = [f"+{command.lower()}" for command in {*scripts, "EVAL", "EVALSHA"}]
+    (more,) = re.findall(r"^\+info .*$", (docs.DOCS / "how-to" / "doctor.md").read_text(), re.MULTILINE)
+
+    def told(*rules: str) -> list[object]:
+        """What can be told with these permissions, each None if it cannot."""
+        store = limited("~lockbeat:*", *workers, *rules)
+        store.acquire("key", holder="h", ttl=LONG)
+        facts = store.facts("shop")
+        assert facts.refused == facts.failing == {}
+        answers: list[object] = [facts.info or None, facts.save]
+        for ask in (store.locks, lambda: store.beats("shop")):
+            try:
+                answers.append(ask())
+            except StoreUnavailable:
+                answers.append(None)
+        return answers
+
+    assert None not in told(*more.split())
+    for rule in more.split():
+        assert told(*(set(more.split()) - {rule})).count(None) == 1
 
 
 @pytest.mark.parametrize("planted", ["text", "9" * 29 + "\xff %ff d", "", "9" * 29])
