@@ -328,14 +328,15 @@ KINDS: Final[Mapping[str, Kind]] = {kind.name: kind for kind in _ALL_KINDS}
 class StoreFacts:
     """A store that locks or beats use. ``patience`` is the least time that anything in it has for one answer.
 
-    ``trouble`` is why it did not answer; ``server`` is None for one without a server. The other fields are of its URL.
+    ``trouble`` is why it did not answer; ``servers`` are several in a Cluster, and none where there is no server. The other
+    fields are of its URL.
     """
 
     name: str
     driver: str
     patience: float
     trouble: str | None = None
-    server: ServerFacts | None = None
+    servers: tuple[ServerFacts, ...] = ()
     min_replicas: int = 0
     remote: bool = False
     encrypted: bool = False
@@ -478,10 +479,11 @@ def _store_facts(
     patience: float,
     tell: Callable[[object], str],
 ) -> StoreFacts:
-    server, trouble = None, None
+    servers: list[ServerFacts] = []
+    trouble = None
     try:
         if isinstance(store, RedisStore):
-            server = store.facts(name_of(app))
+            servers = store.facts(name_of(app))
         else:
             store.locks(limit=1)
     except (StoreUnavailable, ConfigurationError) as exc:
@@ -498,7 +500,7 @@ def _store_facts(
         driver=store.driver,
         patience=patience,
         trouble=trouble,
-        server=server,
+        servers=tuple(servers),
         min_replicas=options.redis_min_replicas,
         remote=scheme not in ("", "unix") and not re.match(r"(localhost|127\.[\d.]+|\[::1\]|)([:/;]|$)", _place(url)),
         encrypted=encrypted,
@@ -612,10 +614,11 @@ def _stores(facts: Facts) -> Iterator[Finding]:
 
 def _servers(facts: Facts) -> Iterator[Finding]:
     for store in facts.stores:
-        if store.server is not None:
+        for server in store.servers:
+            about = store.name if len(store.servers) == 1 else f"{store.name}, its node {server.address}"
             for check in (_server, _replication, _memory, _saving, _times):
-                for name, what in check(store, store.server):
-                    yield _found(name, store.name, what)
+                for name, what in check(store, server):
+                    yield _found(name, about, what)
 
 
 def _server(_store: StoreFacts, server: ServerFacts) -> Iterator[tuple[str, str]]:

@@ -30,7 +30,7 @@ from celery_lockbeat.clock import monotonic
 from celery_lockbeat.events import Story
 from celery_lockbeat.exceptions import LockLost, LockNotAcquired, StoreUnavailable
 from celery_lockbeat.lifecycle import forget, note, stopping
-from celery_lockbeat.options import LockOptions, check_key
+from celery_lockbeat.options import MARGIN, LockOptions, check_key
 from celery_lockbeat.renewal import renewer_of
 from celery_lockbeat.stores import Finished, Held, Lease, Store, Stores, stores_of
 
@@ -40,9 +40,6 @@ if TYPE_CHECKING:
 __all__ = ["Lock", "current_lock"]
 
 logger: Final = logging.getLogger("celery_lockbeat")
-
-#: What the local clock may gain on the store's during one lease: 1 % of it is far beyond what NTP lets a clock do.
-MARGIN: Final = 0.01
 
 #: An answer that comes after its lease has run out grants nothing; how often to ask again.
 LATE_ANSWERS: Final = 3
@@ -76,9 +73,9 @@ class Lock:
         check_key("the key of Lock", key)
         resolved = LockOptions.read(app.conf, options, owner=f"Lock({key!r})", without=_OF_TASKS_ONLY)
         story = Story(self, resolved.logging, kind=None)
-        self._prepare(
-            key, resolved, stores_of(app), story, run=None, description=f"{socket.gethostname()} {os.getpid()}"
-        )
+        stores = stores_of(app)
+        stores.options.check_timeouts(resolved, owner=f"Lock({key!r})")
+        self._prepare(key, resolved, stores, story, run=None, description=f"{socket.gethostname()} {os.getpid()}")
 
     @classmethod
     def of_run(
@@ -95,6 +92,7 @@ class Lock:
         self.key = key
         self.ttl = options.ttl
         self.auto_extend = options.auto_extend
+        self.attempt = options.attempt
         self._options = options
         self._run = run
         self._description = description
@@ -336,7 +334,7 @@ class Lock:
             if self._state != "held":
                 return
             first, self._failing = not self._failing, True
-            again = max(started, monotonic()) + min(retry_every, self._options.extends_every / 4)
+            again = max(started, monotonic()) + min(retry_every, self._options.retries_every)
             self.next_action = min(again, self._trusted_until)
         if first:
             self._story.emit("lock_extend_failed", error_name=type(error).__name__, error_message=str(error))

@@ -13,11 +13,9 @@ import os
 import re
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Final
 from urllib.parse import urlsplit
-
-from kombu.utils.url import maybe_sanitize_url
 
 from celery_lockbeat.exceptions import ConfigurationError
 
@@ -29,9 +27,28 @@ SETTING_PREFIX: Final = "lockbeat_"
 #: A lease of more than a month is a mistake in the unit.
 LONGEST: Final = 30 * 86400.0
 
+#: Seconds to wait for a connection, and for an answer, where ``socket_connect_timeout`` and ``socket_timeout`` of
+#: ``lockbeat_redis_options`` say nothing else. redis-py would wait for ever, or try for longer than a lease lasts.
+TIMEOUT: Final = 2.0
+
 _FORMATTER: Final = string.Formatter()
 
-_REDIS_SCHEMES: Final = ("redis", "rediss", "unix", "redis+socket")
+_REDIS_SCHEMES: Final = ("redis", "rediss", "unix", "redis+socket", "sentinel")
+
+#: Of what Celery tells kombu about its Redis: the setting of the URL, that of the transport's options, and that of TLS.
+_REDIS_OF_CELERY: Final = (
+    ("broker_url", "broker_transport_options", "broker_use_ssl"),
+    ("result_backend", "result_backend_transport_options", "redis_backend_use_ssl"),
+)
+
+#: What a lease may end earlier by the local clock, as a part of it: 1 % is far beyond what NTP lets a clock do.
+MARGIN: Final = 0.01
+
+#: Seconds between two attempts to extend, after one that failed, or less where the lease is short.
+RETRY_EVERY: Final = 1.0
+
+#: So many attempts to extend fit into a lease.
+ATTEMPTS: Final = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +75,17 @@ class LockOptions:
     def extends_every(self) -> float:
         """Seconds between two renewals: a third of the ttl leaves two more tries while the lease lasts."""
         return self.ttl / 3 if self.extend_interval is None else self.extend_interval
+
+    @property
+    def retries_every(self) -> float:
+        """Seconds between two attempts to extend, after one that failed."""
+        return min(RETRY_EVERY, self.extends_every / 4, (self.ttl - self.extends_every) / 8)
+
+    @property
+    def attempt(self) -> float:
+        """Seconds that an attempt to extend may take: ``interval + 3 attempts + 2 pauses = ttl`` without its margin."""
+        left = self.ttl * (1 - MARGIN) - self.extends_every - (ATTEMPTS - 1) * self.retries_every
+        return max(0.01, left / ATTEMPTS)
 
     @classmethod
     def read(
@@ -96,10 +124,13 @@ class LockOptions:
 class AppOptions:
     """The settings of one app that are not a lock's. ``redis_url`` is resolved: None means that no Redis is configured."""
 
-    redis_url: str | None = None
-    redis_options: Mapping[str, Any] | None = None
+    # none of these may show a password in a repr
+    redis_url: str | None = field(default=None, repr=False)
+    redis_options: Mapping[str, Any] | None = field(default=None, repr=False)
+    #: what Celery says of the same servers: the Sentinels' names, and TLS
+    redis_of_celery: Mapping[str, Any] | None = field(default=None, repr=False)
     redis_min_replicas: int = 0
-    connections: Mapping[str, Mapping[str, Any]] | None = None
+    connections: Mapping[str, Mapping[str, Any]] | None = field(default=None, repr=False)
     key_prefix: str = "lockbeat:"
     claim_ttl: float = 5.0
     memory_path: str | None = None
@@ -116,7 +147,8 @@ class AppOptions:
             if conf.get(SETTING_PREFIX + name) is not None
         }
         if "default" not in values.get("connections", ()):
-            values.setdefault("redis_url", _redis_of_celery(conf))
+            url, values["redis_of_celery"] = _redis_of_celery(conf, values.get("redis_url"))
+            values.setdefault("redis_url", url)
         elif "redis_url" in values:
             raise _refusal(
                 "lockbeat_connections", "default", "no connection of this name beside lockbeat_redis_url, which is it"
@@ -143,12 +175,31 @@ class AppOptions:
                 raise _refusal("lock_driver", driver, allowed)
             return None
         chosen = {**(self.redis_options or {}), **connections[name]}
-        if chosen["url"].startswith("sentinel"):
-            # memory, or one of the Sentinel's servers, would silently be no lock at all between hosts
-            raise _refusal(
-                "broker_url", chosen["url"], "as the store of locks, no Sentinel yet: set lockbeat_redis_url"
+        if name == "default":
+            chosen = {**(self.redis_of_celery or {}), **chosen}
+        sentinels = chosen["url"].startswith("sentinel://")
+        if sentinels and not chosen.get("master_name"):
+            setting, allowed = (
+                "master_name of lockbeat_redis_options",
+                "the name of the primary that the Sentinels know",
             )
+            raise _refusal(setting, chosen.get("master_name"), f"{allowed} (or broker_transport_options has it)")
+        if ";" in chosen["url"] and not sentinels and not chosen.get("cluster"):
+            allowed = "one URL, but for Sentinels, and with 'cluster': True in lockbeat_redis_options"
+            raise _refusal("lockbeat_redis_url", chosen["url"], allowed)
         return chosen
+
+    def check_timeouts(self, lock: LockOptions, *, owner: str) -> None:
+        """Refuse time-outs of which three do not fit into the leases of ``owner``. Raises ConfigurationError."""
+        arguments = self.connection(lock.driver, lock.connection) or {}
+        for name in ("socket_timeout", "socket_connect_timeout"):
+            if lock.auto_extend and arguments.get(name, 0) > lock.attempt:
+                raise _refusal(
+                    f"{name} of the Redis connection {lock.connection!r}",
+                    arguments[name],
+                    f"at most {math.floor(lock.attempt * 1000) / 1000:g}, for {ATTEMPTS} attempts to extend fit into the ttl "
+                    f"of {owner}, {lock.ttl:g}, after its extend_interval of {lock.extends_every:g}",
+                )
 
 
 KeyOf = Callable[[Any, tuple[Any, ...], dict[str, Any]], str]
@@ -225,20 +276,28 @@ def _check_placeholders(setting: str, template: str, signature: inspect.Signatur
 
 def _roots(template: str) -> Iterator[str]:
     """The arguments that a template starts from: ``user`` of ``{user.id}``, ``rows`` and ``n`` of ``{rows[0]:>{n}}``."""
-    for _, field, spec, _ in _FORMATTER.parse(template):
-        if field is not None:
-            yield re.split(r"[.\[]", field, maxsplit=1)[0]
+    for _, name, spec, _ in _FORMATTER.parse(template):
+        if name is not None:
+            yield re.split(r"[.\[]", name, maxsplit=1)[0]
             yield from _roots(spec or "")
 
 
 def _refusal(setting: str, value: Any, allowed: str) -> ConfigurationError:
-    shown = value
-    if isinstance(value, str) and "://" in value:
-        try:
-            shown = maybe_sanitize_url(value)
-        except ValueError:  # no port that can be read: where its password ends cannot be told
-            shown = f"{value.partition('://')[0]}://..."
-    return ConfigurationError(f"{setting} is {shown!r}; allowed: {allowed}")
+    return ConfigurationError(f"{setting} is {without_passwords(repr(value))}; allowed: {allowed}")
+
+
+def without_passwords(text: str) -> str:
+    """Blot out the passwords in URLs, in their queries, and in what is written of a mapping."""
+    text = re.sub(r"(://[^\s/@:;'\"]*:)[^\s;'\"]*@", r"\1**@", text)
+    text = re.sub(r"([?&]\w*password=)[^\s&;'\"]*", r"\1**", text)
+    return re.sub(r"('\w*password': )(?:'[^']*'|\"[^\"]*\")", r"\1'**'", text)
+
+
+def timeouts(options: Mapping[str, Any] | None) -> tuple[float, float]:
+    """Return the seconds that a store waits for a connection and for an answer, of its client arguments."""
+    options = options or {}
+    answer = options.get("socket_timeout", TIMEOUT)
+    return options.get("socket_connect_timeout", answer), answer
 
 
 def _refuse_unknown(names: Iterable[str], known: list[str], *, owner: str) -> None:
@@ -329,11 +388,13 @@ def _key_prefix(setting: str, value: Any) -> str:
 
 
 def _redis_url(setting: str, value: Any) -> str:
-    if not isinstance(value, str) or value.partition("://")[0] not in _REDIS_SCHEMES or "://" not in value:
-        raise _refusal(setting, value, "a URL that starts with redis://, rediss://, unix:// or redis+socket://")
+    parts = [part.partition("://") for part in value.split(";")] if isinstance(value, str) else []
+    if not parts or any(part[0] not in _REDIS_SCHEMES or not part[1] or part[0] != parts[0][0] for part in parts):
+        allowed = "a URL that starts with redis://, rediss://, unix://, redis+socket:// or sentinel://"
+        raise _refusal(setting, value, allowed)
     try:
-        urlsplit(value).port  # noqa: B018  redis-py's words would have a part of the password
-    except ValueError:
+        [urlsplit(part).port for part in value.split(";")]
+    except ValueError:  # redis-py's words would have a part of the password
         allowed = "a URL whose port is a number, with a password that is quoted (%2F for a /)"
         raise _refusal(setting, value, allowed) from None
     if value.startswith("redis+socket://"):
@@ -351,6 +412,8 @@ def _client_arguments(setting: str, value: Any) -> dict[str, Any]:
         raise _refusal(setting, value, "arguments of redis.Redis; the URL goes into lockbeat_redis_url")
     if arguments.get("decode_responses"):
         raise _refusal(f"{setting}['decode_responses']", True, "False: the store reads bytes")
+    if "cluster" in arguments:
+        _flag(f"{setting}['cluster']", arguments["cluster"])
     for name in ("socket_timeout", "socket_connect_timeout"):
         if name in arguments:
             # without one, a server that hangs would hang every run
@@ -370,20 +433,31 @@ def _connections(setting: str, value: Any) -> dict[str, dict[str, Any]]:
     return connections
 
 
-def _redis_of_celery(conf: Any) -> str | None:
-    """The Redis that Celery itself uses: its broker, else its result backend, else none."""
-    for setting in ("broker_url", "result_backend"):
-        url = getattr(conf, setting, None)
-        if isinstance(url, (list, tuple)):
-            url = url[0] if url else None
-        if not isinstance(url, str):
+def _redis_of_celery(conf: Any, own: str | None) -> tuple[str | None, dict[str, Any]]:
+    """The Redis that Celery itself uses: its broker, else its result backend, else none; and what is said of it elsewhere.
+
+    With a URL of our ``own``: what Celery says of that one, or of the Sentinels, whose names are not in a URL.
+    """
+    for setting, options, tls in _REDIS_OF_CELERY:
+        given = getattr(conf, setting, None)
+        url = ";".join(given) if isinstance(given, (list, tuple)) else given
+        if not isinstance(url, str) or url.partition("://")[0] not in _REDIS_SCHEMES:
             continue
-        if url.startswith("sentinel://"):
-            return url  # refused where it would be used
-        url = url.split(";")[0]  # Celery: brokers to fail over to; every process must agree on one store
-        if url.partition("://")[0] in _REDIS_SCHEMES:
-            return _redis_url(setting, url)
-    return None
+        sentinels = url.startswith("sentinel://")
+        if not sentinels:
+            url = url.split(";")[0]  # Celery: brokers to fail over to; every process must agree on one store
+        url = _redis_url(setting, url)
+        if own not in (None, url) and not (sentinels and own.startswith("sentinel://")):
+            continue
+        said = {}
+        if sentinels:
+            names = ("master_name", "sentinel_kwargs", "min_other_sentinels")
+            said = {name: value for name, value in (getattr(conf, options, None) or {}).items() if name in names}
+        secured = getattr(conf, tls, None)
+        if secured:
+            said |= {"ssl": True, **(secured if isinstance(secured, Mapping) else {})}
+        return url, said
+    return None, {}
 
 
 _LOCK_RULES: Final[dict[str, _Rule]] = {

@@ -25,14 +25,12 @@ from typing import Any, Final, Protocol
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import StoreUnavailable
 from celery_lockbeat.lifecycle import orphaned
+from celery_lockbeat.options import RETRY_EVERY
 from celery_lockbeat.stores.base import Lease, Store
 
 __all__ = ["Renewer", "renewer_of"]
 
 logger: Final = logging.getLogger("celery_lockbeat")
-
-#: Seconds between two tries after a failed round, or less where the interval is less.
-RETRY_EVERY: Final = 1.0
 
 
 class Renewable(Protocol):
@@ -40,6 +38,8 @@ class Renewable(Protocol):
 
     lease: Lease | None
     ttl: float
+    #: how many seconds an attempt to extend may take
+    attempt: float
     #: when to act next, on the local clock; None: no more
     next_action: float | None
     #: whether the next action is an extension, or just to notice that the lease has run out
@@ -189,14 +189,17 @@ class Renewer:
         over = threading.Event()
         threading.Thread(target=_expire, args=([lock for lock, _, _ in batch], over), daemon=True).start()
         try:
-            answers = self._store.extend([(lease, ttl) for _, lease, ttl in batch])
+            within = min(lock.attempt for lock, _, _ in batch)
+            answers = self._store.extend([(lease, ttl) for _, lease, ttl in batch], within=within)
         except StoreUnavailable as exc:
             self._fail([lock for lock, _, _ in batch], started, exc)
             return
         finally:
             over.set()
         for (lock, _, _), extended in zip(batch, answers, strict=True):
-            if extended:
+            if isinstance(extended, StoreUnavailable):
+                lock.extend_failed(started, extended, RETRY_EVERY)
+            elif extended:
                 lock.extended(started)
             else:
                 lock.extend_refused()

@@ -227,6 +227,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
 
     def _join(self, store: Store) -> None:
         replica = self._replica or f"{socket.gethostname()}-{os.getpid()}-{uuid()[:8]}"
+        store.check()
         asked = self._clock()
         earlier = None if self._joined is None else self._joined.cold_start
         joined = store.join(self._name, replica, cold_start=earlier)

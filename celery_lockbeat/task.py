@@ -18,18 +18,25 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NoReturn
 
-from celery import Task, states
+from celery import Task, signals, states
 from celery.app.autoretry import add_autoretry_behaviour
 from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
 from celery.result import EagerResult
 from celery.states import IGNORED
 
 from celery_lockbeat.events import Story
-from celery_lockbeat.exceptions import LockbeatError, LockLost, LockNotAcquired, TaskSkipped
+from celery_lockbeat.exceptions import (
+    ConfigurationError,
+    LockbeatError,
+    LockLost,
+    LockNotAcquired,
+    StoreUnavailable,
+    TaskSkipped,
+)
 from celery_lockbeat.lifecycle import events_wanted
 from celery_lockbeat.lock import Lock, _current
 from celery_lockbeat.options import TASK_PREFIX, AppOptions, LockOptions, bound_key
-from celery_lockbeat.stores import Finished, Held, stores_of
+from celery_lockbeat.stores import Finished, Held, Stores, stores_of
 
 __all__ = ["LockedTask"]
 
@@ -117,6 +124,24 @@ class LockedTask(Task):  # type: ignore[misc]
             self.pop_request()
 
 
+@signals.worker_init.connect  # type: ignore[untyped-decorator]
+def _check_the_stores(sender: Any, **_: Any) -> None:
+    """Look at the servers of the locks before the worker begins, and end it if one cannot do what is needed."""
+    app = sender.app
+    plans = [_Plan(type(task), app).options for task in app.tasks.values() if isinstance(task, LockedTask)]
+    for driver, connection in {(plan.driver, plan.connection) for plan in plans if plan.enabled}:
+        store = stores_of(app).choose(driver, connection)[0]
+        try:
+            store.check()
+        except ConfigurationError as exc:
+            # Celery swallows all but what ends the process
+            raise SystemExit(f"{type(exc).__name__}: {exc}") from exc
+        except StoreUnavailable as exc:
+            logger.warning("connection %r of the locks is not there yet: %s", connection, exc)
+        # a child would inherit the connection, and keep it open
+        store.close()
+
+
 class _Plan:
     """What all runs of a task share: its options, and how a call's key is made. Raises ConfigurationError."""
 
@@ -131,7 +156,9 @@ class _Plan:
             if name.startswith(TASK_PREFIX)
         }
         self.options: Final = LockOptions.read(app.conf, own, owner=task.name, prefix=TASK_PREFIX)
-        AppOptions.read(app.conf).connection(self.options.driver, self.options.connection)
+        stores = Stores(AppOptions.read(app.conf))
+        stores.options.check_timeouts(self.options, owner=task.name)
+        stores.choose(self.options.driver, self.options.connection)  # which refuses what it cannot be made of
         run = inspect.getattr_static(task, "run")
         # Celery makes a staticmethod of a decorated function, but for bind=True; a method gets the task first
         body = run.__func__ if isinstance(run, staticmethod) else run.__get__(object())

@@ -78,7 +78,7 @@ class ScriptedStore(Store):
         self.tokens += 1
         return Lease(key, holder, run, self.tokens)
 
-    def extend(self, leases: Any) -> list[bool]:
+    def extend(self, leases: Any, *, within: float = 0.0) -> list[bool]:
         self.extensions.append((round(self._time.now, 3), {lease.key for lease, _ in leases}))
         answer = self._next()
         return [answer] * len(leases)

@@ -41,10 +41,21 @@ def _binary() -> str:
     return str(get_binary_path())
 
 
-class Server:
-    """One server. ``persistent``: what it knew is there again after ``restart``."""
+def debian_binary(name: str, package: str) -> str:
+    """A program of a Debian package: without it, skip here and fail in CI."""
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/lib/rabbitmq/bin")
+    if path is None:
+        if os.environ.get("CI"):
+            pytest.fail(f"{name} is missing: apt-get install {package}")
+        pytest.skip(f"{name} is missing: apt-get install {package}")
+    return path
 
-    def __init__(self, *options: str, persistent: bool = False) -> None:
+
+class Server:
+    """One server. ``persistent``: what it knew is there again after ``restart``; ``redis``: Debian's Redis, not Valkey."""
+
+    def __init__(self, *options: str, persistent: bool = False, redis: bool = False) -> None:
+        self.binary = debian_binary("redis-server", "redis-server") if redis else _binary()
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.directory = tempfile.mkdtemp(prefix="lockbeat-server-")
@@ -54,7 +65,7 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Server:
-        command = [_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", self.directory, "--save", ""]
+        command = [self.binary, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", self.directory, "--save", ""]
         with Path(self.directory, "log").open("ab") as log:
             self.process = subprocess.Popen([*command, *self.options], stdout=log, stderr=log, start_new_session=True)
         wait_until(self._answers, message="the server starts")

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
+import redis
 from celery import Celery, _state
 from celery.beat import Scheduler
 from kombu.transport import TRANSPORT_ALIASES, memory
@@ -216,6 +217,7 @@ class SimulatedRedis(RedisStore):
     def __init__(self, url: str, world: World) -> None:
         super().__init__(url)
         self._world = world
+        self._time = redis.Redis.from_url(url)
         for script in (self._join, self._list, self._claim, self._take_over, self._settle, self._leave):
             script.source = script.source.replace(
                 "redis.call('TIME')", "cjson.decode(redis.call('GET', 'simulated time'))"
@@ -224,7 +226,7 @@ class SimulatedRedis(RedisStore):
 
     def _call(self, *args: Any, **options: Any) -> Any:
         micros = round(self._world.true_time() * 1_000_000)
-        self._client.set("simulated time", json.dumps(divmod(micros, 1_000_000)))
+        self._time.set("simulated time", json.dumps(divmod(micros, 1_000_000)))
         return super()._call(*args, **options)
 
 

@@ -17,6 +17,7 @@ from celery_lockbeat.stores.base import Beats, EntryState, Replica
 from celery_lockbeat.stores.redis import ServerFacts
 
 SERVER = ServerFacts(
+    address="redis:6379",
     info={
         "redis_version": "7.2.4",
         "redis_mode": "standalone",
@@ -34,7 +35,7 @@ SERVER = ServerFacts(
     refused={},
     failing={},
 )
-STORE = StoreFacts(name="rediss://redis:6379/0", driver="redis", patience=5.0, server=SERVER, remote=True)
+STORE = StoreFacts(name="rediss://redis:6379/0", driver="redis", patience=5.0, servers=(SERVER,), remote=True)
 STORE = replace(STORE, encrypted=True, password=True)
 TASK = TaskFacts(name="report", lock=LockOptions(), acks_late=True, survives_its_worker=True, time_limit=600)
 BEAT = Replica("one", 0.5, frozenset({"hourly", CLEANUP, "once@1795604538911"}), complete=True)
@@ -51,7 +52,7 @@ FINE = Facts(
 
 
 def server(**changes) -> Facts:
-    return store(server=replace(SERVER, **changes))
+    return store(servers=(replace(SERVER, **changes),))
 
 
 def info(**changes) -> Facts:
@@ -79,7 +80,7 @@ def with_store(facts: Facts, **changes) -> Facts:
 FOUND = [
     ("settings", replace(FINE, wrong_settings=("lockbeat_ttl is 'x'",)), "lockbeat_ttl is 'x'"),
     ("app-not-loaded", replace(FINE, not_loaded="ModuleNotFoundError: nope"), "ModuleNotFoundError: nope"),
-    ("store-unreachable", store(trouble="refused", server=None), "refused"),
+    ("store-unreachable", store(trouble="refused", servers=()), "refused"),
     ("version", info(redis_version="6.0.16"), "Redis 6.0.16"),
     ("permissions", server(refused={"SET": "NOPERM", "DEL": "NOPERM"}), "SET, DEL"),
     ("writes-refused", server(failing={"SET": "OOM command not allowed"}), "SET: OOM"),
@@ -101,7 +102,7 @@ FOUND = [
     ("clock-skew", server(clock_ahead=3600.0), "3600.0 s ahead of"),
     ("too-slow", server(round_trips=[6.0] * 5), "6000.0 ms"),
     ("slow", server(round_trips=[0.001, 0.6, 0.6, 0.6, 9.0]), "600.0 ms"),
-    ("one-host", store(driver="memory", server=None), "redis"),
+    ("one-host", store(driver="memory", servers=()), "redis"),
     ("fallback", task(falls_back=True), "report"),
     ("unchecked", server(info={}), "INFO"),
     ("unchecked", server(info={**SERVER.info, "aof_enabled": 0}, save=None), "CONFIG GET"),
@@ -259,7 +260,7 @@ def test_a_wrong_option_of_a_task_is_a_finding_and_the_store_is_asked_all_the_sa
     locked(app, "one", lock_ttl=-1)
     facts = gather(app)
     assert "lock_ttl of one is -1" in facts.wrong_settings[0]
-    assert facts.stores[0].server is not None
+    assert facts.stores[0].servers
 
 
 def test_settings_that_cannot_be_read_are_a_finding(server):

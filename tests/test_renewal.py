@@ -19,7 +19,7 @@ class Recorder:
 
     def __init__(self, time: Time, key: str = "key", *, ttl: float = 30.0, every: float = 10.0) -> None:
         self.lease = Lease(key, "holder", None, 1)
-        self.ttl = ttl
+        self.ttl = self.attempt = ttl
         self.auto_extend = True
         self.next_action: float | None = time.now + every
         self.told: list[tuple[str, float]] = []

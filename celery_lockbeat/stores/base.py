@@ -14,9 +14,12 @@ Not promised: fairness, waiting, renewal (``renewal.py``), or anything about who
 from __future__ import annotations
 
 import abc
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
+
+from celery_lockbeat.exceptions import StoreUnavailable
 
 __all__ = [
     "ALIVE",
@@ -221,10 +224,13 @@ class Store(abc.ABC):
         """
 
     @abc.abstractmethod
-    def extend(self, leases: Sequence[tuple[Lease, float]]) -> list[bool]:
+    def extend(
+        self, leases: Sequence[tuple[Lease, float]], *, within: float = math.inf
+    ) -> list[bool | StoreUnavailable]:
         """Set each (lease, ttl) to end ``ttl`` seconds from now, in one round trip; False: that lease is lost.
 
-        A lease that has run out is lost even if nobody else has taken its key since.
+        A lease that has run out is lost even if nobody else has taken its key since. Nobody waits for an answer for longer
+        than ``within`` seconds; where only a part of the store gives none, its leases have StoreUnavailable in its place.
         """
 
     @abc.abstractmethod
@@ -296,6 +302,12 @@ class Store(abc.ABC):
         """End whatever lease ``holder`` has of ``key``, remembering nothing; False: it has none that is live.
 
         For a holder that is dead, or that asked for ``key`` and never got the answer: nobody knows its token.
+        """
+
+    def check(self) -> None:  # noqa: B027  most stores have nothing to look after
+        """Look at what a beat or a worker should know before it begins, once; a harm that is not certain is logged.
+
+        Raises ConfigurationError for a server that cannot do what is asked of it.
         """
 
     # -- operators -----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import random
 import sqlite3
@@ -163,8 +164,13 @@ class MemoryStore(Store):
 
         return self._atomically(take)
 
-    def extend(self, leases: Sequence[tuple[Lease, float]]) -> list[bool]:
-        def prolong(connection: sqlite3.Connection, now: float) -> list[bool]:
+    def extend(
+        self,
+        leases: Sequence[tuple[Lease, float]],
+        *,
+        within: float = math.inf,  # noqa: ARG002  it has a time limit of its own
+    ) -> list[bool | StoreUnavailable]:
+        def prolong(connection: sqlite3.Connection, now: float) -> list[bool | StoreUnavailable]:
             return [
                 connection.execute(
                     "UPDATE lock SET until = ?, forget = ? WHERE key = ? AND token = ? AND holder = ? AND until > ?",

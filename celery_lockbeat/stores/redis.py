@@ -10,24 +10,18 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
 import math
 import os
 import re
 import time
 import weakref
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from importlib.resources import files
 from typing import Any, ClassVar, Final
 from urllib.parse import quote, unquote
 
-import redis
-from redis.backoff import ConstantBackoff
 from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
-from redis.retry import Retry
 
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
@@ -52,12 +46,20 @@ from celery_lockbeat.stores.base import (
     Store,
     StoredEntry,
 )
+from celery_lockbeat.stores.servers import SLOTS, Call, Cluster, Node, Script, open_servers, why
 
 __all__ = ["RedisStore", "ServerFacts"]
 
-#: A server that does not answer is given up after two tries of this many seconds each (``lockbeat_redis_options``:
-#: ``socket_timeout``, ``socket_connect_timeout``, ``retry``). redis-py would wait for ever, or retry three times.
-TIMEOUT: Final = 2.0
+logger: Final = logging.getLogger("celery_lockbeat")
+
+#: ZMSCORE, in list.lua, is the newest that is needed.
+OLDEST: Final = (6, 2)
+
+EVICTS: Final = (
+    "the Redis of the locks may drop them: its maxmemory_policy is %s, with a maxmemory of %.0f MiB. A lock that is evicted is "
+    "free while its run goes on, a run that is evicted may run again, and a beat's entries lose their past. Set the policy to "
+    "noeviction, or give the locks a server of their own (lockbeat_redis_url)"
+)
 
 #: Longer keys are cut and told apart by a digest: Redis compares whole keys, and operators read them.
 LONGEST_KEY: Final = 200
@@ -92,6 +94,7 @@ class ServerFacts:
     knows clusters.
     """
 
+    address: str
     info: Mapping[str, Any]
     save: str | None
     clock_ahead: float
@@ -101,19 +104,11 @@ class ServerFacts:
     asks_cluster: bool = False
 
 
-class _Script:
-    """A Lua file and its digest, for EVALSHA."""
-
-    def __init__(self, name: str) -> None:
-        self.source: Final = files("celery_lockbeat.stores").joinpath("lua").joinpath(f"{name}.lua").read_text("utf-8")
-        self.sha: Final = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
-
-
 class RedisStore(Store):
-    """Locks in one Redis (or Valkey) database; every operation costs one round trip.
+    """Locks in one Redis or Valkey database, or in a Cluster; every operation costs one round trip.
 
-    ``url`` is what :meth:`redis.Redis.from_url` takes, ``options`` are further client arguments. With
-    ``min_replicas``, what was granted or extended counts only once so many replicas have it.
+    ``url`` and ``options`` are what :func:`~celery_lockbeat.stores.servers.open_servers` takes. With ``min_replicas``, what
+    was granted, extended or remembered counts only once so many replicas have it.
     """
 
     driver: ClassVar[str] = "redis"
@@ -126,42 +121,28 @@ class RedisStore(Store):
         key_prefix: str = "lockbeat:",
         min_replicas: int = 0,
     ) -> None:
-        arguments = {
-            "socket_timeout": TIMEOUT,
-            "socket_connect_timeout": TIMEOUT,
-            # a pooled connection that the server has closed meanwhile costs one failed try
-            "retry": Retry(ConstantBackoff(0.05), 1),
-            "retry_on_error": [redis.exceptions.ConnectionError, redis.exceptions.TimeoutError],
-            **(options or {}),
-            "decode_responses": False,
-        }
-        self._make_client = partial(redis.Redis.from_url, url, **arguments)
-        try:
-            self._client: Any = self._make_client()
-        except (ValueError, TypeError, RedisError) as exc:
-            msg = f"cannot make a Redis client of lockbeat_redis_options and the URL: {exc}"
-            raise ConfigurationError(msg) from exc
-        #: clients of one connection each, of which no answer is outstanding
-        self._idle: deque[Any] = deque()
+        self._servers = open_servers(url, options)
         self._prefix = key_prefix
         self._min_replicas = min_replicas
-        self._timeout: float = arguments["socket_timeout"]
         #: when an operation was begun, and the server's time (ms) when it was carried out
         self._seen: tuple[float, int] | None = None
+        self._checked = False
         _stores.add(self)
-        self._acquire, self._extend, self._release = (_Script(name) for name in ("acquire", "extend", "release"))
-        self._join, self._list, self._claim = (_Script(name) for name in ("join", "list", "claim"))
-        self._take_over, self._settle, self._leave = (_Script(name) for name in ("take_over", "settle", "leave"))
-        self._free, self._probe = _Script("free"), _Script("probe")
+        self._acquire, self._extend, self._release = (Script(name) for name in ("acquire", "extend", "release"))
+        self._join, self._list, self._claim = (Script(name) for name in ("join", "list", "claim"))
+        self._take_over, self._settle, self._leave = (Script(name) for name in ("take_over", "settle", "leave"))
+        self._free, self._probe = Script("free"), Script("probe")
 
     def acquire(
         self, key: str, *, holder: str, ttl: float, run: str | None = None, description: str = ""
     ) -> Lease | Held | Finished:
         keys = self._keys(key, run)
         fixed = (_plain(holder), _plain(run or ""), _ms(ttl), _ms(ttl + TOKEN_MEMORY), _readable(description))
+        within = min(ttl, self._servers.time_allowed)  # a later answer grants nothing
         for _ in range(2):
             asked = monotonic()
-            answer = self._call(self._acquire, keys, (*fixed, self._waits_until(asked)), replicated=True)
+            args = (*fixed, self._waits_until(asked, within))
+            answer = self._call(self._acquire, keys, args, replicated=True, within=within)
             if isinstance(answer, int):
                 self._seen = (asked, answer // 1000)
                 return Lease(key, holder, run, answer)
@@ -170,7 +151,7 @@ class RedisStore(Store):
                 return Finished()
             if kind == b"held":
                 remaining, same_run, their_run, described = answer
-                return Held(_told(described), remaining / 1000, bool(same_run), unquote(their_run, errors="replace"))
+                return Held(_text(described), remaining / 1000, bool(same_run), unquote(their_run, errors="replace"))
             self._seen = (asked, answer[0])
             if kind == b"granted":
                 return Lease(key, holder, run, answer[1])
@@ -178,12 +159,29 @@ class RedisStore(Store):
         msg = "the Redis store takes longer to answer than lockbeat_redis_options['socket_timeout'] allows"
         raise StoreUnavailable(msg)
 
-    def extend(self, leases: Sequence[tuple[Lease, float]]) -> list[bool]:
+    def extend(
+        self, leases: Sequence[tuple[Lease, float]], *, within: float = math.inf
+    ) -> list[bool | StoreUnavailable]:
         calls = [
-            (self._keys(lease.key), (_digits(lease.token), _plain(lease.holder), _ms(ttl), _ms(ttl + TOKEN_MEMORY)))
+            Call(
+                self._extend,
+                self._keys(lease.key),
+                (_digits(lease.token), _plain(lease.holder), _ms(ttl), _ms(ttl + TOKEN_MEMORY)),
+            )
             for lease, ttl in leases
         ]
-        return [answer == 1 for answer in self._call_all(self._extend, calls)] if calls else []
+        if not calls:
+            return []
+        within = min(within, self._servers.time_allowed)
+        answers = self._servers.ask(calls, within, min_replicas=self._min_replicas)
+        extended = [
+            self._unavailable(answer, call) if isinstance(answer, Exception) else bool(answer == 1)
+            for call, answer in zip(calls, answers, strict=True)
+        ]
+        errors = [each for each in extended if isinstance(each, StoreUnavailable)]
+        if len(errors) == len(extended):
+            raise errors[0]
+        return extended
 
     def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0) -> bool:
         answer = self._call(
@@ -196,6 +194,8 @@ class RedisStore(Store):
                 _ms(hold_for + TOKEN_MEMORY),
                 _ms(remember_for),
             ),
+            # a run that is known to have ended must not be forgotten
+            replicated=lease.run is not None and remember_for > 0,
         )
         return bool(answer == 1)
 
@@ -203,12 +203,12 @@ class RedisStore(Store):
         answer = self._call(self._free, self._keys(key), (_plain(holder), _ms(TOKEN_MEMORY)))
         return bool(answer == 1)
 
-    def _waits_until(self, asked: float) -> int:
+    def _waits_until(self, asked: float, within: float) -> int:
         """The server's time until which an answer to what is asked now has somebody who waits for it; 0: not known."""
         if self._seen is None:
             return 0
         then, server_ms = self._seen
-        return server_ms + _ms((asked - then) * 1.01 + self._timeout)
+        return server_ms + _ms((asked - then) * 1.01 + within)
 
     def join(self, app: str, replica: str, *, cold_start: float | None = None) -> Joined:
         keys = self._beat_keys(app, "replicas", "listing", "cold_start", f"names:{_plain(replica)}")
@@ -252,7 +252,10 @@ class RedisStore(Store):
             entry = _exact(claim.entry)
             told = b"%d %b%b" % (len(entry), entry, json.dumps(claim.details, separators=(",", ":")).encode())
             args += (entry, claim.state.total_run_count, _exact(claim.state.last_run_at), _plain(claim.task_id), told)
-        now, listed, until, refusals, overdue = self._call(self._claim, keys, tuple(args), replicated=bool(claims))
+        within = min(ttl, self._servers.time_allowed)  # a later answer is not published
+        now, listed, until, refusals, overdue = self._call(
+            self._claim, keys, tuple(args), replicated=bool(claims), within=within
+        )
         return Claims(
             [_state(refusal) if refusal else None for refusal in refusals],
             [_overdue(*told) for told in zip(overdue[::2], overdue[1::2], strict=True)],
@@ -279,25 +282,29 @@ class RedisStore(Store):
     def leave(self, app: str, replica: str) -> None:
         self._call(self._leave, self._beat_keys(app, "replicas", "listing"), (_plain(replica),))
 
+    # -- operators -----------------------------------------------------------------------------------------------------
+
     def locks(self, key: str | None = None, *, limit: int = LISTED_AT_MOST) -> list[LiveLock]:
         if key is not None:
-            return self._live_locks([self._keys(key)[0].encode()])
+            (name,) = self._keys(key)
+            return self._live_locks(self._node_of(name), [name.encode()])
         # the prefix as it is, though some of its characters stand for others in a pattern
         pattern = re.sub(r"([*?\[\]\\^])", r"\\\1", self._prefix) + "lock:{*"
         found: dict[str, LiveLock] = {}  # SCAN may tell a key twice
-        for keys in self._scan("SCAN", "MATCH", pattern):
-            found.update((lock.key, lock) for lock in self._live_locks(keys))
-            if len(found) >= limit:
-                break
-        return list(found.values())[:limit]
+        for node in self._primaries():
+            for keys in self._scan(node, "SCAN", "MATCH", pattern):
+                found.update((lock.key, lock) for lock in self._live_locks(node, keys))
+                if len(found) >= limit:
+                    return list(found.values())[:limit]
+        return list(found.values())
 
-    def _live_locks(self, keys: Sequence[bytes]) -> list[LiveLock]:
-        (time_,) = self._all_told(("TIME",))
-        now = _seconds(time_)
+    def _live_locks(self, node: Node, keys: Sequence[bytes]) -> list[LiveLock]:
+        time_, *values = self._answers(node, ("TIME",), *(("GET", key) for key in keys))
+        now = _seconds(self._told(time_))
         locks = []
-        for key, value in zip(keys, self._answers(*(("GET", key) for key in keys)), strict=True):
+        for key, value in zip(keys, values, strict=True):
             if isinstance(value, ResponseError) and _is_refusal(value):
-                raise self._unavailable(value) from value
+                self._told(value)
             # what is not a lock's text was not written by us
             match = _LOCK.fullmatch(value) if isinstance(value, bytes) else None
             if match is None or int(match["until"]) <= now * 1000:
@@ -305,27 +312,28 @@ class RedisStore(Store):
             tag = _unquoted(key[len(f"{self._prefix}lock:{{".encode()) : -1])
             holder, run = _unquoted(match["holder"]), _unquoted(match["run"])
             remaining = int(match["until"]) / 1000 - now
-            locks.append(LiveLock(tag, holder, _told(match["description"]), run, int(match["token"]), remaining))
+            locks.append(LiveLock(tag, holder, _text(match["description"]), run, int(match["token"]), remaining))
         return locks
 
     def beats(self, app: str, *, limit: int = LISTED_AT_MOST) -> Beats:
         entries, replicas, listing, pending = self._beat_keys(app, "entries", "replicas", "listing", "pending")
-        time_, names = self._all_told(("TIME",), ("ZRANGE", replicas, 0, limit - 1))
-        now = _seconds(time_)
-        overdue, *heard = self._all_told(
-            ("ZCOUNT", pending, "-inf", f"{now * 1000:.0f}"), *(("ZSCORE", replicas, name) for name in names)
+        node = self._node_of(entries)
+        time_, answer = self._answers(node, ("TIME",), ("ZRANGE", replicas, 0, limit - 1))
+        now, names = _seconds(self._told(time_)), self._told(answer)
+        overdue, *heard = self._answers(
+            node, ("ZCOUNT", pending, "-inf", f"{now * 1000:.0f}"), *(("ZSCORE", replicas, name) for name in names)
         )
-        incomplete = set(self._members("SSCAN", listing, limit=limit))
+        incomplete = set(self._members(node, "SSCAN", listing, limit=limit))
         lists = [
-            self._members("SSCAN", f"{self._beat_keys(app, 'names:')[0]}{name.decode('latin-1')}", limit=limit)
+            self._members(node, "SSCAN", f"{self._beat_keys(app, 'names:')[0]}{name.decode('latin-1')}", limit=limit)
             for name in names
         ]
-        fields = self._members("HSCAN", entries, limit=2 * limit)
+        fields = self._members(node, "HSCAN", entries, limit=2 * limit)
         try:
             told = [
                 Replica(
                     _unquoted(name),
-                    now - float(last) / 1000 if float(last or 0) else math.inf,
+                    now - float(last) / 1000 if float(self._told(last) or 0) else math.inf,
                     frozenset(map(_read, listed)),
                     name not in incomplete,
                 )
@@ -337,63 +345,76 @@ class RedisStore(Store):
             ]
         except ValueError as exc:
             raise StoreUnavailable(f"the Redis store has what no beat wrote, in {entries} or near it: {exc}") from exc
-        return Beats(told, stored, overdue)
+        return Beats(told, stored, self._told(overdue))
 
-    def _members(self, command: str, key: str, *, limit: int) -> list[bytes]:
+    def _members(self, node: Node, command: str, key: str, *, limit: int) -> list[bytes]:
         found: list[bytes] = []
-        for some in self._scan(command, key):
+        for some in self._scan(node, command, key):
             found += some
             if len(found) >= limit:
                 break
         return found[:limit]
 
-    def _scan(self, command: str, *arguments: str) -> Iterator[list[bytes]]:
-        """Go through all keys (SCAN), or those in one of them, by and by. Raises StoreUnavailable."""
+    def _scan(self, node: Node, command: str, *arguments: str) -> Iterator[list[bytes]]:
+        """Go through all keys (SCAN), or what is in one of them, by and by. Raises StoreUnavailable."""
         cursor: Any = 0
         before, after = ((), arguments) if command == "SCAN" else (arguments, ())
         while True:
-            ((cursor, some),) = self._all_told((command, *before, cursor, *after, "COUNT", SCANNED_AT_ONCE))
+            (answer,) = self._answers(node, (command, *before, cursor, *after, "COUNT", SCANNED_AT_ONCE))
+            cursor, some = self._told(answer)
             yield some
             if int(cursor) == 0:
                 return
 
-    def facts(self, app: str) -> ServerFacts:
-        """Ask the server about itself, and try what this store and the beats of ``app`` need. Raises StoreUnavailable.
+    def facts(self, app: str) -> list[ServerFacts]:
+        """Ask each server about itself, and try what this store and the beats of ``app`` need. Raises StoreUnavailable.
 
         What is not permitted is among the facts. The trial leaves nothing behind.
         """
+        return [self._facts_of(node, app) for node in self._primaries()]
+
+    def _facts_of(self, node: Node, app: str) -> ServerFacts:
         notes: dict[str, ResponseError] = {}
-        self._note(notes, ("TIME",))  # it connects
+        self._note(notes, node, ("TIME",))  # it connects
         round_trips, clock_ahead = [], 0.0
         for _ in range(ROUND_TRIPS):
             asked, wall = monotonic(), time.time()
-            told = self._note(notes, ("TIME",))
+            told = self._note(notes, node, ("TIME",))
             round_trips.append(monotonic() - asked)
             if told is not None:
                 clock_ahead = wall + round_trips[-1] / 2 - _seconds(told)
-        lock_keys = (f"{self._prefix}lock:{{{_TRIAL}}}", f"{self._prefix}done:{{{_TRIAL}}}:{_TRIAL}")
-        for key in (*lock_keys, *self._beat_keys(app, _TRIAL)):
-            told = self._note(notes, ("EVALSHA", self._probe.sha, 1, key), ("EVAL", self._probe.source, 1, key)) or []
+        for key in self._trial_keys(node, app):
+            source = ("EVAL", self._probe.source, 1, key)
+            told = self._note(notes, node, ("EVALSHA", self._probe.sha, 1, key), source) or []
             for command, error in zip(told[::2], told[1::2], strict=True):
-                notes.setdefault(_told(command), ResponseError(_told(error)))
+                notes.setdefault(_text(command), ResponseError(_text(error)))
         if self._min_replicas:
-            self._note(notes, ("WAIT", 0, 1))
-        info, save = self._answers(("INFO",), ("CONFIG", "GET", "save"))
+            self._note(notes, node, ("WAIT", 0, 1))
+        info, save = self._answers(node, ("INFO",), ("CONFIG", "GET", "save"))
         refused = {command: str(exc) for command, exc in notes.items() if _is_refusal(exc)}
         return ServerFacts(
+            address=node.address,
             info=_info(info),
-            save=None if isinstance(save, ResponseError) else _told((_pairs(save) or {}).get(b"save", b"")),
+            save=None if isinstance(save, ResponseError) else _text((_pairs(save) or {}).get(b"save", b"")),
             clock_ahead=clock_ahead,
             round_trips=round_trips,
             refused=refused,
             failing={command: str(exc) for command, exc in notes.items() if command not in refused},
+            asks_cluster=isinstance(self._servers, Cluster),
         )
 
-    def _note(self, notes: dict[str, ResponseError], *commands: tuple[Any, ...]) -> Any:
+    def _trial_keys(self, node: Node, app: str) -> list[str]:
+        """Name keys that this node has and that nobody uses: a lock's, a run's and, where it has them, of the beats."""
+        tags = (f"{_TRIAL}{number}" for number in range(SLOTS))
+        tag = next((tag for tag in tags if self._node_of(f"{self._prefix}lock:{{{tag}}}") is node), None)
+        locks = [] if tag is None else [f"{self._prefix}lock:{{{tag}}}", f"{self._prefix}done:{{{tag}}}:{_TRIAL}"]
+        return [*locks, *(key for key in self._beat_keys(app, _TRIAL) if self._node_of(key) is node)]
+
+    def _note(self, notes: dict[str, ResponseError], node: Node, *commands: tuple[Any, ...]) -> Any:
         """Carry out one command, and the next where the server knows no such script; note what it says to the last."""
         answer: Any = None
         for command in commands:
-            (answer,) = self._answers(command)
+            (answer,) = self._answers(node, command)
             if not isinstance(answer, NoScriptError):
                 break
         if not isinstance(answer, ResponseError):
@@ -401,41 +422,62 @@ class RedisStore(Store):
         notes.setdefault(str(command[0]), answer)
         return None
 
-    def _all_told(self, *commands: tuple[Any, ...]) -> list[Any]:
-        """Carry out commands, all of which are answered. Raises StoreUnavailable."""
-        answers = self._answers(*commands)
-        for answer in answers:
-            if isinstance(answer, ResponseError):
-                raise self._unavailable(answer) from answer
-        return answers
+    def _told(self, answer: Any) -> Any:
+        """Return an answer that is none of refusal. Raises StoreUnavailable."""
+        if isinstance(answer, ResponseError):
+            raise self._away(answer) from answer
+        return answer
 
-    def _answers(self, *commands: tuple[Any, ...]) -> list[Any]:
+    def _answers(self, node: Node, *commands: tuple[Any, ...]) -> list[Any]:
         """Carry out commands; a refusal is an answer too. Raises StoreUnavailable."""
-        answers: list[Any] = []
-        for command in commands:
-            try:
-                answers.append(self._execute(*command))
-            except ResponseError as exc:  # noqa: PERF203  free where nothing is raised
-                answers.append(exc)
-            except (RedisError, OSError) as exc:
-                raise self._unavailable(exc) from exc
-        return answers
+        try:
+            return node.converse(commands, self._servers.timeout)
+        except (RedisError, OSError) as exc:
+            raise self._away(exc) from exc
+
+    def _primaries(self) -> list[Node]:
+        try:
+            return list(self._servers.primaries())
+        except (RedisError, OSError) as exc:
+            raise self._away(exc) from exc
+
+    def _node_of(self, key: str) -> Node:
+        try:
+            return self._servers.node_of(key)
+        except (RedisError, OSError) as exc:
+            raise self._away(exc) from exc
+
+    def _away(self, exc: Exception) -> StoreUnavailable:
+        return StoreUnavailable(f"the Redis store does not answer: {why(exc)}")
+
+    def check(self) -> None:
+        if self._checked:
+            return
+        try:
+            facts = self._servers.facts()
+        except (RedisError, OSError) as exc:
+            raise self._away(exc) from exc
+        self._checked = True
+        for version, memory in facts:
+            if version and tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST:
+                oldest = ".".join(map(str, OLDEST))
+                raise ConfigurationError(f"the Redis of the locks is of version {version}; allowed: from {oldest} on")
+            if memory.get("maxmemory", "0") != "0" and memory.get("maxmemory_policy") != "noeviction":
+                logger.warning(EVICTS, memory.get("maxmemory_policy"), int(memory["maxmemory"]) / 2**20)
+                break
 
     def close(self) -> None:
-        while self._idle:
-            self._lend_to_the_pool()
-        self._client.close()
+        self._servers.close()
 
     def twin(self) -> RedisStore:
         twin = copy.copy(self)
-        twin._client, twin._idle = self._make_client(), deque()
+        twin._servers = self._servers.anew()
         _stores.add(twin)
         return twin
 
     def leave_the_parents(self) -> object:
         """Start anew in a forked child; returns what must not be touched there."""
-        parents = self._client, self._idle
-        self._client, self._idle = self._make_client(), deque()
+        parents, self._servers = self._servers, self._servers.anew()
         return parents
 
     def _keys(self, key: str, run: str | None = None) -> tuple[str, ...]:
@@ -448,85 +490,28 @@ class RedisStore(Store):
         """Name keys of an app's beats; what stands before the app's name keeps the tag from being empty."""
         return tuple(f"{self._prefix}{{beat:{_plain(app)}}}:{name}" for name in names)
 
-    def _call(self, script: _Script, keys: tuple[str, ...], args: tuple[Any, ...], *, replicated: bool = False) -> Any:
+    def _call(
+        self,
+        script: Script,
+        keys: tuple[str, ...],
+        args: tuple[Any, ...],
+        *,
+        replicated: bool = False,
+        within: float | None = None,
+    ) -> Any:
+        call = Call(script, keys, args)
+        within = self._servers.time_allowed if within is None else within
         if replicated and self._min_replicas:
-            return self._call_all(script, [(keys, args)])[0]
-        try:
-            try:
-                return self._execute("EVALSHA", script.sha, len(keys), *keys, *args)
-            except NoScriptError:
-                return self._execute("EVAL", script.source, len(keys), *keys, *args)
-        except (RedisError, OSError) as exc:
-            raise self._unavailable(exc) from exc
-
-    def _execute(self, *command: Any) -> Any:
-        """Carry out one command on a connection that is ours.
-
-        redis-py's pool polls the socket of a connection each time it lends it: with its bookkeeping, nearly half of what a
-        command costs. It looks for a closed connection, which the retry meets as well, and for an answer that nobody has
-        read, but in vain while that is still under way: what broke off a call ends its connection here, whatever it was.
-        """
-        try:
-            client = self._idle.pop()
-        except IndexError:
-            client = self._client.client()
-        connection = client.connection
-
-        def ask() -> Any:
-            connection.send_command(*command)
-            return connection.read_response()
-
-        try:
-            answer = connection.retry.call_with_retry(ask, lambda _: connection.disconnect())
-        except BaseException:
-            connection.disconnect()
-            client.close()
-            raise
-        self._idle.append(client)
+            (answer,) = self._servers.ask([call], within, min_replicas=self._min_replicas)
+        else:
+            answer = self._servers.ask_one(call, within)
+        if isinstance(answer, Exception):
+            raise self._unavailable(answer, call) from answer
         return answer
 
-    def _lend_to_the_pool(self) -> None:
-        """Give an idle connection back to redis-py's pool, from which pipelines take theirs."""
-        with suppress(IndexError):
-            self._idle.pop().close()
-
-    def _call_all(self, script: _Script, calls: Sequence[tuple[tuple[str, ...], tuple[Any, ...]]]) -> list[Any]:
-        """Run one script on many locks, pipelined; then, if asked to, wait for the replicas."""
-        try:
-            answers = self._pipelined("EVALSHA", script.sha, calls)
-            if any(isinstance(answer, NoScriptError) for answer in answers):
-                # nothing of a script that the server does not know was carried out: all again, with its source
-                answers = self._pipelined("EVAL", script.source, calls)
-        except (RedisError, OSError) as exc:
-            raise self._unavailable(exc) from exc
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise self._unavailable(answer) from answer
-        if self._min_replicas and (reached := answers.pop()) < self._min_replicas:
-            # Nothing is undone: a lease that was written ends with its ttl, and asking again gives it back.
-            msg = f"only {reached} of lockbeat_redis_min_replicas={self._min_replicas} replicas confirmed the write"
-            raise StoreUnavailable(msg)
-        return answers
-
-    def _pipelined(
-        self, command: str, script: str, calls: Sequence[tuple[tuple[str, ...], tuple[Any, ...]]]
-    ) -> list[Any]:
-        self._lend_to_the_pool()
-        pipeline = self._client.pipeline(transaction=False)
-        for keys, args in calls:
-            pipeline.execute_command(command, script, len(keys), *keys, *args)
-        if self._min_replicas:
-            pipeline.execute_command("WAIT", self._min_replicas, _ms(self._timeout / 2))
-        try:
-            answers: list[Any] = pipeline.execute(raise_on_error=False)
-        except BaseException:
-            # redis-py has given the connection back, and maybe not read all of its answers
-            self._client.connection_pool.disconnect(inuse_connections=False)
-            raise
-        return answers
-
-    def _unavailable(self, exc: BaseException) -> StoreUnavailable:
-        return StoreUnavailable(f"the Redis store does not answer: {type(exc).__name__}: {exc}")
+    def _unavailable(self, exc: Exception, call: Call) -> StoreUnavailable:
+        # Nothing is undone: a lease that was written ends with its ttl, and asking again gives it back.
+        return StoreUnavailable(f"the Redis store does not answer: {why(exc, call, self._min_replicas)}")
 
 
 def _is_refusal(exc: ResponseError) -> bool:
@@ -542,7 +527,7 @@ def _seconds(answer: Any) -> float:
 
 def _info(answer: Any) -> dict[str, Any]:
     """Read an answer to INFO; nothing where it was refused."""
-    lines = _told(answer).splitlines() if isinstance(answer, bytes) else []
+    lines = _text(answer).splitlines() if isinstance(answer, bytes) else []
     pairs = (line.partition(":") for line in lines)
     return {name: int(value) if value.isdigit() else value for name, colon, value in pairs if colon}
 
@@ -552,7 +537,7 @@ def _pairs(answer: Any) -> Any:
     return dict(zip(answer[::2], answer[1::2], strict=True)) if isinstance(answer, list) else answer
 
 
-def _told(text: bytes) -> str:
+def _text(text: bytes) -> str:
     return text.decode("utf-8", "replace")
 
 
@@ -582,7 +567,7 @@ def _unquoted(plain: bytes) -> str:
     try:
         return plain.decode() if b"%~" in plain else unquote(plain, errors="surrogatepass")
     except UnicodeDecodeError:  # it has not written this
-        return _told(plain)
+        return _text(plain)
 
 
 def _state(text: bytes) -> EntryState:
@@ -609,8 +594,8 @@ def _plain(text: str) -> str:
     return f"{quoted[:64]}%~{hashlib.sha256(quoted.encode()).hexdigest()}"
 
 
-# In a forked child redis-py's pool waits for its own lock, which a thread that is not there may hold: each store gets a
-# new client, and the parent's is kept, unused, for its destructor takes that lock too.
+# In a forked child redis-py waits for its own locks, which a thread that is not there may hold: each store gets new
+# clients, and the parent's are kept, unused, for their destructors take those locks too.
 _stores: weakref.WeakSet[RedisStore] = weakref.WeakSet()
 _inherited: list[object] = []
 

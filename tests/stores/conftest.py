@@ -11,6 +11,7 @@ import pytest
 import redis
 from opening import open_at
 from servers import Server, wait_until
+from topologies import Nodes
 
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.stores.base import Store
@@ -20,6 +21,7 @@ class RedisKind:
     """How a store of one kind is opened (again), and how the suite makes things happen to it."""
 
     name = "redis"
+    fixture = "server"
 
     def __init__(self, server: Server, path: Path) -> None:
         self.target = server.url
@@ -43,8 +45,28 @@ class RedisKind:
             client.flushall()
 
 
+class Redis7Kind(RedisKind):
+    """Debian's Redis, and the other protocol."""
+
+    name = "redis7"
+    fixture = "debian_server"
+
+
+class ClusterKind(RedisKind):
+    name = "cluster"
+    fixture = "nodes"
+
+    def __init__(self, nodes: Nodes, path: Path) -> None:
+        self.target = nodes.url
+        self._nodes = nodes
+
+    def forget_all(self) -> None:
+        self._nodes.flush()
+
+
 class MemoryKind:
     name = "memory"
+    fixture = "server"
 
     def __init__(self, server: Server, path: Path) -> None:
         self.target = str(path / "memory")
@@ -62,12 +84,40 @@ class MemoryKind:
                 connection.execute(f"DELETE FROM {table}")
 
 
-KINDS = {"redis": RedisKind, "memory": MemoryKind}
+KINDS = {kind.name: kind for kind in (RedisKind, MemoryKind, Redis7Kind, ClusterKind)}
+
+
+@pytest.fixture(scope="session")
+def session_debian_server() -> Iterator[Server]:
+    with Server(redis=True) as server:
+        yield server
+
+
+@pytest.fixture
+def debian_server(session_debian_server: Server) -> Server:
+    """A Redis 7.0 without a key in it."""
+    with session_debian_server.client() as client:
+        client.flushall()
+    return session_debian_server
+
+
+@pytest.fixture(scope="session")
+def session_nodes() -> Iterator[Nodes]:
+    with Nodes() as nodes:
+        yield nodes
+
+
+@pytest.fixture
+def nodes(session_nodes: Nodes) -> Nodes:
+    """A Cluster without a key in it."""
+    session_nodes.flush()
+    return session_nodes
 
 
 @pytest.fixture(params=list(KINDS))
-def kind(request: pytest.FixtureRequest, server: Server, tmp_path: Path):
-    return KINDS[request.param](server, tmp_path)
+def kind(request: pytest.FixtureRequest, tmp_path: Path):
+    kind = KINDS[request.param]
+    return kind(request.getfixturevalue(kind.fixture), tmp_path)
 
 
 @pytest.fixture

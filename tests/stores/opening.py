@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import redis
+
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.stores.base import Store
 from celery_lockbeat.stores.memory import MemoryStore
 from celery_lockbeat.stores.redis import RedisStore
 
+#: The options of each kind of Redis. One of the two protocols is redis-py's default, and the other is Debian's Redis.
+REDIS = {
+    "redis": {},
+    "redis7": {"protocol": 2 if int(redis.__version__.split(".")[0]) >= 8 else 3},
+    "cluster": {"cluster": True},
+}
+
 
 def open_at(name: str, target: str, key_prefix: str = "lockbeat:", clock=monotonic) -> Store:
     """A new kind of store needs a line here and an entry in ``conftest.KINDS``."""
-    if name == "redis":
-        return RedisStore(target, key_prefix=key_prefix)
+    if name in REDIS:
+        return RedisStore(target, options=REDIS[name], key_prefix=key_prefix)
     if name == "memory":
         return MemoryStore(target, key_prefix=key_prefix, clock=clock)
     raise AssertionError(name)

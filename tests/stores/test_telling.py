@@ -170,7 +170,7 @@ def test_a_memory_store_does_not_tell_the_lock_of_a_dead_process(tmp_path):
 
 
 def test_a_server_tells_its_facts_and_keeps_no_trace(server):
-    facts = RedisStore(server.url, min_replicas=1).facts("shop")
+    facts = RedisStore(server.url, min_replicas=1).facts("shop")[0]
     assert facts.info["role"] == "master"
     assert facts.info["maxmemory"] == 0
     assert facts.save == ""
@@ -204,10 +204,10 @@ def limited(server):
 
 
 @pytest.mark.parametrize(
-    "command", [*sorted(set(re.findall(r"try\('(\w+)'", redis._Script("probe").source))), "EVALSHA", "WAIT"]
+    "command", [*sorted(set(re.findall(r"try\('(\w+)'", redis.Script("probe").source))), "EVALSHA", "WAIT"]
 )
 def test_each_command_that_is_not_permitted_is_told_and_keeps_no_trace(server, limited, command):
-    facts = limited("~lockbeat:*", "+@all", f"-{command}", min_replicas=1).facts("shop")
+    facts = limited("~lockbeat:*", "+@all", f"-{command}", min_replicas=1).facts("shop")[0]
     assert set(facts.refused) == {command}
     assert facts.failing == {}
     assert re.search(f"(?i){command}|permission", facts.refused[command])
@@ -219,20 +219,20 @@ def test_each_command_that_is_not_permitted_is_told_and_keeps_no_trace(server, l
 
 @pytest.mark.parametrize("pattern", ["~lockbeat:lock:*", "~lockbeat:{beat:*", "~other:*"])
 def test_keys_that_are_not_permitted_are_told(limited, pattern):
-    facts = limited(pattern, "+@all").facts("shop")
+    facts = limited(pattern, "+@all").facts("shop")[0]
     assert facts.refused
     assert all("key" in words for words in facts.refused.values())
 
 
 def test_who_may_not_ask_the_server_about_itself_is_told_the_rest(limited):
-    facts = limited("~lockbeat:*", "+@all", "-info", "-config").facts("shop")
+    facts = limited("~lockbeat:*", "+@all", "-info", "-config").facts("shop")[0]
     assert (facts.info, facts.save, facts.refused) == ({}, None, {})
 
 
 def test_a_full_server_fails_the_trial(spare_server):
     with spare_server.client() as client:
         client.config_set("maxmemory", 1)
-        facts = RedisStore(spare_server.url).facts("shop")
+        facts = RedisStore(spare_server.url).facts("shop")[0]
         client.config_set("maxmemory", 0)
         assert client.keys() == []
     assert "OOM" in facts.failing["SET"]
@@ -258,7 +258,7 @@ def test_who_may_not_list_is_told_which_command(limited):
 
 
 def test_the_permissions_on_the_page_are_enough_and_all_needed(limited):
-    scripts = re.findall(r"try\('(\w+)'", redis._Script("probe").source)
+    scripts = re.findall(r"try\('(\w+)'", redis.Script("probe").source)
     workers = [f"+{command.lower()}" for command in {*scripts, "EVAL", "EVALSHA"}]
     (more,) = re.findall(r"^\+info .*$", (docs.DOCS / "how-to" / "doctor.md").read_text(), re.MULTILINE)
 
@@ -266,7 +266,7 @@ def test_the_permissions_on_the_page_are_enough_and_all_needed(limited):
         """What can be told with these permissions, each None if it cannot."""
         store = limited("~lockbeat:*", *workers, *rules)
         store.acquire("key", holder="h", ttl=LONG)
-        facts = store.facts("shop")
+        facts = store.facts("shop")[0]
         assert facts.refused == facts.failing == {}
         answers: list[object] = [facts.info or None, facts.save]
         for ask in (store.locks, lambda: store.beats("shop")):

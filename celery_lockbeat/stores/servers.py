@@ -1,0 +1,536 @@
+"""How a script reaches the Redis that has its keys: one server, the primary that Sentinels name, or the nodes of a Cluster.
+
+Promises: what is asked is answered, or given up, within the time that the caller has; what a server refuses only for now
+(it loads, fails over, moves a slot, runs another's script) is asked again while that time lasts. However a call is broken
+off, its connection is closed then and there: no answer is left behind for the next call. There are never more
+connections to a node than threads that talk to it at one moment, and no password is in what is raised here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import inspect
+import re
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from typing import Any, Final, NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.crc import key_slot
+from redis.exceptions import (
+    AskError,
+    BusyLoadingError,
+    ClusterDownError,
+    MovedError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+from redis.retry import Retry
+from redis.sentinel import Sentinel, SentinelConnectionPool
+
+from celery_lockbeat.clock import monotonic
+from celery_lockbeat.exceptions import ConfigurationError
+from celery_lockbeat.options import timeouts, without_passwords
+
+__all__ = ["SLOTS", "Call", "Cluster", "Node", "Script", "Servers", "open_servers", "why"]
+
+#: Slots of a Cluster.
+SLOTS: Final = 16384
+
+#: Seconds between two tries.
+PAUSE: Final = 0.05
+
+#: Tries to reach a server that refuses connections or closes them, where no other stands in for it.
+TRIES: Final = 2
+
+#: Refusals that may be none in a moment; redis-py has no class for those that are told by their first word.
+_FOR_NOW: Final = (BusyLoadingError, ClusterDownError, ReadOnlyError, TryAgainError, AskError)
+_FOR_NOW_TOO: Final = ("BUSY ", "NOREPLICAS ", "UNBLOCKED ")
+
+#: Options that redis-py's pools know, and its connections do not.
+_OF_POOLS: Final = ("connection_class", "max_connections", "ssl")
+
+
+class Script:
+    """A Lua file and its digest, for EVALSHA."""
+
+    def __init__(self, name: str) -> None:
+        self.source: Final = files("celery_lockbeat.stores").joinpath("lua").joinpath(f"{name}.lua").read_text("utf-8")
+        self.sha: Final = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
+
+    def command_at(self, line: int) -> str:
+        """Return the command that a line of the source calls."""
+        found = re.search(r"redis\.call\('(\w+)'", self.source.splitlines()[line - 1])
+        return found[1] if found else "a command"
+
+
+class Call(NamedTuple):
+    """One script to run; all its keys have one hash tag."""
+
+    script: Script
+    keys: tuple[str, ...]
+    args: tuple[Any, ...]
+
+    def words(self, *, with_source: bool = False) -> tuple[Any, ...]:
+        """Return the command."""
+        script = self.script
+        named = ("EVAL", script.source) if with_source else ("EVALSHA", script.sha)
+        return (*named, len(self.keys), *self.keys, *self.args)
+
+
+class TooFewReplicas(Exception):  # noqa: N818  as the exceptions of the package are named
+    """Raised when fewer replicas than asked for have confirmed a write; ``args`` has their number."""
+
+
+class Node:
+    """One server, and our connections to it of which no answer is outstanding."""
+
+    def __init__(self, pool: Any) -> None:
+        # It makes connections, and is not asked to lend any: it polls the socket of each that it lends. With its bookkeeping
+        # that is nearly half of what a command costs, and it finds no answer there that is still under way.
+        self._pool = pool
+        self._idle: deque[Any] = deque()
+        self.fails = False
+
+    def converse(self, commands: Sequence[tuple[Any, ...]], timeout: float) -> list[Any]:
+        """Send commands, and read as many answers; a refusal is an answer too. Raises RedisError and OSError for none."""
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._pool.make_connection()
+        try:
+            if connection.socket_timeout != timeout:
+                _wait_at_most(connection, timeout)
+            if connection._sock is None or not self._current(connection):
+                connection.disconnect()
+                connection.connect()  # sending would do it too, but not ask the Sentinels (redis-py 8.1)
+            if len(commands) == 1:
+                connection.send_command(*commands[0])
+            else:
+                connection.send_packed_command(connection.pack_commands(commands))
+            answers = [_answer(connection) for _ in commands]
+        except BaseException as exc:
+            # What a soft time limit throws between a command and its answer ends the connection too: the next call would
+            # read that answer.
+            connection.disconnect()
+            self._idle.append(connection)
+            self.fails = isinstance(exc, Exception)
+            raise
+        self._idle.append(connection)
+        self.fails = False
+        return answers
+
+    def _current(self, _connection: Any) -> bool:
+        return True
+
+    @property
+    def address(self) -> str:
+        """Where it is, as far as that is known."""
+        said = self._pool.connection_kwargs
+        return str(said.get("path") or f"{said.get('host', '')}:{said.get('port', '')}")
+
+    def close(self) -> None:
+        """Close the connections that nobody uses now."""
+        for connection in list(self._idle):
+            connection.disconnect()
+
+
+class _Primary(Node):
+    """The server that is the primary now."""
+
+    def _current(self, connection: Any) -> bool:
+        # another thread may have learned of a new primary, while the old one still answers
+        address = self._pool.master_address
+        return address is None or (connection.host, connection.port) == address
+
+
+def _wait_at_most(connection: Any, seconds: float) -> None:
+    connection.socket_timeout = connection.socket_connect_timeout = seconds
+    if connection._sock is not None:
+        connection._sock.settimeout(seconds)
+
+
+def _answer(connection: Any) -> Any:
+    try:
+        return connection.read_response()
+    except ResponseError as exc:
+        return exc
+
+
+def _for_now(answer: Any) -> bool:
+    return isinstance(answer, _FOR_NOW) or (isinstance(answer, ResponseError) and str(answer).startswith(_FOR_NOW_TOO))
+
+
+class Servers:
+    """One server; the classes below find the right one among several."""
+
+    #: options that are ours
+    own_options: tuple[str, ...] = ()
+
+    def __init__(self, url: str, options: Mapping[str, Any]) -> None:
+        self._settings = url, options
+        #: seconds to wait for a connection, for an answer, and for which an operation asks again at most
+        self.connect_timeout, self.timeout = timeouts(options)
+        self.time_allowed = self.connect_timeout + self.timeout
+        self._arguments = {
+            "socket_timeout": self.timeout,
+            "socket_connect_timeout": self.connect_timeout,
+            "retry": Retry(NoBackoff(), 0),
+            **options,
+            "decode_responses": False,
+        }
+        self._open(url)
+
+    def _open(self, url: str) -> None:
+        if self._arguments.pop("ssl", False):
+            url = re.sub("^redis:", "rediss:", url)
+        self._only = Node(self._checked(redis.ConnectionPool.from_url(url, **self._arguments)))
+
+    def _checked(self, pool: Any) -> Any:
+        """Return the pool, if its connections take all that the URL and the options say."""
+        known = {
+            name
+            for each in pool.connection_class.__mro__
+            for name, parameter in inspect.signature(each.__init__).parameters.items()
+            if parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        }
+        known = known.difference(["self", "connection_pool"]).union(_OF_POOLS, self.own_options)
+        for name in self._settings[1].keys() | pool.connection_kwargs.keys():
+            if name not in known and name != "connection_pool":
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
+                raise ConfigurationError(
+                    f"{name} of lockbeat_redis_options or the Redis URL is no argument of redis-py {redis.__version__}; "
+                    f"did you mean {near}? allowed: {', '.join(sorted(known))}"
+                )
+        pool.connection_class(**pool.connection_kwargs)
+        return pool
+
+    def anew(self) -> Servers:
+        """Return the same servers without a connection to them."""
+        return type(self)(*self._settings)
+
+    def nodes(self) -> Iterable[Node]:
+        """Return the servers that have keys of ours, as far as they are known."""
+        return [self._only]
+
+    def primaries(self) -> Iterable[Node]:
+        """Return the servers that may be written to. Raises RedisError and OSError."""
+        return self.nodes()
+
+    def facts(self) -> list[tuple[str | None, dict[str, str]]]:
+        """Return of each server its version and what it tells of its memory, as far as it may tell them.
+
+        Raises RedisError and OSError.
+        """
+        return [_facts(node, self.timeout) for node in self.primaries()]
+
+    def close(self) -> None:
+        """Close all connections that nobody uses now; they open again when they are used."""
+        for node in self.nodes():
+            node.close()
+
+    # -- asking --------------------------------------------------------------------------------------------------------
+
+    def ask_one(self, call: Call, within: float) -> Any:
+        """Do as ``ask`` does, with one call: nearly all are answered at once, and pay for nothing else."""
+        started = monotonic()
+        try:
+            (answer,) = self.node_of(call.keys[0]).converse((call.words(),), min(self.timeout, within))
+        except (RedisError, OSError) as exc:
+            answer = exc
+        if isinstance(answer, Exception):
+            (answer,) = self.ask([call], within - (monotonic() - started), first=answer)
+        return answer
+
+    def ask(self, calls: Sequence[Call], within: float, *, min_replicas: int = 0, first: Any = None) -> list[Any]:
+        """Run scripts; return for each its answer, or the exception that it ended in.
+
+        A write that fewer than ``min_replicas`` have confirmed ends in TooFewReplicas. ``first``: the answer of a try that
+        was made before.
+        """
+        deadline = monotonic() + within
+        answers: list[Any] = [first] * len(calls)
+        progress = _Progress()
+        waiting = list(range(len(calls)))
+        while True:
+            if first is None or progress.rounds:
+                self._ask_all(calls, waiting, progress, answers, deadline, min_replicas)
+            progress.begin_another_round()
+            waiting = [each for each in waiting if self._ask_again(each, calls[each], answers[each], progress)]
+            if not waiting or monotonic() + progress.pause >= deadline:
+                return answers
+            time.sleep(progress.pause)
+
+    def _ask_all(
+        self,
+        calls: Sequence[Call],
+        waiting: Iterable[int],
+        progress: _Progress,
+        answers: list[Any],
+        deadline: float,
+        min_replicas: int,
+    ) -> None:
+        groups = self._by_node(calls, waiting, progress, answers)
+        # those that failed last come last: what they cost must not be at the others' expense
+        for position, node in enumerate(sorted(groups, key=lambda node: node.fails)):
+            share = (deadline - monotonic()) / (len(groups) - position)
+            timeout = max(0.01, min(self.timeout, share))
+            asked = [(calls[each], each in progress.asking, each in progress.unknown) for each in groups[node]]
+            for each, answer in zip(groups[node], _ask(node, asked, timeout, min_replicas), strict=True):
+                answers[each] = answer
+
+    def _by_node(
+        self, calls: Sequence[Call], waiting: Iterable[int], progress: _Progress, answers: list[Any]
+    ) -> dict[Node, list[int]]:
+        groups: dict[Node, list[int]] = {}
+        for each in waiting:
+            try:
+                node = progress.asking.get(each) or self.node_of(calls[each].keys[0])
+            except (RedisError, OSError) as exc:  # noqa: PERF203  free where nothing is raised
+                answers[each] = exc
+            else:
+                groups.setdefault(node, []).append(each)
+        return groups
+
+    def _ask_again(self, each: int, call: Call, answer: Any, progress: _Progress) -> bool:
+        """Whether another answer may come; learn from this one where to ask, and how."""
+        if not isinstance(answer, Exception) or isinstance(answer, TooFewReplicas):
+            return False
+        if isinstance(answer, NoScriptError):
+            known, progress.unknown = each not in progress.unknown, progress.unknown | {each}
+            return known
+        if isinstance(answer, AskError):
+            return self._follow(each, call, answer, progress)
+        if _for_now(answer):
+            progress.pause = PAUSE
+            return True
+        if isinstance(answer, ResponseError):
+            return False
+        progress.pause = PAUSE
+        return self._reach_another() or progress.rounds < TRIES
+
+    # -- what there is more than one of --------------------------------------------------------------------------------
+
+    def node_of(self, _key: str) -> Node:
+        """Return the server that has this key. Raises RedisError and OSError."""
+        return self._only
+
+    def _follow(self, _each: int, _call: Call, _answer: AskError, _progress: _Progress) -> bool:
+        """Follow a slot to its node."""
+        return False
+
+    def _reach_another(self) -> bool:
+        """Whether another server may stand in for one that does not answer."""
+        return False
+
+
+class _Progress:
+    """What is known of the calls that wait for an answer."""
+
+    def __init__(self) -> None:
+        self.rounds = 0
+        self.pause = 0.0
+        self.unknown: set[int] = set()  # scripts that the server does not know
+        self.asking: dict[int, Node] = {}  # a slot is on its way there
+
+    def begin_another_round(self) -> None:
+        self.rounds += 1
+        self.pause = 0.0 if self.rounds == 1 else PAUSE
+        self.asking = {}
+
+
+def _ask(node: Node, asked: list[tuple[Call, bool, bool]], timeout: float, min_replicas: int) -> list[Any]:
+    """Run scripts on one node; ``asked`` has for each whether its slot is still on its way there, and whether to send it whole."""
+    commands: list[tuple[Any, ...]] = []
+    for call, asking, whole in asked:
+        if asking:
+            commands.append(("ASKING",))
+        commands.append(call.words(with_source=whole))
+    if min_replicas:
+        commands.append(("WAIT", min_replicas, int(timeout * 500)))
+    try:
+        answers = node.converse(commands, timeout)
+    except (RedisError, OSError) as exc:
+        return [exc] * len(asked)
+    reached = answers.pop() if min_replicas else 0
+    if isinstance(reached, Exception):
+        return [reached] * len(asked)
+    ran = [answer for command, answer in zip(commands, answers, strict=False) if command[0] != "ASKING"]
+    if reached < min_replicas:
+        return [answer if isinstance(answer, Exception) else TooFewReplicas(reached) for answer in ran]
+    return ran
+
+
+def _facts(node: Node, timeout: float) -> tuple[str | None, dict[str, str]]:
+    # HELLO needs no permission; a server that does not know it tells its version by INFO, which does
+    hello, server, memory = node.converse([("HELLO",), ("INFO", "server"), ("INFO", "memory")], timeout)
+    if isinstance(hello, list):
+        hello = dict(zip(hello[::2], hello[1::2], strict=True))
+    version = hello.get(b"version") if isinstance(hello, dict) else _info(server).get("redis_version")
+    return version.decode() if isinstance(version, bytes) else version, _info(memory)
+
+
+def _info(answer: Any) -> dict[str, str]:
+    lines = answer.decode("utf-8", "replace").splitlines() if isinstance(answer, bytes) else []
+    return {name: value for name, colon, value in (line.partition(":") for line in lines) if colon}
+
+
+class Sentinels(Servers):
+    """The primary that Sentinels name: ``sentinel://host:port;sentinel://host:port`` and the option ``master_name``."""
+
+    own_options = ("master_name", "min_other_sentinels", "sentinel_kwargs")
+
+    def _open(self, url: str) -> None:
+        parts = [urlsplit(each) for each in url.split(";")]
+        arguments = self._arguments
+        name = arguments.pop("master_name")
+        # all of them may be asked in turn before one answers
+        each_timeout = self.connect_timeout / len(parts)
+        sentinel = Sentinel(  # type: ignore[no-untyped-call]
+            [(part.hostname or "localhost", part.port or 26379) for part in parts],
+            min_other_sentinels=arguments.pop("min_other_sentinels", 0),
+            sentinel_kwargs={
+                "socket_timeout": each_timeout,
+                "socket_connect_timeout": each_timeout,
+                "retry": Retry(NoBackoff(), 0),
+                **(arguments.pop("sentinel_kwargs", None) or {}),
+            },
+        )
+        for part in reversed(parts):  # the first that says it counts
+            if part.username:
+                arguments["username"] = unquote(part.username)
+            if part.password:
+                arguments["password"] = unquote(part.password)
+            if part.path.strip("/"):
+                arguments["db"] = int(part.path.strip("/"))
+        pool = SentinelConnectionPool(name, sentinel, **arguments)  # type: ignore[no-untyped-call]
+        self._only = _Primary(self._checked(pool))
+
+    def _reach_another(self) -> bool:
+        return True
+
+
+class Cluster(Servers):
+    """The nodes of a Cluster: the option ``cluster``. One node of it is enough to know; more, separated by ``;``, are better."""
+
+    own_options = ("address_remap", "cluster")
+
+    def _open(self, url: str) -> None:
+        self._remap = self._arguments.pop("address_remap", None) or (lambda address: address)
+        self._nodes: dict[tuple[str, int], Node] = {}
+        #: the address of the node of each slot that we know of
+        self._slots: dict[int, tuple[str, int]] = {}
+        scheme = "rediss" if self._arguments.pop("ssl", False) else None
+        pools = [
+            redis.ConnectionPool.from_url(re.sub("^redis:", f"{scheme}:", each) if scheme else each, **self._arguments)
+            for each in url.split(";")
+        ]
+        self._checked(pools[0])
+        self._shared = {**pools[0].connection_kwargs, "connection_class": pools[0].connection_class}
+        if self._shared.get("db"):
+            raise ValueError("a Cluster has database 0 only")
+        for pool in pools:
+            said = pool.connection_kwargs
+            self._node((said.get("host", "localhost"), int(said.get("port", 6379))))
+
+    def _node(self, address: tuple[str, int]) -> Node:
+        node = self._nodes.get(address)
+        if node is None:
+            shared = {**self._shared, "host": address[0], "port": address[1]}
+            node = self._nodes.setdefault(address, Node(redis.ConnectionPool(**shared)))
+        return node
+
+    def nodes(self) -> Iterable[Node]:
+        """Return those that we have heard of."""
+        return list(self._nodes.values())
+
+    def primaries(self) -> Iterable[Node]:
+        """Return the nodes that have slots."""
+        self._learn(self.timeout)
+        return [self._node(address) for address in set(self._slots.values())]
+
+    def node_of(self, key: str) -> Node:
+        """Return the node of this key's slot, having asked for it if it is not known."""
+        slot = key_slot(key.encode())
+        if slot not in self._slots:
+            self._learn(self.timeout)
+        if slot not in self._slots:
+            raise ClusterDownError(f"CLUSTERDOWN no node has the slot {slot}")
+        return self._node(self._slots[slot])
+
+    def _learn(self, timeout: float) -> None:
+        """Ask any node which slots are where."""
+        error: Exception = ClusterDownError("CLUSTERDOWN no node is known")
+        known = sorted(self._nodes.items(), key=lambda each: each[1].fails)
+        for address, node in known:
+            try:
+                (ranges,) = node.converse([("CLUSTER", "SLOTS")], timeout / len(known))
+                if isinstance(ranges, Exception):
+                    raise ranges
+            except (RedisError, OSError) as exc:  # noqa: PERF203  free where nothing is raised
+                error = exc
+            else:
+                slots = {
+                    slot: self._address(primary[0], primary[1], address[0])
+                    for first, last, primary, *_ in ranges
+                    for slot in range(first, last + 1)
+                }
+                if slots:
+                    self._slots = slots
+                    return
+        raise error
+
+    def _address(self, host: Any, port: int, unnamed: str) -> tuple[str, int]:
+        name = host.decode() if isinstance(host, bytes) else host
+        address: tuple[str, int] = self._remap((unnamed if name in (None, "", "?") else name, int(port)))
+        return address
+
+    def _follow(self, each: int, call: Call, answer: AskError, progress: _Progress) -> bool:
+        slot = key_slot(call.keys[0].encode())
+        address = self._address(answer.host, answer.port, self._slots[slot][0])
+        if isinstance(answer, MovedError):
+            self._slots = {**self._slots, slot: address}
+        else:
+            progress.asking[each] = self._node(address)
+        return True
+
+    def _reach_another(self) -> bool:
+        self._slots = {}  # a replica may have taken the place of the node that does not answer
+        return True
+
+
+def open_servers(url: str, options: Mapping[str, Any] | None = None) -> Servers:
+    """Choose by the URL and the options; connects at the first call. Raises ConfigurationError."""
+    arguments = dict(options or {})
+    kind = Sentinels if url.startswith("sentinel://") else Cluster if arguments.pop("cluster", False) else Servers
+    try:
+        return kind(url, arguments)
+    except ConfigurationError:
+        raise
+    except (ValueError, TypeError, RedisError) as exc:
+        msg = f"cannot make a Redis client of lockbeat_redis_options and the URL: {without_passwords(str(exc))}"
+        raise ConfigurationError(msg) from None
+
+
+def why(exc: Exception, call: Call | None = None, min_replicas: int = 0) -> str:
+    """Say why a call has no answer, in the terms of whoever looks after the server."""
+    if isinstance(exc, TooFewReplicas):
+        return f"only {exc.args[0]} of lockbeat_redis_min_replicas={min_replicas} replicas confirmed the write"
+    told = f"{type(exc).__name__}: {without_passwords(str(exc))}"
+    if isinstance(exc, MovedError):
+        return f"{told}: it is a node of a Cluster, for which lockbeat_redis_options needs 'cluster': True"
+    if isinstance(exc, OutOfMemoryError):
+        return f"{told}: it is full (maxmemory)"
+    if call and "can't run this command" in told and (line := re.search(r"user_script:(\d+)", told)):
+        # Redis 7.0 tells where, and not what
+        return f"{told}: the user has no permission for {call.script.command_at(int(line[1]))}"
+    return told
