@@ -494,7 +494,8 @@ def _store_facts(
     url = str(told.get("url", ""))
     scheme = url.partition("://")[0]
     encrypted = scheme == "rediss" or bool(told.get("ssl"))
-    requires = str(told.get("ssl_cert_reqs", "")) or "".join(re.findall(r"ssl_cert_reqs=(\w*)", url))
+    requires = told.get("ssl_cert_reqs", "".join(re.findall(r"ssl_cert_reqs=(\w*)", url)))
+    required = str(getattr(requires, "name", requires)).lower().removeprefix("cert_")  # ssl.CERT_NONE, or a word
     return StoreFacts(
         name=_named(store, arguments),
         driver=store.driver,
@@ -504,7 +505,7 @@ def _store_facts(
         min_replicas=options.redis_min_replicas,
         remote=scheme not in ("", "unix") and not re.match(r"(localhost|127\.[\d.]+|\[::1\]|)([:/;]|$)", _place(url)),
         encrypted=encrypted,
-        verified=not encrypted or requires.lower().removeprefix("cert_") not in ("none", "optional", "false"),
+        verified=not encrypted or required not in ("none", "optional"),
         password=bool(
             _passwords_in(url) or told.get("password") or told.get("credential_provider") or told.get("ssl_certfile")
         ),

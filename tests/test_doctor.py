@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import ssl
 from dataclasses import replace
 
 import pytest
@@ -334,6 +335,19 @@ def test_a_password_that_the_server_refuses_is_not_told(spare_server, tmp_path):
 def test_a_url_tells_how_safe_the_connection_is(server, tmp_path, url, remote, encrypted, verified, password):
     (store,) = gather(made(server, tmp_path, lockbeat_redis_url=url)).stores
     assert (store.remote, store.encrypted, store.verified, store.password) == (remote, encrypted, verified, password)
+
+
+def test_a_certificate_that_is_not_asked_for_is_seen_in_the_options_too(server, tmp_path):
+    for given, verified in (
+        (ssl.CERT_NONE, False),
+        ("none", False),
+        (None, False),
+        (ssl.CERT_REQUIRED, True),
+        ("required", True),
+    ):
+        options = {"ssl_cert_reqs": given}
+        app = made(server, tmp_path, lockbeat_redis_url="rediss://127.0.0.1:1/0", lockbeat_redis_options=options)
+        assert gather(app).stores[0].verified is verified
 
 
 def test_a_broker_with_a_visibility_timeout_of_its_own_is_asked_for_that(server, tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from commands import running
 from proxy import Proxy
-from servers import Server, wait_until
+from servers import Server, free_port, wait_until
 
 from celery_lockbeat import Lock
 from celery_lockbeat.doctor import KINDS
@@ -189,7 +189,8 @@ def test_a_replica_its_primary_and_too_few_of_them_are_found(project, saving):
 
 
 def test_a_node_of_a_cluster_is_found(project):
-    with Server("--cluster-enabled", "yes", persistent=True) as node:
+    # its own port for the cluster's bus: ten thousand higher there may be none
+    with Server("--cluster-enabled", "yes", "--cluster-port", str(free_port()), persistent=True) as node:
         with node.client() as client:
             client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
             wait_until(lambda: "ok" in str(client.execute_command("CLUSTER", "INFO")), message="it is a cluster")
@@ -324,7 +325,8 @@ def test_status_and_entries_show_the_beats_that_run(project):
 
 def test_status_shows_what_waits_to_be_published(project):
     store = RedisStore(project.url)
-    store.claim("shop", "dead", [Claim("id", "hourly", EntryState(1, "t"), {})], ttl=0.001)
+    store.claim("shop", "dead", [Claim("id", "hourly", EntryState(1, "t"), {})], ttl=1)
+    wait_until(lambda: project.told("status")["overdue"] == 1, message="it is overdue")
     told = project.told("status")
     assert (told["pending"], told["overdue"], told["beats"]) == (1, 1, [])
 

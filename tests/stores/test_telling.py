@@ -43,9 +43,9 @@ def test_what_is_released_freed_or_over_is_not_told(store, kind):
     store.release(store.acquire("released", holder="h", ttl=LONG), remember_for=LONG)
     store.acquire("freed", holder="h", ttl=LONG)
     store.free("freed", holder="h")
-    store.acquire("over", holder="h", ttl=0.05)
+    store.acquire("over", holder="h", ttl=0.3)
     store.acquire("held", holder="h", ttl=LONG)
-    kind.later(0.06)
+    kind.later(0.3)
     assert keys(store.locks()) == ["held"]
     for key in ("released", "freed", "over", "never"):
         assert store.locks(key) == []
@@ -110,9 +110,9 @@ def test_each_replica_is_told_with_what_it_lists_and_how_long_it_is_silent(store
 def test_each_entry_is_told_with_its_state_and_what_waits_to_be_published(store, kind):
     store.join("shop", "a")
     store.list_entries("shop", "a", [("x", EntryState(0, "t0")), ("y", EntryState(4, "t0"))], complete=True)
-    store.claim("shop", "a", [tick("x")], ttl=0.1)
+    store.claim("shop", "a", [tick("x")], ttl=0.3)
     store.claim("shop", "a", [tick("x", 2)], ttl=LONG)
-    kind.later(0.11)
+    kind.later(0.3)
     beats = store.beats("shop")
     assert sorted(beats.entries, key=lambda entry: entry.name) == [
         StoredEntry("x", EntryState(2, "t1"), 2),
