@@ -49,11 +49,12 @@ class Project:
     def __init__(self, directory: Path, server: Server) -> None:
         self.directory = directory
         self.url = server.url
+        self.settings: dict[str, object] = {}
         (directory / "proj.py").write_text(PROJ)
 
     def environment(self, more: dict[str, str], settings: dict[str, object]) -> dict[str, str]:
         memory = str(self.directory / "memory")
-        given = {"lockbeat_redis_url": self.url, "lockbeat_memory_path": memory, **settings}
+        given = {"lockbeat_redis_url": self.url, "lockbeat_memory_path": memory, **self.settings, **settings}
         return {**more, "SETTINGS": json.dumps({name: value for name, value in given.items() if value is not None})}
 
     def run(self, *arguments: str, environment: dict[str, str] | None = None, **settings: object):
