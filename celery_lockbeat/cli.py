@@ -5,19 +5,23 @@ Exits with 1 where a store does not answer, a setting is wrong, or what was aske
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
 from typing import Any, Final
 
 import click
 from celery.bin.base import CeleryCommand, handle_preload_options
+from celery.utils import uuid
 
 from celery_lockbeat.doctor import KINDS, LEVELS, examine, gather, name_of, redactor, stores_in_use
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
-from celery_lockbeat.stores.base import ALIVE, LISTED_AT_MOST, Beats
+from celery_lockbeat.options import AppOptions
+from celery_lockbeat.stores.base import ALIVE, LISTED_AT_MOST, Beats, Claim, Store, StoredEntry
 
 __all__ = ["lockbeat"]
 
@@ -169,6 +173,51 @@ def release(ctx: click.Context, key: str, as_json: bool) -> None:
     if not freed:
         ctx.obj.error(f"{key!r} is not held")
         ctx.exit(1)
+
+
+@_command
+@click.argument("entry")
+def run(ctx: click.Context, entry: str, as_json: bool) -> None:
+    """Have a beat publish ENTRY once, within seconds; when it is due next stays as it is.
+
+    ENTRY is as `entries` shows it, with or without what follows its last @.
+    """
+    app = ctx.obj.app
+    (_, home), *_ = stores_in_use(app)
+    beats = home.beats(name_of(app))
+    known = [each for each in beats.entries if entry in (each.name, each.name.rpartition("@")[0])]
+    listed = [each for each in known if _listing(beats, each.name)]
+    if len(listed) != 1:
+        found = f"these are such: {', '.join(each.name for each in listed)}" if listed else "no beat that runs lists it"
+        ctx.obj.error(f"{entry!r} names no one entry: {found}")
+        ctx.exit(1)
+    claim = _claim_for_the_beats(home, app, listed[0])
+    told = {"entry": claim.entry, "task_id": claim.task_id, "run": claim.state.total_run_count}
+    if as_json:
+        _print_json(told)
+    else:
+        ctx.obj.echo(f"a beat publishes {told['entry']!r}, run {told['run']}, as task {told['task_id']}")
+
+
+def _claim_for_the_beats(store: Store, app: Any, entry: StoredEntry) -> Claim:
+    """Claim a tick of now, and hand it over at once: to whichever beat is first, and knows the message to make of it.
+
+    So the run is numbered like all others, and published at least once whatever dies now. Its state keeps the time of the
+    last tick: the beats find the next one due when it was. Raises StoreUnavailable.
+    """
+    replica, state = f"command-{uuid()}", entry.state
+    while True:
+        due = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        claim = Claim(uuid(), entry.name, replace(state, total_run_count=state.total_run_count + 1), {"due": due})
+        (refusal,) = store.claim(name_of(app), replica, [claim], ttl=AppOptions.read(app.conf).claim_ttl).refusals
+        if refusal is None:
+            break
+        if refusal.total_run_count <= state.total_run_count:
+            raise click.ClickException(f"too many ticks of {entry.name!r} wait to be published")
+        state = refusal  # a beat was faster
+    with contextlib.suppress(StoreUnavailable):  # then it is overdue when its ttl is over
+        store.settle(name_of(app), replica, [], handed_over=[claim.task_id])
+    return claim
 
 
 def _listing(beats: Beats, entry: str) -> int:

@@ -302,7 +302,7 @@ _ALL_KINDS: Final = (
         "error",
         "Beats of two apps that share a name and a store count each other as replicas: they mix up entries of one name, and"
         " leave each other's claims lying.",
-        'Give each app a name of its own, Celery("shop"), or lockbeat_key_prefix.',
+        'Give each app a name of its own, Celery("shop"), or a lockbeat_key_prefix of its own.',
     ),
     Kind(
         "lists-differ",
@@ -403,10 +403,9 @@ def gather(app: Any) -> Facts:
         wrong.append(tell(exc))
     else:
         stores = [_store_facts(app, store, url, options, patience, tell) for store, url, patience in used]
-        home, _ = stores_of(app).choose(default.driver, default.connection)
-        if not stores[[store for store, _, _ in used].index(home)].trouble:
+        if stores[0].trouble is None:  # the first is that of the beats
             try:
-                beats = home.beats(name_of(app))
+                beats = used[0][0].beats(name_of(app))
             except (StoreUnavailable, ConfigurationError) as exc:
                 beats_trouble = tell(exc)
     return Facts(
@@ -455,7 +454,7 @@ def _task_facts(app: Any, task: Any) -> TaskFacts:
 def _patience_by_store(
     app: Any, options: AppOptions, default: LockOptions, tasks: Iterable[TaskFacts]
 ) -> list[tuple[Store, Mapping[str, Any] | None, float]]:
-    """Tell each store once, with its arguments and the least time that anything has for an answer of it."""
+    """Tell each store once, with its arguments and the least time that anything has for an answer; that of the beats first."""
     users = [(default, options.claim_ttl), (default, _patience(default))]
     users += [(task.lock, _patience(task.lock)) for task in tasks if task.lock is not None]
     patience: dict[Store, tuple[Mapping[str, Any] | None, float]] = {}

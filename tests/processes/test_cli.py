@@ -9,6 +9,8 @@ import shutil
 import subprocess
 import sys
 import time
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ from servers import Server, free_port, wait_until
 
 from celery_lockbeat import Lock
 from celery_lockbeat.doctor import KINDS
-from celery_lockbeat.stores.base import Claim, EntryState, Lease
+from celery_lockbeat.stores.base import BACKLOG, Claim, EntryState, Lease
 from celery_lockbeat.stores.redis import RedisStore
 
 #: An app in which nothing is to be found but what its server lacks.
@@ -360,7 +362,7 @@ def test_locks_of_the_memory_store_are_shown_while_their_process_lives(project, 
     assert project.told("locks", **options) == []
 
 
-@pytest.mark.parametrize("command", [["status"], ["locks"], ["entries"], ["release", "k"]], ids=str)
+@pytest.mark.parametrize("command", [["status"], ["locks"], ["entries"], ["release", "k"], ["run", "e"]], ids=str)
 def test_a_store_that_is_away_is_said_in_one_line_without_its_password(project, spare, command):
     spare.kill()
     project.url = spare.url.replace("//", "//:geheim@")
@@ -371,8 +373,94 @@ def test_a_store_that_is_away_is_said_in_one_line_without_its_password(project, 
     assert "geheim" not in done.stderr
 
 
+def sent(server: Server) -> list[dict]:
+    """The headers of all messages, the oldest first."""
+    with server.client() as client:
+        return [json.loads(message)["headers"] for message in reversed(client.lrange("celery", 0, -1))]
+
+
+@contextlib.contextmanager
+def beats(project: Project, count: int, scheduler: str = "lockbeat"):
+    """Real beats that send to a Redis."""
+    (project.directory / "proj.py").write_text(
+        (project.directory / "proj.py").read_text().replace("memory://", project.url)
+    )
+    command = ["celery", "-A", "proj", "beat", "-S", scheduler, "-l", "INFO", "--pidfile="]
+    with running([command] * count, project.directory, **project.environment({}, {})) as started:
+        wait_until(
+            lambda: [beat["entries"] > 0 for beat in project.told("status")["beats"]] == [True] * count, 60, "all list"
+        )
+        yield started
+
+
+def test_an_entry_is_run_once_now_and_is_due_when_it_was(project, saving):
+    with beats(project, 2):
+        before = {entry["name"]: entry for entry in project.told("entries")}
+        told = [project.told("run", "hourly") for _ in range(2)]
+        assert [each["run"] for each in told] == [1, 2]
+        wait_until(lambda: len(sent(saving)) >= 2, 10, "they are published")
+        wait_until(lambda: project.told("status")["pending"] == 0, 10, "they are settled")
+        headers = sent(saving)
+        assert [each["id"] for each in headers] == [each["task_id"] for each in told]
+        assert [each["lockbeat"]["run"] for each in headers] == [1, 2]
+        assert {each["task"] for each in headers} == {"proj.report"}
+        after = {entry["name"]: entry for entry in project.told("entries")}
+        assert after["hourly"] == {**before["hourly"], "runs": 2}
+        done = project.run("run", "daily")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "'daily' names no one entry: no beat that runs lists it" in done.stderr
+
+
+def test_ticks_go_on_in_time_beside_runs_by_hand(project, saving):
+    source = (project.directory / "proj.py").read_text()
+    (project.directory / "proj.py").write_text(source.replace('"schedule": 3600', '"schedule": 2'))
+    with beats(project, 2):
+        by_hand = [project.told("run", "hourly") for _ in range(4)]
+        wait_until(lambda: len(sent(saving)) >= 8, 30, "ticks go on")
+    headers = sent(saving)
+    runs = [each["lockbeat"]["run"] for each in headers]
+    assert sorted(runs) == list(range(1, len(runs) + 1))
+    assert {each["task_id"] for each in by_hand} <= {each["id"] for each in headers}
+    ticks = [
+        datetime.fromisoformat(each["lockbeat"]["due"])
+        for each in headers
+        if each["id"] not in {one["task_id"] for one in by_hand}
+    ]
+    assert all(1.5 < (later - earlier).total_seconds() < 3.5 for earlier, later in pairwise(sorted(ticks)))
+
+
+def test_an_entry_of_redbeat_is_run_by_its_key(project, saving):
+    with (project.directory / "proj.py").open("a") as file:
+        file.write("app.conf.redbeat_redis_url = app.conf.lockbeat_redis_url\n")
+    with beats(project, 2, "lockbeat-redbeat"):
+        told = [project.told("run", "redbeat:hourly") for _ in range(2)]
+        wait_until(lambda: len(sent(saving)) >= 2, 10, "they are published")
+        wait_until(lambda: project.told("status")["pending"] == 0, 10, "they are settled")
+    assert [each["id"] for each in sent(saving)] == [each["task_id"] for each in told]
+
+
+def test_nothing_is_run_where_no_beat_runs(project):
+    store = RedisStore(project.url)
+    store.list_entries("shop", "dead", [("hourly", EntryState(0, "t"))], complete=True)
+    store.leave("shop", "dead")
+    done = project.run("run", "hourly")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert store.beats("shop").entries[0].state.total_run_count == 0
+
+
+def test_a_run_by_hand_waits_its_turn_where_too_many_ticks_wait(project):
+    store = RedisStore(project.url)
+    store.join("shop", "busy")
+    store.list_entries("shop", "busy", [("hourly", EntryState(0, "t"))], complete=True)
+    for run in range(1, BACKLOG + 1):
+        store.claim("shop", "busy", [Claim(f"id{run}", "hourly", EntryState(run, "t"), {})], ttl=600)
+    done = project.run("run", "hourly")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "too many ticks of 'hourly' wait to be published" in done.stderr
+
+
 def test_every_command_has_help(project):
     text = project.run("--help").stdout
-    for command in ("doctor", "entries", "locks", "release", "status"):
+    for command in ("doctor", "entries", "locks", "release", "run", "status"):
         assert command in text
         assert "--json" in project.run(command, "--help").stdout
