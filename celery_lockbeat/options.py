@@ -283,14 +283,19 @@ def _roots(template: str) -> Iterator[str]:
 
 
 def _refusal(setting: str, value: Any, allowed: str) -> ConfigurationError:
-    return ConfigurationError(f"{setting} is {without_passwords(repr(value))}; allowed: {allowed}")
+    return ConfigurationError(f"{setting} is {_without_passwords(value)!r}; allowed: {allowed}")
 
 
-def without_passwords(text: str) -> str:
-    """Blot out the passwords in URLs, in their queries, and in what is written of a mapping."""
-    text = re.sub(r"(://[^\s/@:;'\"]*:)[^\s;'\"]*@", r"\1**@", text)
-    text = re.sub(r"([?&]\w*password=)[^\s&;'\"]*", r"\1**", text)
-    return re.sub(r"('\w*password': )(?:'[^']*'|\"[^\"]*\")", r"\1'**'", text)
+def _without_passwords(value: Any) -> Any:
+    """Blot out what may be a password, in URLs and in what has a name."""
+    if isinstance(value, Mapping):
+        return {name: "**" if "pass" in str(name).lower() else _without_passwords(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_passwords(each) for each in value]
+    if not isinstance(value, str):
+        return value
+    parts = [re.sub(r"^([^:]*://[^:@]*:).*@", r"\1**@", part, flags=re.DOTALL) for part in value.split(";")]
+    return re.sub(r"([?&]\w*pass\w*=)[^&;]*", r"\1**", ";".join(parts))
 
 
 def timeouts(options: Mapping[str, Any] | None) -> tuple[float, float]:
@@ -394,9 +399,8 @@ def _redis_url(setting: str, value: Any) -> str:
         raise _refusal(setting, value, allowed)
     try:
         [urlsplit(part).port for part in value.split(";")]
-    except ValueError:  # redis-py's words would have a part of the password
-        allowed = "a URL whose port is a number, with a password that is quoted (%2F for a /)"
-        raise _refusal(setting, value, allowed) from None
+    except ValueError:
+        raise _refusal(setting, value, "a URL whose port is a number, and whose password is URL-encoded") from None
     if value.startswith("redis+socket://"):
         # Celery's own spelling of a unix socket; redis-py's is unix://, and its database is ?db= for ?virtual_host=
         value = value.replace("redis+socket://", "unix://", 1).replace("virtual_host=", "db=")
@@ -406,7 +410,8 @@ def _redis_url(setting: str, value: Any) -> str:
 
 def _client_arguments(setting: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
-        raise _refusal(setting, value, "a mapping of arguments of redis.Redis")
+        # not itself, for there may be a password anywhere in it
+        raise _refusal(setting, type(value).__name__, "a mapping of arguments of redis.Redis")
     arguments = dict(value)
     if "url" in arguments:
         raise _refusal(setting, value, "arguments of redis.Redis; the URL goes into lockbeat_redis_url")

@@ -25,16 +25,22 @@ class Trio:
     def __init__(self, directory: Path, *, password: str | None = None) -> None:
         self._stack = contextlib.ExitStack()
         self.password = password
+        with self._stack:
+            self._found(directory)
+            self._stack = self._stack.pop_all()
+
+    def _found(self, directory: Path) -> None:
+        password = self.password
         login = ["--requirepass", password, "--masterauth", password] if password else []
         if not password:
             user = ["--user", "replica", "on", ">p", "+psync", "+replconf", "+ping"]
             login = ["--masteruser", "replica", "--masterauth", "p", *user]
         options = ["--repl-diskless-sync-delay", "0", "--repl-backlog-size", "16mb", *login]
-        primary = self._stack.enter_context(_Member(password, *options))
+        primary = self._stack.enter_context(Member(password, *options))
         of_it = ["--replicaof", "127.0.0.1", str(primary.port)]
         self.servers = [
             primary,
-            *(self._stack.enter_context(_Member(password, *of_it, *options)) for _ in range(2)),
+            *(self._stack.enter_context(Member(password, *of_it, *options)) for _ in range(2)),
         ]
         self.primary_at_first = primary
         for replica in self.servers[1:]:
@@ -110,7 +116,7 @@ class Trio:
         self._stack.close()
 
 
-class _Member(Server):
+class Member(Server):
     """A server that may have a password."""
 
     def __init__(self, password: str | None, *options: str) -> None:
@@ -134,8 +140,15 @@ class _Member(Server):
 class Nodes:
     """A Cluster of three primaries, and of a replica of each if asked for."""
 
-    def __init__(self, *, replicas: bool = False) -> None:
+    def __init__(self, *options: str, replicas: bool = False) -> None:
         self._stack = contextlib.ExitStack()
+        self._options = options
+        self._bus: dict[Server, int] = {}
+        with self._stack:
+            self._found(replicas=replicas)
+            self._stack = self._stack.pop_all()
+
+    def _found(self, *, replicas: bool) -> None:
         self.primaries = [self._start() for _ in range(3)]
         for number, node in enumerate(self.primaries):
             first, last = 16384 * number // 3, 16384 * (number + 1) // 3 - 1
@@ -155,14 +168,12 @@ class Nodes:
         self.url = self.primaries[0].url
         self.urls = ";".join(node.url for node in self.primaries)
 
-    _bus: dict[Server, int]
-
     def _start(self) -> Server:
         bus = free_port()
         options = ("--cluster-enabled", "yes", "--cluster-port", str(bus), "--cluster-node-timeout", "1000")
         more = ("--repl-diskless-sync-delay", "0", "--cluster-replica-validity-factor", "0")
-        node = self._stack.enter_context(Server(*options, *more))
-        self._bus = {**getattr(self, "_bus", {}), node: bus}
+        node = self._stack.enter_context(Server(*options, *more, *self._options))
+        self._bus[node] = bus
         return node
 
     @staticmethod
@@ -196,16 +207,20 @@ class Nodes:
         (port,) = [primary[1] for first, last, primary, *_ in told if first <= slot <= last]
         return next(each for each in [*self.primaries, *self.replicas] if each.port == port)
 
+    def has_lock(self, key: str) -> Server:
+        """The primary that has the lock of this key."""
+        return self.node_of(f"{{{key}}}")
+
     def key_on(self, node: Server, name: str = "key") -> str:
         """A lock's key whose slot is there."""
         for number in range(1000):
-            if self.node_of(f"{{{name}{number}}}") is node:
+            if self.has_lock(f"{name}{number}") is node:
                 return f"{name}{number}"
         raise AssertionError(node)
 
     def move(self, key: str, target: Server, half: Callable[[], None] = lambda: None) -> None:
-        """Move the slot of ``key`` as resharding does, step by step; ``half``: what happens while it is on its way."""
-        source, slot = self.node_of(key), key_slot(key.encode())
+        """Move the slot of this lock's key as resharding does, step by step; ``half``: what happens while it is on its way."""
+        source, slot = self.has_lock(key), key_slot(f"{{{key}}}".encode())
         self.command(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", self.id_of(source))
         self.command(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", self.id_of(target))
         half()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import inspect
+import os
 import re
 import time
 from collections import deque
@@ -39,7 +40,7 @@ from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError
-from celery_lockbeat.options import timeouts, without_passwords
+from celery_lockbeat.options import timeouts
 
 __all__ = ["SLOTS", "Call", "Cluster", "Node", "Script", "Servers", "open_servers", "why"]
 
@@ -56,6 +57,9 @@ TRIES: Final = 2
 _FOR_NOW: Final = (BusyLoadingError, ClusterDownError, ReadOnlyError, TryAgainError, AskError)
 _FOR_NOW_TOO: Final = ("BUSY ", "NOREPLICAS ", "UNBLOCKED ")
 
+#: Options whose files OpenSSL would only say of that there is one that it does not find.
+_FILES: Final = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
+
 #: Options that redis-py's pools know, and its connections do not.
 _OF_POOLS: Final = ("connection_class", "max_connections", "ssl")
 
@@ -68,9 +72,8 @@ class Script:
         self.sha: Final = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     def command_at(self, line: int) -> str:
-        """Return the command that a line of the source calls."""
-        found = re.search(r"redis\.call\('(\w+)'", self.source.splitlines()[line - 1])
-        return found[1] if found else "a command"
+        """Return what a line of the source calls."""
+        return " or ".join(re.findall(r"redis\.call\('(\w+)'", self.source.splitlines()[line - 1]))
 
 
 class Call(NamedTuple):
@@ -210,6 +213,10 @@ class Servers:
                 raise ConfigurationError(
                     f"{name} of lockbeat_redis_options or the Redis URL is no argument of redis-py {redis.__version__}; "
                     f"did you mean {near}? allowed: {', '.join(sorted(known))}"
+                )
+            if name in _FILES and not os.path.exists(path := pool.connection_kwargs.get(name) or "/"):  # noqa: PTH110
+                raise ConfigurationError(
+                    f"{name} of lockbeat_redis_options or the Redis URL is {path!r}: it is not there"
                 )
         pool.connection_class(**pool.connection_kwargs)
         return pool
@@ -517,7 +524,7 @@ def open_servers(url: str, options: Mapping[str, Any] | None = None) -> Servers:
     except ConfigurationError:
         raise
     except (ValueError, TypeError, RedisError) as exc:
-        msg = f"cannot make a Redis client of lockbeat_redis_options and the URL: {without_passwords(str(exc))}"
+        msg = f"cannot make a Redis client of lockbeat_redis_options and the URL: {exc}"
         raise ConfigurationError(msg) from None
 
 
@@ -525,7 +532,7 @@ def why(exc: Exception, call: Call | None = None, min_replicas: int = 0) -> str:
     """Say why a call has no answer, in the terms of whoever looks after the server."""
     if isinstance(exc, TooFewReplicas):
         return f"only {exc.args[0]} of lockbeat_redis_min_replicas={min_replicas} replicas confirmed the write"
-    told = f"{type(exc).__name__}: {without_passwords(str(exc))}"
+    told = f"{type(exc).__name__}: {exc}"
     if isinstance(exc, MovedError):
         return f"{told}: it is a node of a Cluster, for which lockbeat_redis_options needs 'cluster': True"
     if isinstance(exc, OutOfMemoryError):
