@@ -24,9 +24,11 @@ from celery_lockbeat.exceptions import StoreUnavailable
 __all__ = [
     "ALIVE",
     "BACKLOG",
+    "LISTED_AT_MOST",
     "OVERDUE_AT_ONCE",
     "STATE_MEMORY",
     "TOKEN_MEMORY",
+    "Beats",
     "Claim",
     "Claims",
     "EntryState",
@@ -34,8 +36,11 @@ __all__ = [
     "Held",
     "Joined",
     "Lease",
+    "LiveLock",
     "Overdue",
+    "Replica",
     "Store",
+    "StoredEntry",
 ]
 
 #: Seconds for which a store remembers the last token of a key after its last use. Only a server clock that was set
@@ -54,6 +59,9 @@ BACKLOG: Final = 8
 
 #: As many claims that nobody has settled in time are told at once.
 OVERDUE_AT_ONCE: Final = 100
+
+#: As many locks, entries, or entries of one replica are told to an operator, unless more are asked for.
+LISTED_AT_MOST: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +156,49 @@ class Joined:
 
     cold_start: float
     server_time: float
+
+
+@dataclass(frozen=True, slots=True)
+class LiveLock:
+    """What an operator is told of a lock that is held; ``holder`` is "" where its lease is over and its key still held.
+
+    The ``key`` is as it was given, or, where the store keeps long ones cut, what it has of it.
+    """
+
+    key: str
+    holder: str
+    description: str
+    run: str
+    token: int
+    remaining: float
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A beat: the seconds since it was last heard of (inf: it has left), what it lists, and whether that is complete."""
+
+    name: str
+    silent_for: float
+    entries: frozenset[str]
+    complete: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEntry:
+    """An entry of the beats: its state, and how many of its claims are not yet settled."""
+
+    name: str
+    state: EntryState
+    pending: int
+
+
+@dataclass(frozen=True, slots=True)
+class Beats:
+    """What an operator is told of the beats of one app; ``overdue`` of the pending claims may be taken over."""
+
+    replicas: list[Replica]
+    entries: list[StoredEntry]
+    overdue: int
 
 
 class Store(abc.ABC):
@@ -258,6 +309,17 @@ class Store(abc.ABC):
 
         Raises ConfigurationError for a server that cannot do what is asked of it.
         """
+
+    # -- operators -----------------------------------------------------------------------------------------------------
+    # Not atomic: what they tell may be of several moments. They stop no other operation for long, however much there is.
+
+    @abc.abstractmethod
+    def locks(self, key: str | None = None, *, limit: int = LISTED_AT_MOST) -> list[LiveLock]:
+        """Tell the locks that are held now, or that of ``key`` alone; in no order."""
+
+    @abc.abstractmethod
+    def beats(self, app: str, *, limit: int = LISTED_AT_MOST) -> Beats:
+        """Tell the replicas of ``app``, and its entries in no order; ``limit`` is for each list."""
 
     def twin(self) -> Store:
         """Return a store of the same locks, for a thread that gevent does not know: it can share no socket with others."""

@@ -23,6 +23,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar, Final, TypeVar
 
@@ -31,9 +32,11 @@ from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
 from celery_lockbeat.stores.base import (
     ALIVE,
     BACKLOG,
+    LISTED_AT_MOST,
     OVERDUE_AT_ONCE,
     STATE_MEMORY,
     TOKEN_MEMORY,
+    Beats,
     Claim,
     Claims,
     EntryState,
@@ -41,8 +44,11 @@ from celery_lockbeat.stores.base import (
     Held,
     Joined,
     Lease,
+    LiveLock,
     Overdue,
+    Replica,
     Store,
+    StoredEntry,
 )
 
 try:
@@ -348,6 +354,61 @@ class MemoryStore(Store):
                 "UPDATE replica SET seen = ? WHERE app = ? AND name = ?", (LONG_AGO, whose, replica)
             )
         )
+
+    # -- operators -----------------------------------------------------------------------------------------------------
+
+    def locks(self, key: str | None = None, *, limit: int = LISTED_AT_MOST) -> list[LiveLock]:
+        mine = self._row_key("" if key is None else key)
+
+        def tell(connection: sqlite3.Connection, now: float) -> list[LiveLock]:
+            rows = connection.execute(
+                "SELECT key, holder, description, run, token, until, process FROM lock"
+                " WHERE until > ? AND (key = ? OR ? AND substr(key, 1, ?) = ?)",
+                (now, mine, key is None, len(mine), mine),
+            )
+            live = (row for row in rows if _this_process.sees(row[6], self._descriptor))
+            return [
+                LiveLock(key or _text(row[0][len(mine) :]), _text(row[1]), row[2], _text(row[3]), row[4], row[5] - now)
+                for row in islice(live, limit)
+            ]
+
+        return self._atomically(tell)
+
+    def beats(self, app: str, *, limit: int = LISTED_AT_MOST) -> Beats:
+        whose = self._row_key(app)
+
+        def tell(connection: sqlite3.Connection, now: float) -> Beats:
+            replicas = [
+                Replica(
+                    name,
+                    now - seen,
+                    frozenset(
+                        _text(entry)
+                        for (entry,) in connection.execute(
+                            "SELECT name FROM listed WHERE app = ? AND replica = ? LIMIT ?", (whose, name, limit)
+                        )
+                    ),
+                    bool(complete),
+                )
+                for name, seen, complete in connection.execute(
+                    "SELECT name, seen, complete FROM replica WHERE app = ? LIMIT ?", (whose, limit)
+                ).fetchall()
+            ]
+            entries = [
+                StoredEntry(_text(name), EntryState(count, _text(last_run_at)), pending)
+                for name, count, last_run_at, pending in connection.execute(
+                    "SELECT name, count, last_run_at,"
+                    " (SELECT count(*) FROM claim WHERE claim.app = entry.app AND claim.entry = entry.name)"
+                    " FROM entry WHERE app = ? LIMIT ?",
+                    (whose, limit),
+                )
+            ]
+            (overdue,) = connection.execute(
+                "SELECT count(*) FROM claim WHERE app = ? AND until <= ?", (whose, now)
+            ).fetchone()
+            return Beats(replicas, entries, overdue)
+
+        return self._atomically(tell)
 
     def close(self) -> None:
         with _mutex:

@@ -14,21 +14,25 @@ import logging
 import math
 import os
 import re
+import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 from urllib.parse import quote, unquote
 
-from redis.exceptions import RedisError
+from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
 
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
 from celery_lockbeat.stores.base import (
     ALIVE,
     BACKLOG,
+    LISTED_AT_MOST,
     OVERDUE_AT_ONCE,
     STATE_MEMORY,
     TOKEN_MEMORY,
+    Beats,
     Claim,
     Claims,
     EntryState,
@@ -36,12 +40,15 @@ from celery_lockbeat.stores.base import (
     Held,
     Joined,
     Lease,
+    LiveLock,
     Overdue,
+    Replica,
     Store,
+    StoredEntry,
 )
-from celery_lockbeat.stores.servers import Call, Script, open_servers, why
+from celery_lockbeat.stores.servers import SLOTS, Call, Cluster, Node, Script, open_servers, why
 
-__all__ = ["RedisStore"]
+__all__ = ["RedisStore", "ServerFacts"]
 
 logger: Final = logging.getLogger("celery_lockbeat")
 
@@ -57,8 +64,44 @@ EVICTS: Final = (
 #: Longer keys are cut and told apart by a digest: Redis compares whole keys, and operators read them.
 LONGEST_KEY: Final = 200
 
+#: A lock, as acquire.lua writes it.
+_LOCK: Final = re.compile(
+    rb"(?P<token>\d{16})(?P<until>\d{13})(?P<holder>[^ ]*) (?P<run>[^ ]*) (?P<description>.*)", re.DOTALL
+)
+
+#: The name of the keys of a trial, which no lock and nothing of the beats has.
+_TRIAL: Final = "%~trial"
+
 #: What needs no quoting and no cutting: nearly all keys, holders and runs.
 _PLAIN: Final = re.compile(rf"[\w!$&'()*+,/:;=@.~-]{{0,{LONGEST_KEY}}}", re.ASCII)
+
+
+#: As many keys or fields are asked for in one round trip of a listing.
+SCANNED_AT_ONCE: Final = 1000
+
+#: Round trips that are measured for :meth:`RedisStore.facts`.
+ROUND_TRIPS: Final = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerFacts:
+    """What a server tells about itself, to those who look for trouble before it comes.
+
+    ``info`` is its answer to INFO, empty where that is not permitted, and ``save`` its setting, None likewise.
+    ``server_time`` is its wall clock, ``clock_ahead`` by how much that of this host is ahead of it; ``round_trips`` are
+    seconds. ``refused`` are the commands that the store needs and may not use, by what was tried on which key, and
+    ``failing`` those that failed for another reason, each with the server's words. ``asks_cluster``: whether the client
+    knows clusters.
+    """
+
+    address: str
+    info: Mapping[str, Any]
+    save: str | None
+    clock_ahead: float
+    round_trips: Sequence[float]
+    refused: Mapping[str, str]
+    failing: Mapping[str, str]
+    asks_cluster: bool = False
 
 
 class RedisStore(Store):
@@ -88,7 +131,7 @@ class RedisStore(Store):
         self._acquire, self._extend, self._release = (Script(name) for name in ("acquire", "extend", "release"))
         self._join, self._list, self._claim = (Script(name) for name in ("join", "list", "claim"))
         self._take_over, self._settle, self._leave = (Script(name) for name in ("take_over", "settle", "leave"))
-        self._free = Script("free")
+        self._free, self._probe = Script("free"), Script("probe")
 
     def acquire(
         self, key: str, *, holder: str, ttl: float, run: str | None = None, description: str = ""
@@ -108,7 +151,7 @@ class RedisStore(Store):
                 return Finished()
             if kind == b"held":
                 remaining, same_run, their_run, described = answer
-                return Held(_told(described), remaining / 1000, bool(same_run), unquote(their_run, errors="replace"))
+                return Held(_text(described), remaining / 1000, bool(same_run), unquote(their_run, errors="replace"))
             self._seen = (asked, answer[0])
             if kind == b"granted":
                 return Lease(key, holder, run, answer[1])
@@ -239,13 +282,181 @@ class RedisStore(Store):
     def leave(self, app: str, replica: str) -> None:
         self._call(self._leave, self._beat_keys(app, "replicas", "listing"), (_plain(replica),))
 
+    # -- operators -----------------------------------------------------------------------------------------------------
+
+    def locks(self, key: str | None = None, *, limit: int = LISTED_AT_MOST) -> list[LiveLock]:
+        if key is not None:
+            (name,) = self._keys(key)
+            return self._live_locks(self._node_of(name), [name.encode()])
+        # the prefix as it is, though some of its characters stand for others in a pattern
+        pattern = re.sub(r"([*?\[\]\\^])", r"\\\1", self._prefix) + "lock:{*"
+        found: dict[str, LiveLock] = {}  # SCAN may tell a key twice
+        for node in self._primaries():
+            for keys in self._scan(node, "SCAN", "MATCH", pattern):
+                found.update((lock.key, lock) for lock in self._live_locks(node, keys))
+                if len(found) >= limit:
+                    return list(found.values())[:limit]
+        return list(found.values())
+
+    def _live_locks(self, node: Node, keys: Sequence[bytes]) -> list[LiveLock]:
+        time_, *values = self._answers(node, ("TIME",), *(("GET", key) for key in keys))
+        now = _seconds(self._told(time_))
+        locks = []
+        for key, value in zip(keys, values, strict=True):
+            if isinstance(value, ResponseError) and _is_refusal(value):
+                self._told(value)
+            # what is not a lock's text was not written by us
+            match = _LOCK.fullmatch(value) if isinstance(value, bytes) else None
+            if match is None or int(match["until"]) <= now * 1000:
+                continue
+            tag = _unquoted(key[len(f"{self._prefix}lock:{{".encode()) : -1])
+            holder, run = _unquoted(match["holder"]), _unquoted(match["run"])
+            remaining = int(match["until"]) / 1000 - now
+            locks.append(LiveLock(tag, holder, _text(match["description"]), run, int(match["token"]), remaining))
+        return locks
+
+    def beats(self, app: str, *, limit: int = LISTED_AT_MOST) -> Beats:
+        entries, replicas, listing, pending = self._beat_keys(app, "entries", "replicas", "listing", "pending")
+        node = self._node_of(entries)
+        time_, answer = self._answers(node, ("TIME",), ("ZRANGE", replicas, 0, limit - 1))
+        now, names = _seconds(self._told(time_)), self._told(answer)
+        overdue, *heard = self._answers(
+            node, ("ZCOUNT", pending, "-inf", f"{now * 1000:.0f}"), *(("ZSCORE", replicas, name) for name in names)
+        )
+        incomplete = set(self._members(node, "SSCAN", listing, limit=limit))
+        lists = [
+            self._members(node, "SSCAN", f"{self._beat_keys(app, 'names:')[0]}{name.decode('latin-1')}", limit=limit)
+            for name in names
+        ]
+        fields = self._members(node, "HSCAN", entries, limit=2 * limit)
+        try:
+            told = [
+                Replica(
+                    _unquoted(name),
+                    now - float(last) / 1000 if float(self._told(last) or 0) else math.inf,
+                    frozenset(map(_read, listed)),
+                    name not in incomplete,
+                )
+                for name, last, listed in zip(names, heard, lists, strict=True)
+            ]
+            states = dict(zip(fields[::2], fields[1::2], strict=True))
+            stored = [
+                StoredEntry(_read(name), _state(text), int(text.split(b" ", 2)[1])) for name, text in states.items()
+            ]
+        except ValueError as exc:
+            raise StoreUnavailable(f"the Redis store has what no beat wrote, in {entries} or near it: {exc}") from exc
+        return Beats(told, stored, self._told(overdue))
+
+    def _members(self, node: Node, command: str, key: str, *, limit: int) -> list[bytes]:
+        found: list[bytes] = []
+        for some in self._scan(node, command, key):
+            found += some
+            if len(found) >= limit:
+                break
+        return found[:limit]
+
+    def _scan(self, node: Node, command: str, *arguments: str) -> Iterator[list[bytes]]:
+        """Go through all keys (SCAN), or what is in one of them, by and by. Raises StoreUnavailable."""
+        cursor: Any = 0
+        before, after = ((), arguments) if command == "SCAN" else (arguments, ())
+        while True:
+            (answer,) = self._answers(node, (command, *before, cursor, *after, "COUNT", SCANNED_AT_ONCE))
+            cursor, some = self._told(answer)
+            yield some
+            if int(cursor) == 0:
+                return
+
+    def facts(self, app: str) -> list[ServerFacts]:
+        """Ask each server about itself, and try what this store and the beats of ``app`` need. Raises StoreUnavailable.
+
+        What is not permitted is among the facts. The trial leaves nothing behind.
+        """
+        return [self._facts_of(node, app) for node in self._primaries()]
+
+    def _facts_of(self, node: Node, app: str) -> ServerFacts:
+        notes: dict[str, ResponseError] = {}
+        self._note(notes, node, ("TIME",))  # it connects
+        round_trips, clock_ahead = [], 0.0
+        for _ in range(ROUND_TRIPS):
+            asked, wall = monotonic(), time.time()
+            told = self._note(notes, node, ("TIME",))
+            round_trips.append(monotonic() - asked)
+            if told is not None:
+                clock_ahead = wall + round_trips[-1] / 2 - _seconds(told)
+        for key in self._trial_keys(node, app):
+            source = ("EVAL", self._probe.source, 1, key)
+            told = self._note(notes, node, ("EVALSHA", self._probe.sha, 1, key), source) or []
+            for command, error in zip(told[::2], told[1::2], strict=True):
+                notes.setdefault(_text(command), ResponseError(_text(error)))
+        if self._min_replicas:
+            self._note(notes, node, ("WAIT", 0, 1))
+        info, save = self._answers(node, ("INFO",), ("CONFIG", "GET", "save"))
+        refused = {command: str(exc) for command, exc in notes.items() if _is_refusal(exc)}
+        return ServerFacts(
+            address=node.address,
+            info=_info(info),
+            save=None if isinstance(save, ResponseError) else _text((_pairs(save) or {}).get(b"save", b"")),
+            clock_ahead=clock_ahead,
+            round_trips=round_trips,
+            refused=refused,
+            failing={command: str(exc) for command, exc in notes.items() if command not in refused},
+            asks_cluster=isinstance(self._servers, Cluster),
+        )
+
+    def _trial_keys(self, node: Node, app: str) -> list[str]:
+        """Name keys that this node has and that nobody uses: a lock's, a run's and, where it has them, of the beats."""
+        tags = (f"{_TRIAL}{number}" for number in range(SLOTS))
+        tag = next((tag for tag in tags if self._node_of(f"{self._prefix}lock:{{{tag}}}") is node), None)
+        locks = [] if tag is None else [f"{self._prefix}lock:{{{tag}}}", f"{self._prefix}done:{{{tag}}}:{_TRIAL}"]
+        return [*locks, *(key for key in self._beat_keys(app, _TRIAL) if self._node_of(key) is node)]
+
+    def _note(self, notes: dict[str, ResponseError], node: Node, *commands: tuple[Any, ...]) -> Any:
+        """Carry out one command, and the next where the server knows no such script; note what it says to the last."""
+        answer: Any = None
+        for command in commands:
+            (answer,) = self._answers(node, command)
+            if not isinstance(answer, NoScriptError):
+                break
+        if not isinstance(answer, ResponseError):
+            return answer
+        notes.setdefault(str(command[0]), answer)
+        return None
+
+    def _told(self, answer: Any) -> Any:
+        """Return an answer that is none of refusal. Raises StoreUnavailable."""
+        if isinstance(answer, ResponseError):
+            raise self._away(answer) from answer
+        return answer
+
+    def _answers(self, node: Node, *commands: tuple[Any, ...]) -> list[Any]:
+        """Carry out commands; a refusal is an answer too. Raises StoreUnavailable."""
+        try:
+            return node.converse(commands, self._servers.timeout)
+        except (RedisError, OSError) as exc:
+            raise self._away(exc) from exc
+
+    def _primaries(self) -> list[Node]:
+        try:
+            return list(self._servers.primaries())
+        except (RedisError, OSError) as exc:
+            raise self._away(exc) from exc
+
+    def _node_of(self, key: str) -> Node:
+        try:
+            return self._servers.node_of(key)
+        except (RedisError, OSError) as exc:
+            raise self._away(exc) from exc
+
+    def _away(self, exc: Exception) -> StoreUnavailable:
+        return StoreUnavailable(f"the Redis store does not answer: {why(exc)}")
+
     def check(self) -> None:
         if self._checked:
             return
         try:
             facts = self._servers.facts()
         except (RedisError, OSError) as exc:
-            raise StoreUnavailable(f"the Redis store does not answer: {why(exc)}") from exc
+            raise self._away(exc) from exc
         self._checked = True
         for version, memory in facts:
             if version and tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST:
@@ -303,7 +514,30 @@ class RedisStore(Store):
         return StoreUnavailable(f"the Redis store does not answer: {why(exc, call, self._min_replicas)}")
 
 
-def _told(text: bytes) -> str:
+def _is_refusal(exc: ResponseError) -> bool:
+    # in a script it has another class, and before Redis 7 another text
+    return isinstance(exc, NoPermissionError) or "NOPERM" in str(exc) or "ACL failure" in str(exc)
+
+
+def _seconds(answer: Any) -> float:
+    """Read an answer to TIME."""
+    whole, micro = map(int, answer)
+    return whole + micro / 1e6
+
+
+def _info(answer: Any) -> dict[str, Any]:
+    """Read an answer to INFO; nothing where it was refused."""
+    lines = _text(answer).splitlines() if isinstance(answer, bytes) else []
+    pairs = (line.partition(":") for line in lines)
+    return {name: int(value) if value.isdigit() else value for name, colon, value in pairs if colon}
+
+
+def _pairs(answer: Any) -> Any:
+    """Read a mapping, which RESP2 has no form for."""
+    return dict(zip(answer[::2], answer[1::2], strict=True)) if isinstance(answer, list) else answer
+
+
+def _text(text: bytes) -> str:
     return text.decode("utf-8", "replace")
 
 
@@ -322,6 +556,18 @@ def _readable(text: str) -> bytes:
 
 def _exact(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
+
+
+def _read(text: bytes) -> str:
+    return text.decode("utf-8", "surrogatepass")
+
+
+def _unquoted(plain: bytes) -> str:
+    """Read what ``_plain`` has written; what was cut is read as it is."""
+    try:
+        return plain.decode() if b"%~" in plain else unquote(plain, errors="surrogatepass")
+    except UnicodeDecodeError:  # it has not written this
+        return _text(plain)
 
 
 def _state(text: bytes) -> EntryState:

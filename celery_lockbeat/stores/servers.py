@@ -42,7 +42,10 @@ from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.options import timeouts
 
-__all__ = ["Call", "Script", "Servers", "open_servers", "why"]
+__all__ = ["SLOTS", "Call", "Cluster", "Node", "Script", "Servers", "open_servers", "why"]
+
+#: Slots of a Cluster.
+SLOTS: Final = 16384
 
 #: Seconds between two tries.
 PAUSE: Final = 0.05
@@ -91,7 +94,7 @@ class TooFewReplicas(Exception):  # noqa: N818  as the exceptions of the package
     """Raised when fewer replicas than asked for have confirmed a write; ``args`` has their number."""
 
 
-class _Node:
+class Node:
     """One server, and our connections to it of which no answer is outstanding."""
 
     def __init__(self, pool: Any) -> None:
@@ -132,12 +135,19 @@ class _Node:
     def _current(self, _connection: Any) -> bool:
         return True
 
+    @property
+    def address(self) -> str:
+        """Where it is, as far as that is known."""
+        said = self._pool.connection_kwargs
+        return str(said.get("path") or f"{said.get('host', '')}:{said.get('port', '')}")
+
     def close(self) -> None:
+        """Close the connections that nobody uses now."""
         for connection in list(self._idle):
             connection.disconnect()
 
 
-class _Primary(_Node):
+class _Primary(Node):
     """The server that is the primary now."""
 
     def _current(self, connection: Any) -> bool:
@@ -186,7 +196,7 @@ class Servers:
     def _open(self, url: str) -> None:
         if self._arguments.pop("ssl", False):
             url = re.sub("^redis:", "rediss:", url)
-        self._only = _Node(self._checked(redis.ConnectionPool.from_url(url, **self._arguments)))
+        self._only = Node(self._checked(redis.ConnectionPool.from_url(url, **self._arguments)))
 
     def _checked(self, pool: Any) -> Any:
         """Return the pool, if its connections take all that the URL and the options say."""
@@ -215,11 +225,11 @@ class Servers:
         """Return the same servers without a connection to them."""
         return type(self)(*self._settings)
 
-    def nodes(self) -> Iterable[_Node]:
+    def nodes(self) -> Iterable[Node]:
         """Return the servers that have keys of ours, as far as they are known."""
         return [self._only]
 
-    def primaries(self) -> Iterable[_Node]:
+    def primaries(self) -> Iterable[Node]:
         """Return the servers that may be written to. Raises RedisError and OSError."""
         return self.nodes()
 
@@ -287,8 +297,8 @@ class Servers:
 
     def _by_node(
         self, calls: Sequence[Call], waiting: Iterable[int], progress: _Progress, answers: list[Any]
-    ) -> dict[_Node, list[int]]:
-        groups: dict[_Node, list[int]] = {}
+    ) -> dict[Node, list[int]]:
+        groups: dict[Node, list[int]] = {}
         for each in waiting:
             try:
                 node = progress.asking.get(each) or self.node_of(calls[each].keys[0])
@@ -317,7 +327,7 @@ class Servers:
 
     # -- what there is more than one of --------------------------------------------------------------------------------
 
-    def node_of(self, _key: str) -> _Node:
+    def node_of(self, _key: str) -> Node:
         """Return the server that has this key. Raises RedisError and OSError."""
         return self._only
 
@@ -337,7 +347,7 @@ class _Progress:
         self.rounds = 0
         self.pause = 0.0
         self.unknown: set[int] = set()  # scripts that the server does not know
-        self.asking: dict[int, _Node] = {}  # a slot is on its way there
+        self.asking: dict[int, Node] = {}  # a slot is on its way there
 
     def begin_another_round(self) -> None:
         self.rounds += 1
@@ -345,7 +355,7 @@ class _Progress:
         self.asking = {}
 
 
-def _ask(node: _Node, asked: list[tuple[Call, bool, bool]], timeout: float, min_replicas: int) -> list[Any]:
+def _ask(node: Node, asked: list[tuple[Call, bool, bool]], timeout: float, min_replicas: int) -> list[Any]:
     """Run scripts on one node; ``asked`` has for each whether its slot is still on its way there, and whether to send it whole."""
     commands: list[tuple[Any, ...]] = []
     for call, asking, whole in asked:
@@ -367,7 +377,7 @@ def _ask(node: _Node, asked: list[tuple[Call, bool, bool]], timeout: float, min_
     return ran
 
 
-def _facts(node: _Node, timeout: float) -> tuple[str | None, dict[str, str]]:
+def _facts(node: Node, timeout: float) -> tuple[str | None, dict[str, str]]:
     # HELLO needs no permission; a server that does not know it tells its version by INFO, which does
     hello, server, memory = node.converse([("HELLO",), ("INFO", "server"), ("INFO", "memory")], timeout)
     if isinstance(hello, list):
@@ -423,7 +433,7 @@ class Cluster(Servers):
 
     def _open(self, url: str) -> None:
         self._remap = self._arguments.pop("address_remap", None) or (lambda address: address)
-        self._nodes: dict[tuple[str, int], _Node] = {}
+        self._nodes: dict[tuple[str, int], Node] = {}
         #: the address of the node of each slot that we know of
         self._slots: dict[int, tuple[str, int]] = {}
         scheme = "rediss" if self._arguments.pop("ssl", False) else None
@@ -439,23 +449,23 @@ class Cluster(Servers):
             said = pool.connection_kwargs
             self._node((said.get("host", "localhost"), int(said.get("port", 6379))))
 
-    def _node(self, address: tuple[str, int]) -> _Node:
+    def _node(self, address: tuple[str, int]) -> Node:
         node = self._nodes.get(address)
         if node is None:
             shared = {**self._shared, "host": address[0], "port": address[1]}
-            node = self._nodes.setdefault(address, _Node(redis.ConnectionPool(**shared)))
+            node = self._nodes.setdefault(address, Node(redis.ConnectionPool(**shared)))
         return node
 
-    def nodes(self) -> Iterable[_Node]:
+    def nodes(self) -> Iterable[Node]:
         """Return those that we have heard of."""
         return list(self._nodes.values())
 
-    def primaries(self) -> Iterable[_Node]:
+    def primaries(self) -> Iterable[Node]:
         """Return the nodes that have slots."""
         self._learn(self.timeout)
         return [self._node(address) for address in set(self._slots.values())]
 
-    def node_of(self, key: str) -> _Node:
+    def node_of(self, key: str) -> Node:
         """Return the node of this key's slot, having asked for it if it is not known."""
         slot = key_slot(key.encode())
         if slot not in self._slots:

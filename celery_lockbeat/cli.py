@@ -1,0 +1,235 @@
+"""``celery -A proj lockbeat ...``: what the stores and the doctor know, as text or, with ``--json``, as JSON.
+
+Exits with 1 where a store does not answer, a setting is wrong, or what was asked for is not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
+from typing import Any, Final
+
+import click
+from celery.bin.base import CeleryCommand, handle_preload_options
+from celery.utils import uuid
+
+from celery_lockbeat.doctor import KINDS, LEVELS, examine, gather, name_of, redactor, stores_in_use
+from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
+from celery_lockbeat.options import AppOptions
+from celery_lockbeat.stores.base import ALIVE, LISTED_AT_MOST, Beats, Claim, Store, StoredEntry
+
+__all__ = ["lockbeat"]
+
+_COLOURS: Final = {"error": "red", "warning": "yellow", "note": "cyan"}
+
+
+@click.group()
+@click.pass_context
+@handle_preload_options  # type: ignore[untyped-decorator]
+def lockbeat(_ctx: click.Context) -> None:
+    """Look after the locks and the beats of celery-lockbeat."""
+
+
+def _command(function: Callable[..., None]) -> click.Command:
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+    @click.pass_context
+    @functools.wraps(function)
+    def run(ctx: click.Context, /, **options: Any) -> None:
+        app = ctx.obj.app
+        try:
+            function(ctx, **options)
+        except (StoreUnavailable, ConfigurationError) as exc:
+            ctx.obj.error(redactor(app)(exc))
+            ctx.exit(1)
+
+    command: click.Command = lockbeat.command(cls=CeleryCommand)(run)
+    return command
+
+
+@_command
+@click.option(
+    "--ignore", multiple=True, metavar="KIND", type=click.Choice(list(KINDS)), help="Leave this kind of finding out."
+)
+def doctor(ctx: click.Context, ignore: Sequence[str], as_json: bool) -> None:
+    """Check what would otherwise be learned at 3 a.m. Exits with 1 when there is an error."""
+    facts = gather(ctx.obj.app)
+    findings = [finding for finding in examine(facts) if finding.kind.name not in ignore]
+    levels = Counter(finding.kind.level for finding in findings)
+    counts = {f"{level}s": levels[level] for level in LEVELS}
+    if as_json:
+        told = [
+            {
+                "kind": finding.kind.name,
+                "level": finding.kind.level,
+                "about": finding.about,
+                "what": finding.what,
+                "why": finding.kind.why,
+                "do": finding.kind.do,
+            }
+            for finding in findings
+        ]
+        _print_json({"app": facts.app, **counts, "findings": told})
+    else:
+        for finding in findings:
+            kind = finding.kind
+            level = ctx.obj.style(kind.level, fg=_COLOURS[kind.level], bold=True)
+            ctx.obj.echo(f"{level} {kind.name}: {finding.about}: {finding.what}\n  why: {kind.why}\n  do:  {kind.do}\n")
+        ctx.obj.echo(", ".join(f"{name}: {count}" for name, count in counts.items()))
+    ctx.exit(1 if levels["error"] else 0)
+
+
+@_command
+def status(ctx: click.Context, as_json: bool) -> None:
+    """Show the beats that are running, and what waits to be published."""
+    app = ctx.obj.app
+    (store, home), *_ = stores_in_use(app)
+    beats = home.beats(name_of(app))
+    there = [beat for beat in beats.replicas if beat.silent_for < ALIVE]
+    told = {
+        "app": name_of(app),
+        "store": store,
+        "beats": [
+            {"name": beat.name, "silent_for": round(beat.silent_for, 1), "entries": len(beat.entries)} for beat in there
+        ],
+        "entries": len(beats.entries),
+        "pending": sum(entry.pending for entry in beats.entries),
+        "overdue": beats.overdue,
+    }
+    if as_json:
+        _print_json(told)
+        return
+    ctx.obj.echo(f"app {told['app']!r}, {told['store']}: {len(there)} beats, {told['entries']} entries")
+    ctx.obj.echo(f"{told['pending']} claims wait to be published, {told['overdue']} of them overdue")
+    _print_table(
+        ctx,
+        ("beat", "heard of", "entries"),
+        ((beat.name, f"{beat.silent_for:.1f} s ago", len(beat.entries)) for beat in there),
+    )
+
+
+@_command
+@click.option("--limit", default=LISTED_AT_MOST, show_default=True, help="At most so many of each store.")
+def locks(ctx: click.Context, limit: int, as_json: bool) -> None:
+    """Show the locks that are held."""
+    held = [(name, lock) for name, store in stores_in_use(ctx.obj.app) for lock in store.locks(limit=limit)]
+    held.sort(key=lambda each: each[1].key)
+    if as_json:
+        _print_json([{"store": name, **asdict(lock)} for name, lock in held])
+        return
+    _print_table(
+        ctx,
+        ("key", "rest", "token", "holder"),
+        ((lock.key, f"{lock.remaining:.1f} s", lock.token, lock.description) for _, lock in held),
+    )
+
+
+@_command
+def entries(ctx: click.Context, as_json: bool) -> None:
+    """Show the entries that the beats know: how often each was claimed, when last, and how many beats list it."""
+    app = ctx.obj.app
+    (_, home), *_ = stores_in_use(app)
+    beats = home.beats(name_of(app))
+    told = [
+        {
+            "name": entry.name,
+            "runs": entry.state.total_run_count,
+            "last_run_at": entry.state.last_run_at,
+            "pending": entry.pending,
+            "beats": _listing(beats, entry.name),
+        }
+        for entry in sorted(beats.entries, key=lambda entry: entry.name)
+    ]
+    if as_json:
+        _print_json(told)
+    else:
+        _print_table(ctx, ("entry", "runs", "last run at", "pending", "beats"), (each.values() for each in told))
+
+
+@_command
+@click.argument("key")
+def release(ctx: click.Context, key: str, as_json: bool) -> None:
+    """Free the lock KEY, whoever holds it.
+
+    A run that is still going on under it goes on until it ends or is told, at its next renewal, that its lock is lost;
+    until then another may run beside it.
+    """
+    freed = [
+        {"store": name, **asdict(lock)}
+        for name, store in stores_in_use(ctx.obj.app)
+        for lock in store.locks(key)
+        # of that holder only: it may be another's by now
+        if store.free(key, holder=lock.holder)
+    ]
+    if as_json:
+        _print_json(freed)
+    else:
+        for lock in freed:
+            ctx.obj.echo(f"{key!r} is free; it was held by {lock['description']} for {lock['remaining']:.1f} s more")
+    if not freed:
+        ctx.obj.error(f"{key!r} is not held")
+        ctx.exit(1)
+
+
+@_command
+@click.argument("entry")
+def run(ctx: click.Context, entry: str, as_json: bool) -> None:
+    """Have a beat publish ENTRY once, within seconds; when it is due next stays as it is.
+
+    ENTRY is as `entries` shows it, with or without what follows its last @.
+    """
+    app = ctx.obj.app
+    (_, home), *_ = stores_in_use(app)
+    beats = home.beats(name_of(app))
+    known = [each for each in beats.entries if entry in (each.name, each.name.rpartition("@")[0])]
+    listed = [each for each in known if _listing(beats, each.name)]
+    if len(listed) != 1:
+        found = f"these are such: {', '.join(each.name for each in listed)}" if listed else "no beat that runs lists it"
+        ctx.obj.error(f"{entry!r} names no one entry: {found}")
+        ctx.exit(1)
+    claim = _claim_for_the_beats(home, app, listed[0])
+    told = {"entry": claim.entry, "task_id": claim.task_id, "run": claim.state.total_run_count}
+    if as_json:
+        _print_json(told)
+    else:
+        ctx.obj.echo(f"a beat publishes {told['entry']!r}, run {told['run']}, as task {told['task_id']}")
+
+
+def _claim_for_the_beats(store: Store, app: Any, entry: StoredEntry) -> Claim:
+    """Claim a tick of now, and hand it over at once: to whichever beat is first, and knows the message to make of it.
+
+    So the run is numbered like all others, and published at least once whatever dies now. Its state keeps the time of the
+    last tick: the beats find the next one due when it was. Raises StoreUnavailable.
+    """
+    replica, state = f"command-{uuid()}", entry.state
+    while True:
+        due = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        claim = Claim(uuid(), entry.name, replace(state, total_run_count=state.total_run_count + 1), {"due": due})
+        (refusal,) = store.claim(name_of(app), replica, [claim], ttl=AppOptions.read(app.conf).claim_ttl).refusals
+        if refusal is None:
+            break
+        if refusal.total_run_count <= state.total_run_count:
+            raise click.ClickException(f"too many ticks of {entry.name!r} wait to be published")
+        state = refusal  # a beat was faster
+    with contextlib.suppress(StoreUnavailable):  # then it is overdue when its ttl is over
+        store.settle(name_of(app), replica, [], handed_over=[claim.task_id])
+    return claim
+
+
+def _listing(beats: Beats, entry: str) -> int:
+    return sum(entry in beat.entries for beat in beats.replicas if beat.silent_for < ALIVE)
+
+
+def _print_json(told: Any) -> None:
+    click.echo(json.dumps(told, indent=2))
+
+
+def _print_table(ctx: click.Context, head: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
+    lines = [tuple(head), *(tuple(str(cell) for cell in row) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        ctx.obj.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -1,0 +1,46 @@
+-- Try each command of the other scripts on a key that nobody uses, for what the server says; leaves nothing behind.
+-- KEYS[1]  the key
+-- Returns  {command, error, ...} for each that is refused or fails
+-- Atomic:  nobody sees the key. Where it cannot be deleted it is text that ends by itself, to which the other commands are
+--          an error of its type; where it cannot be that either, what would make a key is left out.
+local answer = {}
+local function try(command, ...)
+  local result = redis.pcall(command, ...)
+  local failed = type(result) == 'table' and result.err
+  if failed and not string.find(failed, 'WRONGTYPE', 1, true) then
+    answer[#answer + 1], answer[#answer + 2] = command, failed
+    return false
+  end
+  return true
+end
+
+local key = KEYS[1]
+try('TIME')
+-- first: a server without memory refuses no writes of a script that has written something
+local is_text = try('SET', key, '', 'PX', 1000)
+local can_end = try('DEL', key)
+if is_text or can_end then
+  try('HSET', key, 'f', '')
+  try('SADD', key, 'm')
+end
+try('GET', key)
+try('MGET', key)
+try('PEXPIRE', key, 1000)
+try('HGET', key, 'f')
+try('HMGET', key, 'f')
+try('HDEL', key, 'f')
+try('SREM', key, 'm')
+try('SCARD', key)
+try('SISMEMBER', key, 'm')
+try('SDIFF', key)
+try('ZADD', key, 'XX', 0, 'm')
+try('ZREM', key, 'm')
+try('ZCOUNT', key, '-inf', '+inf')
+try('ZRANGE', key, 0, 0)
+try('ZRANGEBYSCORE', key, '-inf', '+inf')
+try('ZSCORE', key, 'm')
+try('ZMSCORE', key, 'm')
+if can_end then
+  redis.call('DEL', key)
+end
+return answer
