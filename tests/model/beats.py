@@ -31,6 +31,7 @@ class Hold(NamedTuple):
 
     fresh: int = -1  # for so long it may be published; SENT: it waits to be settled; NOTHING; PASSED the freeze check
     task_id: int = 0
+    late: str = ""  # what the store has been asked, and has not carried out
 
 
 NOTHING, SENT, PASSED = -1, 0, 99
@@ -49,8 +50,10 @@ class Beats:
     backlog: int = 2
     #: a beat can be frozen between its freeze check and the publish
     frozen_in_publish: bool = False
-    #: the mutation: what the protocol is made without
-    without: str = ""
+    #: what was asked may be carried out after the beat has given it up: a server that hung reads it when it wakes up
+    late_requests: bool = False
+    #: mutations: what the protocol is made without
+    without: frozenset[str] = frozenset()
 
     # -- states --------------------------------------------------------------------------------------------------------
 
@@ -93,14 +96,15 @@ class Beats:
         if sent and not unsent:
             # the same if the answer is lost: it is told again, and that changes nothing
             yield f"{who} settles {self.names(sent)}", self.settle(state, beat, sent)
-        if self.without == "publish before settle" and unsent and any(ticks[j].owner == beat for j in unsent):
+            yield from self.late(state, beat, sent, f"{who} settles", "settle")
+        if "publish before settle" in self.without and unsent and any(ticks[j].owner == beat for j in unsent):
             yield f"{who} settles {self.names(unsent)}, unsent", self.settle(state, beat, unsent, keep=True)
         for j in unsent[:1]:
             if self.frozen_in_publish and holds[j].fresh != PASSED:
-                yield f"{who} finds {self.name(j)} fresh", self.hold(state, beat, j, Hold(PASSED, holds[j].task_id))
+                yield f"{who} finds {self.name(j)} fresh", self.hold(state, beat, j, PASSED, holds[j].task_id)
                 continue
             published = self.publish(state, beat, j)
-            yield f"{who} publishes {self.name(j)}", self.hold(published, beat, j, Hold(SENT, holds[j].task_id))
+            yield f"{who} publishes {self.name(j)}", self.hold(published, beat, j, SENT, holds[j].task_id)
             # the broker fails, before or after it has the message, and the beat gives up what it has
             yield f"{who} cannot publish {self.name(j)}", self.give_up(state, beat, unsent)
             yield f"{who} does not hear that {self.name(j)} arrived", self.give_up(published, beat, unsent)
@@ -111,15 +115,38 @@ class Beats:
                     yield f"{who} claims {self.names(claims)}", self.claim(state, beat, claims, heard=True)
                     lost = self.claim(state, beat, claims, heard=False)
                     yield f"{who} claims {self.names(claims)}, and does not hear it", lost
+                    yield from self.late(state, beat, claims, f"{who} claims", "claim")
         if not sent and not any(holds[j].fresh == PASSED for j in unsent):
             overdue = self.overdue(state)
             if overdue:
                 yield f"{who} takes over {self.names(overdue)}", self.take_over(state, beat, overdue, heard=True)
                 lost = self.take_over(state, beat, overdue, heard=False)
                 yield f"{who} takes over {self.names(overdue)}, and does not hear it", lost
+                yield from self.late(state, beat, overdue, f"{who} takes over", "take over")
         for j, tick in enumerate(ticks):
             if tick.owner == beat and tick.left and holds[j].fresh == NOTHING:
-                yield f"{who} hands over {self.name(j)}", self.change(state, j, tick._replace(left=0))
+                yield f"{who} hands over {self.name(j)}", self.hand_over(state, beat, j)
+                yield from self.late(state, beat, [j], f"{who} hands over", "hand over")
+            if holds[j].late:
+                yield f"the store carries out what {who} asked of {self.name(j)}", self.carry_out(state, beat, j)
+
+    def late(self, state: State, beat: int, js: list[int], does: str, what: str) -> Iterator[tuple[str, State]]:
+        if self.late_requests and not any(hold.late for hold in state[1][beat]):
+            after = state
+            for j in js:
+                after = self.ask(after, beat, j, what)
+            yield f"{does} {self.names(js)}, and the store does not answer", after
+
+    def carry_out(self, state: State, beat: int, j: int) -> State:
+        hold = state[1][beat][j]
+        state = self.ask(state, beat, j, "")
+        if hold.late == "claim" and j in self.grantable(state, beat, j // self.ticks):
+            return self.claim(state, beat, [j], heard=False)
+        if hold.late == "take over" and j in self.overdue(state):
+            return self.take_over(state, beat, [j], heard=False)
+        if hold.late == "settle":
+            return self.settle(state, beat, [j], keep=True)
+        return self.hand_over(state, beat, j) if hold.late == "hand over" else state
 
     def names(self, js: list[int]) -> str:
         return " and ".join(map(self.name, js))
@@ -128,7 +155,7 @@ class Beats:
         """One unit of time, by all clocks: claims come nearer to be overdue, and holds to be stale."""
         ticks, beats = state
         aged = tuple(tick._replace(left=tick.left - 1) if tick.left else tick for tick in ticks)
-        if self.without == "freeze check":
+        if "freeze check" in self.without:
             return aged, beats
         return aged, tuple(tuple(_older(hold) for hold in holds) for holds in beats)
 
@@ -148,7 +175,7 @@ class Beats:
                 break
             if tick.owner == beat:
                 grantable.append(j)  # it is told again what it may not have heard
-            elif self.without == "compare-and-set" and tick.task_id == 0:
+            elif "compare-and-set" in self.without and tick.task_id == 0:
                 grantable.append(j)
         return grantable
 
@@ -159,7 +186,7 @@ class Beats:
             tick = tick._replace(owner=beat, left=self.ttl, task_id=tick.task_id if again else tick.task_id + 1)
             state = self.change(state, j, tick)
             if heard:
-                state = self.hold(state, beat, j, Hold(self.ttl, tick.task_id))
+                state = self.hold(state, beat, j, self.ttl, tick.task_id)
         return state
 
     # -- take_over.lua -------------------------------------------------------------------------------------------------
@@ -172,24 +199,24 @@ class Beats:
             tick = state[0][j]
             if state[1][tick.owner][j].fresh == SENT:
                 # what it would settle is not its own any more: that changes nothing, so it is forgotten here
-                state = self.hold(state, tick.owner, j, EMPTY)
+                state = self.hold(state, tick.owner, j, NOTHING)
             tick = tick._replace(owner=beat, left=self.ttl)
-            if self.without == "task id with the claim":
+            if "task id with the claim" in self.without:
                 tick = tick._replace(task_id=min(tick.task_id + 1, 2))
             state = self.change(state, j, tick)
             if heard:
-                state = self.hold(state, beat, j, Hold(self.ttl, tick.task_id))
+                state = self.hold(state, beat, j, self.ttl, tick.task_id)
         return state
 
     # -- the broker ----------------------------------------------------------------------------------------------------
 
     def publish(self, state: State, beat: int, j: int) -> State:
         tick = state[0][j]
-        stolen = int(tick.owner != beat and not self.frozen_in_publish)
+        stolen = int(tick.owner != beat and not (self.frozen_in_publish or self.late_requests))
         published = tick.published | 1 << state[1][beat][j].task_id
         return self.change(state, j, tick._replace(published=published, stolen=tick.stolen | stolen))
 
-    # -- settle.lua ----------------------------------------------------------------------------------------------------
+    # -- settle.lua, which hands over, too ----------------------------------------------------------------------------------------------------
 
     def settle(self, state: State, beat: int, sent: list[int], *, keep: bool = False) -> State:
         for j in sent:
@@ -197,13 +224,17 @@ class Beats:
             if tick.owner == beat:
                 state = self.change(state, j, tick._replace(owner=SETTLED, left=0))
             if not keep:
-                state = self.hold(state, beat, j, EMPTY)
+                state = self.hold(state, beat, j, NOTHING)
         return state
+
+    def hand_over(self, state: State, beat: int, j: int) -> State:
+        tick = state[0][j]
+        return self.change(state, j, tick._replace(left=0)) if tick.owner == beat else state
 
     def give_up(self, state: State, beat: int, unsent: list[int]) -> State:
         """What is handed over, in a call of its own, is just not in the beat's hands until then."""
         for j in unsent:
-            state = self.hold(state, beat, j, EMPTY)
+            state = self.hold(state, beat, j, NOTHING)
         return state
 
     # -- invariants ----------------------------------------------------------------------------------------------------
@@ -219,13 +250,13 @@ class Beats:
         for beat, holds in enumerate(state[1]):
             # One whose hands are empty: they are all alike, and what empties a beat's hands are steps, too.
             if all(hold.fresh == NOTHING for hold in holds):
-                late = self.late(state, beat)
+                late = self.unpublished(state, beat)
                 if late:
                     return f"P3: alone, beat {'ABC'[beat]} does not publish {self.names(late)} within the ttl of a claim"
                 break
         return None
 
-    def late(self, state: State, beat: int) -> list[int]:
+    def unpublished(self, state: State, beat: int) -> list[int]:
         """What is not published and settled when the ttl of a claim is over, though this beat did all that it could.
 
         All others are dead from this state on. What waits for a claim of its entry to be settled, with more of them
@@ -246,7 +277,7 @@ class Beats:
         holds = state[1][beat]
         for j, hold in enumerate(holds):
             if hold.fresh not in (NOTHING, SENT):
-                return self.hold(self.publish(state, beat, j), beat, j, Hold(SENT, hold.task_id))
+                return self.hold(self.publish(state, beat, j), beat, j, SENT, hold.task_id)
         if sent := [j for j, hold in enumerate(holds) if hold.fresh == SENT]:
             return self.settle(state, beat, sent)
         if overdue := self.overdue(state):
@@ -263,15 +294,20 @@ class Beats:
         ticks, beats = state
         return (*ticks[:j], tick, *ticks[j + 1 :]), beats
 
-    def hold(self, state: State, beat: int, j: int, hold: Hold) -> State:
+    def hold(self, state: State, beat: int, j: int, fresh: int, task_id: int = 0) -> State:
+        return self._put(state, beat, j, Hold(fresh, task_id, state[1][beat][j].late))
+
+    def ask(self, state: State, beat: int, j: int, what: str) -> State:
+        return self._put(state, beat, j, state[1][beat][j]._replace(late=what))
+
+    def _put(self, state: State, beat: int, j: int, hold: Hold) -> State:
         ticks, beats = state
         holds = beats[beat]
-        holds = (*holds[:j], hold, *holds[j + 1 :])
-        return ticks, (*beats[:beat], holds, *beats[beat + 1 :])
+        return ticks, (*beats[:beat], (*holds[:j], hold, *holds[j + 1 :]), *beats[beat + 1 :])
 
 
 def _older(hold: Hold) -> Hold:
     if hold.fresh in (NOTHING, SENT, PASSED):
         return hold
     # a beat that finds it too old drops it
-    return Hold(hold.fresh - 1, hold.task_id) if hold.fresh > 1 else EMPTY
+    return hold._replace(fresh=hold.fresh - 1) if hold.fresh > 1 else Hold(late=hold.late)
