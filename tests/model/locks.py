@@ -67,7 +67,7 @@ class Locks:
         for w, worker in enumerate(workers):
             of_run[worker.run].append((*worker[1:], (lock.left, lock.of) if lock.holder == w else ()))
         # A worker runs one run at most, and the lock has one holder: so this says all, but for the names.
-        sights = [(run, lock.run == r, *sorted(of_run[r])) for r, run in enumerate(runs)]
+        sights = [(tuple(run), lock.run == r, *sorted(of_run[r])) for r, run in enumerate(runs)]
         return tuple(sorted(sights)), tuple(sorted(of_run[-1])), wrong
 
     # -- steps ---------------------------------------------------------------------------------------------------------
