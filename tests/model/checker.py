@@ -58,7 +58,9 @@ def explore(model: Model, *, at_most: int = 5_000_000) -> Found:
 
 def _explore(model: Model, at_most: int) -> Found:
     def key_of(state: Any) -> bytes:
-        return marshal.dumps(model.key(state), 2)  # a tenth of the memory; newer versions write equal things differently
+        return marshal.dumps(
+            model.key(state), 2
+        )  # a tenth of the memory; newer versions write equal things differently
 
     started = time.monotonic()
     first = model.initial()

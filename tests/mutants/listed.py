@@ -14,6 +14,7 @@ class Mutant(NamedTuple):
 
 
 CONTRACT = "tests/stores/test_contract.py::"
+REDIS = "tests/stores/test_redis.py::"
 BEATS = "tests/stores/test_beat_contract.py::"
 REPLICAS = "tests/test_scheduler_replicas.py::"
 LOCK = "tests/test_lock.py::"
@@ -64,7 +65,7 @@ MUTANTS = [
         "stores/lua/release.lua",
         "if tonumber(string.sub(lock, 17, 29)) <= now or ",
         "if ",
-        (CONTRACT + "test_a_run_that_was_lost_is_not_finished",),
+        (CONTRACT + "test_an_expired_lease_is_lost_even_if_nobody_took_the_key",),
     ),
     Mutant(
         "release and forget the run",
@@ -106,7 +107,7 @@ MUTANTS = [
         "stores/lua/acquire.lua",
         "token = math.max(micros, last + 1)",
         "token = micros",
-        ("tests/stores/test_redis.py::test_tokens_grow_when_the_servers_clock_was_set_back",),
+        (REDIS + "test_tokens_grow_when_the_servers_clock_was_set_back",),
     ),
     Mutant(
         "a safety copy is not known for one",
@@ -120,7 +121,7 @@ MUTANTS = [
         "stores/lua/acquire.lua",
         "if now > tonumber(ARGV[6]) and ARGV[6] ~= '0' then",
         "if false then",
-        (PROCESSES + "test_losses.py::test_what_the_store_carries_out_when_nobody_waits_for_it_any_more_keeps_nobody_out",),
+        (REDIS + "test_what_was_asked_of_a_server_that_hung_is_not_granted_when_it_wakes_up_and_nobody_waits",),
     ),
     Mutant(
         "claim without compare-and-set",
@@ -274,10 +275,10 @@ MUTANTS = [
     ),
     Mutant(
         "the first renewal that fails is a loss",
-        "lock.py",
-        "            first, self._failing = not self._failing, True\n",
-        '            self._state = "lost"\n            first, self._failing = not self._failing, True\n',
-        (LOCK + "test_a_holds_timeline",),
+        "renewal.py",
+        "            self._fail([lock for lock, _, _ in batch], started, exc)\n",
+        "            for lock, _, _ in batch:\n                lock.extend_refused()\n",
+        (RENEWAL + "test_the_renewers_timeline",),
     ),
     Mutant(
         "a lost lock is released",
@@ -291,7 +292,7 @@ MUTANTS = [
         "lock.py",
         "            self.abandon()\n            raise\n",
         "            raise\n",
-        (BAD_MOMENTS + "test_an_acquire_whose_answer_was_lost_leaves_no_lock_behind",),
+        (BAD_MOMENTS + "test_a_block_that_never_heard_that_it_has_the_lock_leaves_none_behind",),
     ),
     Mutant(
         "a forked child holds its parent's lock",
