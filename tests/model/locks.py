@@ -73,7 +73,7 @@ class Locks:
     # -- steps ---------------------------------------------------------------------------------------------------------
 
     def steps(self, state: State) -> Iterator[tuple[str, State]]:
-        lock, runs, workers, _ = state
+        _, runs, workers, _ = state
         if (later := self.pass_time(state)) != state:
             yield "time passes", later
         for r, run in enumerate(runs):
