@@ -16,7 +16,7 @@ HOLD: dict[str, Model] = {
         beats=2, entries=1, ticks=1, late_requests=True, frozen_in_publish=True
     ),
     "3 workers, 2 runs, 2 copies of each": Locks(runs=2),
-    "3 workers, 3 runs": Locks(copies=1, ttl=1),
+    "3 workers, 3 runs": Locks(copies=1),
 }
 
 #: These take a minute each.
