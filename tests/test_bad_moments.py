@@ -83,6 +83,16 @@ def test_an_acquire_whose_answer_was_lost_leaves_no_lock_behind(app, proxy, dire
     assert len(ran) == 1
 
 
+def test_a_block_that_never_heard_that_it_has_the_lock_leaves_none_behind(app, proxy, direct):
+    with Lock("other", app=app):
+        proxy.swallow_answers()
+        with pytest.raises(StoreUnavailable), Lock("k", app=app):
+            raise AssertionError
+        assert not is_free(direct, "k")  # it was carried out
+        proxy.restore()
+        wait_until(lambda: is_free(direct, "k"), 10)
+
+
 def test_the_same_run_that_asks_again_gets_its_own_lock_back(make_app, proxy):
     patient = {"lockbeat_redis_options": {"socket_timeout": 1, "socket_connect_timeout": 1}}
     app = make_app(lockbeat_redis_url=proxy.url, lockbeat_driver="redis", **patient)

@@ -54,6 +54,22 @@ def test_a_stopped_server_is_unavailable_in_bounded_time_and_comes_back(spare_se
     store.close()
 
 
+def test_what_was_asked_of_a_server_that_hung_is_not_granted_when_it_wakes_up_and_nobody_waits(spare_server: Server):
+    store, other = RedisStore(spare_server.url, options=IMPATIENT), RedisStore(spare_server.url)
+    calls = lambda: spare_server.client().info("commandstats")["cmdstat_evalsha"]["calls"]  # noqa: E731
+    store.release(store.acquire("another", holder="a", ttl=600))  # the server's time is known from then on
+    before = calls()
+    spare_server.pause()
+    with pytest.raises(StoreUnavailable):
+        store.acquire("key", holder="a", ttl=600)
+    time.sleep(IMPATIENT["socket_timeout"])  # now nobody waits, by the server's clock either
+    spare_server.resume()
+    wait_until(lambda: calls() > before)  # it has read what it was asked
+    assert isinstance(other.acquire("key", holder="b", ttl=600), Lease)
+    store.close()
+    other.close()
+
+
 def test_a_server_that_is_not_there_is_unavailable_at_once():
     store = RedisStore(f"redis://127.0.0.1:{free_port()}/0", options=IMPATIENT)
     assert_unavailable(store, within=5)

@@ -1,0 +1,72 @@
+"""What is searched: the protocols as they are, and each without one of the things that they rest on."""
+
+from __future__ import annotations
+
+from .beats import Beats
+from .checker import Model
+from .locks import Locks
+
+#: Searched whole in each run of the suite, in seconds.
+HOLD: dict[str, Model] = {
+    "3 beats, 2 entries, 2 ticks": Beats(ticks=2),
+    "3 beats, 2 entries, 3 ticks, one claim pending at a time": Beats(backlog=1),
+    "3 beats, 1 entry, 3 ticks, all of them pending, claims of two ages": Beats(entries=1, backlog=3, ttl=2),
+    "3 beats, 1 entry, 3 ticks, frozen between the check and the publish": Beats(entries=1, frozen_in_publish=True),
+    "2 beats, 1 entry, 1 tick, requests that come late": Beats(
+        beats=2, entries=1, ticks=1, late_requests=True, frozen_in_publish=True
+    ),
+    "3 workers, 2 runs, 2 copies of each": Locks(runs=2),
+    "3 workers, 3 runs": Locks(copies=1),
+}
+
+#: These take a minute each.
+WHOLE: dict[str, Model] = {
+    "3 beats, 2 entries, 3 ticks": Beats(),
+    "2 beats, 2 entries, 2 ticks, frozen between the check and the publish": Beats(
+        beats=2, ticks=2, frozen_in_publish=True
+    ),
+    "2 beats, 2 entries, 2 ticks, claims of two ages": Beats(beats=2, ticks=2, ttl=2),
+    "2 beats, 1 entry, 2 ticks, requests that come late": Beats(
+        beats=2, entries=1, ticks=2, late_requests=True, frozen_in_publish=True
+    ),
+    "3 workers, 3 runs, 2 copies of each": Locks(),
+}
+
+
+def _beats(*without: str, **more: int | bool) -> Beats:
+    return Beats(**more, without=frozenset(without))
+
+
+def _locks(*without: str) -> Locks:
+    return Locks(without=frozenset(without))
+
+
+#: Each with the beginning of what it breaks.
+MUTATED: dict[str, tuple[Model, str]] = {
+    "no compare-and-set": (
+        _beats("compare-and-set", entries=1, frozen_in_publish=True),
+        "P2: tick x1 is published under two task ids",
+    ),
+    "the task id is chosen after the claim": (
+        _beats("task id with the claim", entries=1),
+        "P2: tick x1 is published under two task ids",
+    ),
+    "no freeze check": (_beats("freeze check", entries=1), "freeze check: tick x1"),
+    "settled before it is published": (_beats("publish before settle", entries=1), "P2: tick x1 is settled"),
+    "nothing is taken over": (_beats("take over", entries=1), "P3: a beat that is alone"),
+    "a dead child's lock is freed by name": (_locks("holder"), "P1: a body trusts a lock"),
+    "freed before the child is dead": (_locks("waiting for the death"), "P1: a body trusts a lock"),
+    "renewed after a loss, by name": (_locks("token", "an end of a loss"), "P1: two bodies"),
+    "renewed after a loss": (_locks("an end of a loss"), "P5: run"),
+    "no dedupe": (_locks("dedupe"), "P2: run 1 is brought to its end twice"),
+    "safety copies are acknowledged away": (_locks("safety copies"), "P2: run 1 is nowhere"),
+    "an orphan renews": (_locks("a look for the parent"), "P6: the child"),
+}
+
+#: What the protocol assumes: without it, it breaks.
+ASSUMED: dict[str, tuple[Model, str]] = {
+    "the store is away from the end of a run until its lease is over": (
+        Locks(deaf_to_ends=True),
+        "P2: run 1 is brought to its end twice",
+    ),
+}

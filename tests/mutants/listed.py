@@ -1,0 +1,382 @@
+"""Faults that the product could have, each in one place, and the tests that must notice them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Mutant(NamedTuple):
+    name: str
+    file: str  # in celery_lockbeat/
+    old: str  # stands there exactly once
+    new: str
+    tests: tuple[str, ...]  # of which at least one must fail; those of one file, where one will do
+
+
+CONTRACT = "tests/stores/test_contract.py::"
+REDIS = "tests/stores/test_redis.py::"
+BEATS = "tests/stores/test_beat_contract.py::"
+REPLICAS = "tests/test_scheduler_replicas.py::"
+LOCK = "tests/test_lock.py::"
+RENEWAL = "tests/test_renewal.py::"
+TASK = "tests/test_task.py::"
+BAD_MOMENTS = "tests/test_bad_moments.py::"
+PROCESSES = "tests/processes/"
+
+MUTANTS = [
+    # -- what the stores compare ---------------------------------------------------------------------------------------
+    Mutant(
+        "extend without the token",
+        "stores/lua/extend.lua",
+        "if not lock or string.sub(lock, 1, 16) ~= ARGV[1] or",
+        "if not lock or",
+        (CONTRACT + "test_a_later_hold_of_the_same_holder_is_not_its_earlier_one",),
+    ),
+    Mutant(
+        "extend by name",
+        "stores/lua/extend.lua",
+        "if not lock or string.sub(lock, 1, 16) ~= ARGV[1] or string.sub(lock, 30, 29 + #holder) ~= holder then",
+        "if not lock then",
+        (CONTRACT + "test_an_earlier_holder_neither_extends_nor_frees_the_next_ones_lock",),
+    ),
+    Mutant(
+        "extend what has run out",
+        "stores/lua/extend.lua",
+        "if tonumber(string.sub(lock, 17, 29)) <= now then",
+        "if false then",
+        (CONTRACT + "test_an_expired_lease_is_lost_even_if_nobody_took_the_key",),
+    ),
+    Mutant(
+        "release without the token",
+        "stores/lua/release.lua",
+        "if not lock or string.sub(lock, 1, 16) ~= ARGV[1] then",
+        "if not lock then",
+        (CONTRACT + "test_a_later_hold_of_the_same_holder_is_not_its_earlier_one",),
+    ),
+    Mutant(
+        "release without the holder",
+        "stores/lua/release.lua",
+        " or string.sub(lock, 30, 29 + #holder) ~= holder then",
+        " then",
+        (CONTRACT + "test_another_with_the_same_token_is_not_the_owner",),
+    ),
+    Mutant(
+        "release what has run out",
+        "stores/lua/release.lua",
+        "if tonumber(string.sub(lock, 17, 29)) <= now or ",
+        "if ",
+        (CONTRACT + "test_an_expired_lease_is_lost_even_if_nobody_took_the_key",),
+    ),
+    Mutant(
+        "release and forget the run",
+        "stores/lua/release.lua",
+        "if KEYS[2] and ARGV[5] ~= '0' then",
+        "if false then",
+        (CONTRACT + "test_a_finished_run_is_not_granted_again",),
+    ),
+    Mutant(
+        "free by name",
+        "stores/lua/free.lua",
+        "if not lock or string.sub(lock, 30, 29 + #holder) ~= holder then",
+        "if not lock then",
+        ("tests/stores/test_free.py::test_only_the_holders_own_live_lease_is_freed",),
+    ),
+    Mutant(
+        "acquire without dedupe",
+        "stores/lua/acquire.lua",
+        "if found[2] then",
+        "if false then",
+        (CONTRACT + "test_a_finished_run_is_not_granted_again",),
+    ),
+    Mutant(
+        "acquire what is held",
+        "stores/lua/acquire.lua",
+        "if remaining <= 0 then",
+        "if remaining <= 1000000 then",
+        (CONTRACT + "test_a_held_key_is_refused_with_who_holds_it_and_for_how_long",),
+    ),
+    Mutant(
+        "a token that begins anew once it was forgotten",
+        "stores/lua/acquire.lua",
+        "local token = micros",
+        "local token = 1",
+        (CONTRACT + "test_tokens_grow_after_the_store_has_forgotten_everything",),
+    ),
+    Mutant(
+        "a token that is the clock alone",
+        "stores/lua/acquire.lua",
+        "token = math.max(micros, last + 1)",
+        "token = micros",
+        (REDIS + "test_tokens_grow_when_the_servers_clock_was_set_back",),
+    ),
+    Mutant(
+        "a safety copy is not known for one",
+        "stores/lua/acquire.lua",
+        "run == ARGV[2] and 1 or 0",
+        "0",
+        (CONTRACT + "test_a_copy_of_the_running_run_is_told_so",),
+    ),
+    Mutant(
+        "acquire for somebody who waits no more",
+        "stores/lua/acquire.lua",
+        "if now > tonumber(ARGV[6]) and ARGV[6] ~= '0' then",
+        "if false then",
+        (REDIS + "test_what_was_asked_of_a_server_that_hung_is_not_granted_when_it_wakes_up_and_nobody_waits",),
+    ),
+    Mutant(
+        "claim without compare-and-set",
+        "stores/lua/claim.lua",
+        "(count >= run or pending >= backlog)",
+        "pending >= backlog",
+        (BEATS + "test_of_all_replicas_that_claim_a_tick_one_gets_it_and_the_others_get_the_state",),
+    ),
+    Mutant(
+        "claim without a backlog",
+        "stores/lua/claim.lua",
+        "(count >= run or pending >= backlog)",
+        "count >= run",
+        (BEATS + "test_an_entry_with_too_many_pending_claims_gets_no_more_until_one_is_settled",),
+    ),
+    Mutant(
+        "a claim is granted again to another",
+        "stores/lua/claim.lua",
+        "if string.sub(claims[i], 1, #replica + 1) == replica .. ' ' then",
+        "if true then",
+        (BEATS + "test_a_claim_whose_answer_was_lost_is_granted_again_to_the_same_replica_only",),
+    ),
+    Mutant(
+        "take over what is not overdue",
+        "stores/lua/take_over.lua",
+        "due and tonumber(due) <= now and",
+        "due and",
+        (BEATS + "test_an_overdue_claim_is_taken_over_once",),
+    ),
+    Mutant(
+        "settle what is another's",
+        "stores/lua/settle.lua",
+        "if claims[i] and string.sub(claims[i], 1, #owner) == owner then",
+        "if claims[i] then",
+        (BEATS + "test_who_lost_a_claim_cannot_settle_or_hand_it_over",),
+    ),
+    Mutant(
+        "hand over what is another's",
+        "stores/lua/settle.lua",
+        "if claim and string.sub(claim, 1, #owner) == owner then",
+        "if claim then",
+        (BEATS + "test_who_lost_a_claim_cannot_settle_or_hand_it_over",),
+    ),
+    Mutant(
+        "settled claims go on to count as pending",
+        "stores/lua/settle.lua",
+        "math.max(0, pending - 1)",
+        "pending",
+        (BEATS + "test_an_entry_with_too_many_pending_claims_gets_no_more_until_one_is_settled",),
+    ),
+    Mutant(
+        "in memory: claim without compare-and-set",
+        "stores/memory.py",
+        "if state.total_run_count >= run:",
+        "if False:",
+        (BEATS + "test_of_all_replicas_that_claim_a_tick_one_gets_it_and_the_others_get_the_state",),
+    ),
+    Mutant(
+        "in memory: extend without the token",
+        "stores/memory.py",
+        "WHERE key = ? AND token = ? AND holder = ? AND until > ?",
+        "WHERE key = ? AND ? > 0 AND holder = ? AND until > ?",
+        (CONTRACT + "test_a_later_hold_of_the_same_holder_is_not_its_earlier_one",),
+    ),
+    # -- the beat ------------------------------------------------------------------------------------------------------
+    Mutant(
+        "a task id of its own for each try to claim",
+        "scheduler.py",
+        "task_id = asked.task_id if asked is not None and asked.state.total_run_count == run else uuid()",
+        "task_id = uuid()",
+        (REPLICAS + "test_a_tick_whose_claims_answer_was_lost_keeps_its_task_id",),
+    ),
+    Mutant(
+        "the task id is chosen after the claim",
+        "scheduler.py",
+        "options.update(task_id=task_id, headers=headers, retry=False)",
+        "options.update(task_id=uuid(), headers=headers, retry=False)",
+        (REPLICAS + "test_what_a_replica_has_claimed_when_it_dies_is_taken_over_under_the_same_task_id",),
+    ),
+    Mutant(
+        "take over under a new task id",
+        "scheduler.py",
+        "self._note(item, each.run, each.task_id, each.details, asked, sure_until)",
+        "self._note(item, each.run, uuid(), each.details, asked, sure_until)",
+        (REPLICAS + "test_what_a_replica_has_claimed_when_it_dies_is_taken_over_under_the_same_task_id",),
+    ),
+    Mutant(
+        "no freeze check",
+        "scheduler.py",
+        "asked + self._options.claim_ttl * (1 - MARGIN), sure_until)",
+        "math.inf, sure_until)",
+        (REPLICAS + "test_a_replica_that_was_frozen_for_longer_than_its_claims_last_publishes_none_of_them",),
+    ),
+    Mutant(
+        "no freeze check before a batch is flushed",
+        "scheduler.py",
+        "if any(now >= min(tick.fresh_until, tick.sure_until) for tick in ticks):",
+        "if False:",
+        (REPLICAS + "test_a_replica_that_was_frozen_for_longer_than_its_claims_last_publishes_none_of_them",),
+    ),
+    Mutant(
+        "a claim is fresh from its answer on",
+        "scheduler.py",
+        "claim.task_id, claim.details, asked, sure_until)",
+        "claim.task_id, claim.details, self._clock(), sure_until)",
+        (REPLICAS + "test_a_replica_that_was_frozen_for_longer_than_its_claims_last_publishes_none_of_them",),
+    ),
+    Mutant(
+        "settle before publish",
+        "scheduler.py",
+        "            self._publish(ticks)\n            self._settle(store)\n",
+        "            self._sent += [(tick.task_id, tick.item.key) for tick in ticks]\n"
+        "            self._settle(store)\n            self._publish(ticks)\n",
+        (REPLICAS + "test_with_many_replicas_too_what_the_broker_refused_is_published_once_and_in_order",),
+    ),
+    Mutant(
+        "what cannot be published is forgotten",
+        "scheduler.py",
+        "        self._giving_up += self._unsent\n        self._unsent.clear()\n",
+        "        self._sent += [(tick.task_id, tick.item.key) for tick in self._unsent.values()]\n        self._unsent.clear()\n",
+        (REPLICAS + "test_what_is_due_while_the_broker_is_down_is_published_in_order_when_it_is_back",),
+    ),
+    Mutant(
+        "a closed beat keeps what it has claimed",
+        "scheduler.py",
+        "            self._known = False\n            self._give_up()\n",
+        "            self._known = False\n",
+        (REPLICAS + "test_a_beat_that_is_closed_in_the_middle_of_a_tick_by_a_signal_settles_when_it_is_unwound",),
+    ),
+    # -- the lock ------------------------------------------------------------------------------------------------------
+    Mutant(
+        "trust from the answer on",
+        "lock.py",
+        "            self._trust_from(started)\n            if self._trusted():",
+        "            self._trust_from(monotonic())\n            if self._trusted():",
+        (LOCK + "test_trust_begins_when_the_lock_was_asked_for",),
+    ),
+    Mutant(
+        "renew after a loss",
+        "lock.py",
+        '        self.lose("the store says that the lock is not ours any more")',
+        "        self.extended(monotonic())",
+        (LOCK + "test_a_holds_timeline",),
+    ),
+    Mutant(
+        "a lease that has run out here is trusted on",
+        "lock.py",
+        'if self._state == "held" and not self._trusted():',
+        "if False:",
+        (LOCK + "test_a_holds_timeline",),
+    ),
+    Mutant(
+        "the first renewal that fails is a loss",
+        "renewal.py",
+        "            self._fail([lock for lock, _, _ in batch], started, exc)\n",
+        "            for lock, _, _ in batch:\n                lock.extend_refused()\n",
+        (RENEWAL + "test_the_renewers_timeline",),
+    ),
+    Mutant(
+        "a lost lock is released",
+        "lock.py",
+        "            self._let_the_loss_be_told()\n            self._settle()\n            return False\n",
+        "            self._store.release(self.lease)\n            return False\n",
+        (LOCK + "test_a_lost_lock_is_neither_renewed_nor_released_and_ends_its_block_with_lock_lost",),
+    ),
+    Mutant(
+        "an acquire whose answer was lost is left alone",
+        "lock.py",
+        "            self.abandon()\n            raise\n",
+        "            raise\n",
+        (BAD_MOMENTS + "test_a_block_that_never_heard_that_it_has_the_lock_leaves_none_behind",),
+    ),
+    Mutant(
+        "a forked child holds its parent's lock",
+        "lock.py",
+        'if self._state != "held" or self._pid != os.getpid():\n            return 0.0',
+        'if self._state != "held":\n            return 0.0',
+        (LOCK + "test_a_forked_child_does_not_hold_its_parents_lock",),
+    ),
+    Mutant(
+        "what is dropped is renewed for ever",
+        "renewal.py",
+        "self._locks: weakref.WeakSet[Renewable] = weakref.WeakSet()",
+        "self._locks: set[Renewable] = set()",
+        (RENEWAL + "test_a_lock_that_was_discarded_or_dropped_is_not_renewed_any_more",),
+    ),
+    Mutant(
+        "an orphan renews",
+        "renewal.py",
+        "if orphaned():",
+        "if False:",
+        (PROCESSES + "test_endings.py::test_a_child_that_outlives_its_worker_stops_renewing_and_learns_of_its_loss",),
+    ),
+    Mutant(
+        "freed before the child is dead",
+        "lifecycle.py",
+        "if pid and not _lives(pid):",
+        "if pid:",
+        (PROCESSES + "test_endings.py::test_a_dead_childs_lock_is_free_within_a_second_of_its_death_and_not_before",),
+    ),
+    Mutant(
+        "a dead child's lock is left to its ttl",
+        "lifecycle.py",
+        "            freed = store.free(left.key, holder=left.holder)",
+        "            freed = store is None",
+        (PROCESSES + "test_endings.py::test_a_dead_childs_lock_is_free_within_a_second_of_its_death_and_not_before",),
+    ),
+    # -- the task ------------------------------------------------------------------------------------------------------
+    Mutant(
+        "a lost run ends as a success",
+        "task.py",
+        'if not held and self.lock is not None and self.lock.lost and self.options.on_lost != "warn" and _good(exc):',
+        "if False:",
+        (TASK + "test_a_lost_lock_reads_in_order_and_is_no_success_unless_asked",),
+    ),
+    Mutant(
+        "a retry is a copy of its first try",
+        "task.py",
+        'return f"{request.id}:{request.retries}:{request.replaced_task_nesting}"',
+        'return f"{request.id}"',
+        (PROCESSES + "test_worker.py::test_however_a_run_ends_its_lock_is_free_at_once_and_its_story_told",),
+    ),
+    Mutant(
+        "what goes back to its queue is remembered as finished",
+        "task.py",
+        "(isinstance(exc, Exception) and not isinstance(exc, Reject))",
+        "isinstance(exc, Exception)",
+        (PROCESSES + "test_worker.py::test_however_a_run_ends_its_lock_is_free_at_once_and_its_story_told",),
+    ),
+    Mutant(
+        "a safety copy is acknowledged away",
+        "task.py",
+        "            return _SafetyCopy(refusal.remaining)\n",
+        '            return TaskSkipped("locked", key=key)\n',
+        (PROCESSES + "test_worker.py::test_a_copy_runs_once_the_worker_of_its_run_is_dead",),
+    ),
+    Mutant(
+        "a skipped run has no answer",
+        "task.py",
+        "        if isinstance(ending, TaskSkipped):\n            self._answer(ending)\n",
+        "",
+        (PROCESSES + "test_skips.py::test_who_waits_for_a_skipped_run_is_told_the_reason_and_the_holder",),
+    ),
+    Mutant(
+        "a run that was skipped runs all the same",
+        "task.py",
+        "        if refusal is not None:\n            raise self._refused(key, refusal)\n",
+        "",
+        (TASK + "test_a_direct_call_takes_the_lock_and_a_held_one_raises_task_skipped",),
+    ),
+    Mutant(
+        "the lock is kept when the body raises",
+        "task.py",
+        "                ending = self._end(exc)\n",
+        "                ending = exc\n",
+        (TASK + "test_each_ending_is_told_once_in_order_and_frees_the_key",),
+    ),
+]
