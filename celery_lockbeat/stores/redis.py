@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
 import math
 import os
 import re
@@ -19,16 +20,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib.resources import files
+from itertools import count
 from typing import Any, ClassVar, Final
 from urllib.parse import quote, unquote
 
 import redis
 from redis.backoff import ConstantBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import ConnectionError as LostConnection
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.retry import Retry
 
 from celery_lockbeat.clock import monotonic
-from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
+from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable, UnreadableKey
 from celery_lockbeat.stores.base import (
     ALIVE,
     BACKLOG,
@@ -48,6 +51,8 @@ from celery_lockbeat.stores.base import (
 
 __all__ = ["RedisStore"]
 
+logger: Final = logging.getLogger("celery_lockbeat")
+
 #: A server that does not answer is given up after two tries of this many seconds each (``lockbeat_redis_options``:
 #: ``socket_timeout``, ``socket_connect_timeout``, ``retry``). redis-py would wait for ever, or retry three times.
 TIMEOUT: Final = 2.0
@@ -55,15 +60,50 @@ TIMEOUT: Final = 2.0
 #: Longer keys are cut and told apart by a digest: Redis compares whole keys, and operators read them.
 LONGEST_KEY: Final = 200
 
+#: A description is cut after so many bytes, for a lock has to be read whole (lock.lua).
+LONGEST_DESCRIPTION: Final = 1000
+
+#: No duration is longer: 30 years, so that a lock's end has its 13 digits.
+LONGEST: Final = 1e9
+
+#: Bytes of a claim, of which none of ours has a hundredth.
+CLAIM_AT_MOST: Final = 65536
+
+#: What the keys of an app's beats hold, but for the cold start, of which join.lua makes sure itself.
+BEAT_KEYS: Final = {
+    "replicas": "zset",
+    "entries": "hash",
+    "claims": "hash",
+    "pending": "zset",
+    "listing": "set",
+    "unlisted": "zset",
+}
+
+#: Around each script: its answer bears the number of what was asked for. On a connection on which anything was answered
+#: twice, or an answer was left unread, each answer would be taken for the next one's: a lock for one that was refused.
+_FRAME: Final = """local asked = table.remove(ARGV)
+local answer = (function()
+%s
+end)()
+if type(answer) == 'number' then
+  return {ok = string.format('%%s %%.0f', asked, answer)}
+end
+return {asked, answer}
+"""
+
+#: '<replica> <run> <length of the entry> <entry><details>', see claim.lua.
+_CLAIM: Final = re.compile(rb"[^ ]* (\d{1,15}) (\d{1,5}) (.*)", re.DOTALL)
+
 #: What needs no quoting and no cutting: nearly all keys, holders and runs.
 _PLAIN: Final = re.compile(rf"[\w!$&'()*+,/:;=@.~-]{{0,{LONGEST_KEY}}}", re.ASCII)
 
 
 class _Script:
-    """A Lua file and its digest, for EVALSHA."""
+    """A script of Lua files, and its digest, for EVALSHA."""
 
-    def __init__(self, name: str) -> None:
-        self.source: Final = files("celery_lockbeat.stores").joinpath("lua").joinpath(f"{name}.lua").read_text("utf-8")
+    def __init__(self, *names: str) -> None:
+        lua = files("celery_lockbeat.stores").joinpath("lua")
+        self.source: Final = _FRAME % "".join(lua.joinpath(f"{name}.lua").read_text("utf-8") for name in names)
         self.sha: Final = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -107,10 +147,13 @@ class RedisStore(Store):
         #: when an operation was begun, and the server's time (ms) when it was carried out
         self._seen: tuple[float, int] | None = None
         _stores.add(self)
-        self._acquire, self._extend, self._release = (_Script(name) for name in ("acquire", "extend", "release"))
-        self._join, self._list, self._claim = (_Script(name) for name in ("join", "list", "claim"))
-        self._take_over, self._settle, self._leave = (_Script(name) for name in ("take_over", "settle", "leave"))
-        self._free = _Script("free")
+        #: of the requests of this process: next() is atomic
+        self._numbers = count(1)
+        locks, beats = ("acquire", "extend", "release", "free"), ("list", "claim", "settle")
+        self._acquire, self._extend, self._release, self._free = (_Script("lock", name) for name in locks)
+        self._list, self._claim, self._settle = (_Script("state", name) for name in beats)
+        self._join, self._take_over, self._leave = (_Script(name) for name in ("join", "take_over", "leave"))
+        self._set_aside, self._drop = _Script("set_aside"), _Script("drop")
 
     def acquire(
         self, key: str, *, holder: str, ttl: float, run: str | None = None, description: str = ""
@@ -126,6 +169,12 @@ class RedisStore(Store):
             kind, *answer = answer
             if kind == b"finished":
                 return Finished()
+            if kind == b"unreadable":
+                where, what, begins = map(_told, answer)
+                raise UnreadableKey(
+                    f"key {where!r} in Redis is no lock of ours, but a {what} ({begins!r}...): nothing runs under lock {key!r}"
+                    f" until that key is deleted, and nothing that holds it may be running then"
+                )
             if kind == b"held":
                 remaining, same_run, their_run, described = answer
                 return Held(_told(described), remaining / 1000, bool(same_run), unquote(their_run, errors="replace"))
@@ -141,7 +190,8 @@ class RedisStore(Store):
             (self._keys(lease.key), (_digits(lease.token), _plain(lease.holder), _ms(ttl), _ms(ttl + TOKEN_MEMORY)))
             for lease, ttl in leases
         ]
-        return [answer == 1 for answer in self._call_all(self._extend, calls)] if calls else []
+        answers = self._call_all(self._extend, calls) if calls else []
+        return [self._is_ours(lease, answer) for (lease, _), answer in zip(leases, answers, strict=True)]
 
     def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0) -> bool:
         answer = self._call(
@@ -155,11 +205,17 @@ class RedisStore(Store):
                 _ms(remember_for),
             ),
         )
-        return bool(answer == 1)
+        return self._is_ours(lease, answer)
 
     def free(self, key: str, *, holder: str) -> bool:
         answer = self._call(self._free, self._keys(key), (_plain(holder), _ms(TOKEN_MEMORY)))
         return bool(answer == 1)
+
+    def _is_ours(self, lease: Lease, answer: int) -> bool:
+        if answer < 0:
+            (where,) = self._keys(lease.key)
+            logger.error("lock %r is lost: key %r in Redis was overwritten by what is no lock; delete it", lease.key, where)
+        return answer == 1
 
     def _waits_until(self, asked: float) -> int:
         """The server's time until which an answer to what is asked now has somebody who waits for it; 0: not known."""
@@ -169,9 +225,15 @@ class RedisStore(Store):
         return server_ms + _ms((asked - then) * 1.01 + self._timeout)
 
     def join(self, app: str, replica: str, *, cold_start: float | None = None) -> Joined:
-        keys = self._beat_keys(app, "replicas", "listing", "cold_start", f"names:{_plain(replica)}")
+        names = ("replicas", "listing", "cold_start", f"names:{_plain(replica)}")
         earlier = "" if cold_start is None else round(cold_start * 1000)
-        started, now = self._call(self._join, keys, (_plain(replica), _ms(ALIVE), _ms(STATE_MEMORY), earlier))
+        args = (_plain(replica), _ms(ALIVE), _ms(STATE_MEMORY), earlier)
+        started, now = self._call_beats(app, self._join, names, args)
+        if started < 0:
+            (where,) = self._beat_keys(app, "cold_start")
+            raise UnreadableKey(
+                f"key {where!r} in Redis is no time: this beat joins the others once it is deleted, or once they are gone"
+            )
         return Joined(started / 1000, now / 1000)
 
     def list_entries(
@@ -183,18 +245,18 @@ class RedisStore(Store):
         removed: Sequence[str] = (),
         complete: bool = False,
     ) -> list[EntryState]:
-        names = f"names:{_plain(replica)}"
-        keys = self._beat_keys(
-            app, "entries", "unlisted", "replicas", "listing", names, "claims", "pending", "cold_start"
-        )
+        listed = f"names:{_plain(replica)}"
+        names = ("entries", "unlisted", "replicas", "listing", listed, "claims", "pending", "cold_start")
         args: list[Any] = [_plain(replica), _ms(STATE_MEMORY), int(complete), self._beat_keys(app, "names:")[0]]
         args += (len(removed), *map(_exact, removed))
         for name, state in entries:
             args += (_exact(name), state.total_run_count, _exact(state.last_run_at))
-        return [_state(text) for text in self._call(self._list, keys, tuple(args), replicated=bool(entries))]
+        states, unreadable = self._call_beats(app, self._list, names, args, replicated=bool(entries))
+        self._tell_unreadable(app, unreadable)
+        return [_state(text) for text in states]
 
     def claim(self, app: str, replica: str, claims: Sequence[Claim], *, ttl: float, skip: int = 0) -> Claims:
-        keys = self._beat_keys(app, "entries", "claims", "pending", "replicas", "listing", "unlisted")
+        names = ("entries", "claims", "pending", "replicas", "listing", "unlisted")
         prefix = self._beat_keys(app, "names:")[0]
         args: list[Any] = [
             _plain(replica),
@@ -210,10 +272,14 @@ class RedisStore(Store):
             entry = _exact(claim.entry)
             told = b"%d %b%b" % (len(entry), entry, json.dumps(claim.details, separators=(",", ":")).encode())
             args += (entry, claim.state.total_run_count, _exact(claim.state.last_run_at), _plain(claim.task_id), told)
-        now, listed, until, refusals, overdue = self._call(self._claim, keys, tuple(args), replicated=bool(claims))
+        answer = self._call_beats(app, self._claim, names, args, replicated=bool(claims))
+        now, listed, until, refusals, told, unreadable = answer
+        self._tell_unreadable(app, unreadable)
+        overdue = {pair: _overdue(*pair) for pair in zip(told[::2], told[1::2], strict=True)}
+        self._drop_unreadable(app, [pair for pair, claim in overdue.items() if claim is None])
         return Claims(
             [_state(refusal) if refusal else None for refusal in refusals],
-            [_overdue(*told) for told in zip(overdue[::2], overdue[1::2], strict=True)],
+            [claim for claim in overdue.values() if claim is not None],
             None if until < 0 else until / 1000,
             now / 1000,
             bool(listed),
@@ -221,7 +287,7 @@ class RedisStore(Store):
 
     def take_over(self, app: str, replica: str, task_ids: Sequence[str], *, ttl: float) -> list[bool]:
         args = (_plain(replica), _ms(ttl), *map(_plain, task_ids))
-        taken = self._call(self._take_over, self._beat_keys(app, "claims", "pending"), args, replicated=True)
+        taken = self._call_beats(app, self._take_over, ("claims", "pending"), args, replicated=True)
         return [answer == 1 for answer in taken]
 
     def settle(
@@ -231,11 +297,11 @@ class RedisStore(Store):
         for task_id, entry in published:
             args += (_plain(task_id), _exact(entry))
         args += map(_plain, handed_over)
-        settled = self._call(self._settle, self._beat_keys(app, "entries", "claims", "pending"), tuple(args))
+        settled = self._call_beats(app, self._settle, ("entries", "claims", "pending"), args)
         return [answer == 1 for answer in settled]
 
     def leave(self, app: str, replica: str) -> None:
-        self._call(self._leave, self._beat_keys(app, "replicas", "listing"), (_plain(replica),))
+        self._call_beats(app, self._leave, ("replicas", "listing"), (_plain(replica),))
 
     def close(self) -> None:
         while self._idle:
@@ -264,18 +330,57 @@ class RedisStore(Store):
         """Name keys of an app's beats; what stands before the app's name keeps the tag from being empty."""
         return tuple(f"{self._prefix}{{beat:{_plain(app)}}}:{name}" for name in names)
 
+    def _call_beats(
+        self, app: str, script: _Script, names: Sequence[str], args: Sequence[Any], *, replicated: bool = False
+    ) -> Any:
+        """Call a script on keys of an app's beats; those that hold another type are renamed, and count as lost."""
+        keys = self._beat_keys(app, *names)
+        try:
+            return self._call(script, keys, tuple(args), replicated=replicated)
+        except StoreUnavailable as exc:
+            if not isinstance(exc.__cause__, ResponseError) or "WRONGTYPE" not in str(exc.__cause__):
+                raise
+        prefix = self._beat_keys(app, "names:")[0]
+        what = (prefix, _ms(STATE_MEMORY), *BEAT_KEYS.values())
+        renamed = self._call(self._set_aside, self._beat_keys(app, *BEAT_KEYS), what)
+        for key, kind in zip(renamed[::2], renamed[1::2], strict=True):
+            logger.error(
+                "key %r in Redis is a %s, which no beat of %r has written: what it held is lost, and it is renamed to"
+                " '...:unreadable' for a week, unless you delete it before",
+                *(_told(key), _told(kind), app),
+            )
+        # whatever of it was carried out before it failed, it can be repeated
+        return self._call(script, keys, tuple(args), replicated=replicated)
+
+    def _tell_unreadable(self, app: str, unreadable: Sequence[bytes]) -> None:
+        for entry, begins in zip(unreadable[::2], unreadable[1::2], strict=True):
+            (where,) = self._beat_keys(app, "entries")
+            text = "the state of entry %r in key %r in Redis is none (%r...): it counts as lost, and is written anew"
+            logger.error(text, _text(entry), where, begins)
+
+    def _drop_unreadable(self, app: str, unreadable: Sequence[tuple[bytes, bytes]]) -> None:
+        if not unreadable:
+            return
+        for task_id, told in unreadable:
+            (where,) = self._beat_keys(app, "claims")
+            text = "claim %r in key %r in Redis is none (%r...), and is dropped: its tick is lost, if it was not yet sent"
+            logger.error(text, _told(task_id), where, told[:64])
+        pairs = [part[:CLAIM_AT_MOST] for pair in unreadable for part in pair]
+        self._call_beats(app, self._drop, ("claims", "pending"), pairs)
+
     def _call(self, script: _Script, keys: tuple[str, ...], args: tuple[Any, ...], *, replicated: bool = False) -> Any:
         if replicated and self._min_replicas:
             return self._call_all(script, [(keys, args)])[0]
+        asked = next(self._numbers)
         try:
             try:
-                return self._execute("EVALSHA", script.sha, len(keys), *keys, *args)
+                return self._execute(asked, "EVALSHA", script.sha, len(keys), *keys, *args, asked)
             except NoScriptError:
-                return self._execute("EVAL", script.source, len(keys), *keys, *args)
+                return self._execute(asked, "EVAL", script.source, len(keys), *keys, *args, asked)
         except (RedisError, OSError) as exc:
             raise self._unavailable(exc) from exc
 
-    def _execute(self, *command: Any) -> Any:
+    def _execute(self, asked: int, *command: Any) -> Any:
         """Carry out one command on a connection that is ours.
 
         redis-py's pool polls the socket of a connection each time it lends it: with its bookkeeping, nearly half of what a
@@ -290,7 +395,7 @@ class RedisStore(Store):
 
         def ask() -> Any:
             connection.send_command(*command)
-            return connection.read_response()
+            return _answer(asked, connection.read_response())
 
         try:
             answer = connection.retry.call_with_retry(ask, lambda _: connection.disconnect())
@@ -329,12 +434,18 @@ class RedisStore(Store):
     ) -> list[Any]:
         self._lend_to_the_pool()
         pipeline = self._client.pipeline(transaction=False)
-        for keys, args in calls:
-            pipeline.execute_command(command, script, len(keys), *keys, *args)
+        numbers = [next(self._numbers) for _ in calls]
+        for asked, (keys, args) in zip(numbers, calls, strict=True):
+            pipeline.execute_command(command, script, len(keys), *keys, *args, asked)
         if self._min_replicas:
             pipeline.execute_command("WAIT", self._min_replicas, _ms(self._timeout / 2))
         try:
             answers: list[Any] = pipeline.execute(raise_on_error=False)
+            for number, asked in enumerate(numbers):
+                if not isinstance(answers[number], Exception):
+                    answers[number] = _answer(asked, answers[number])
+            if self._min_replicas and isinstance(answers[-1], bytes):
+                raise _mixed_up()
         except BaseException:
             # redis-py has given the connection back, and maybe not read all of its answers
             self._client.connection_pool.disconnect(inuse_connections=False)
@@ -345,13 +456,30 @@ class RedisStore(Store):
         return StoreUnavailable(f"the Redis store does not answer: {type(exc).__name__}: {exc}")
 
 
+def _answer(asked: int, answer: Any) -> Any:
+    """Take off an answer the number of the request that it answers. Raises LostConnection, if it was another."""
+    number = b"%d" % asked
+    if isinstance(answer, bytes):
+        whose, _, lone = answer.partition(b" ")
+        if whose == number:
+            return int(lone)
+    elif isinstance(answer, list) and len(answer) == 2 and answer[0] == number:  # noqa: PLR2004  see _FRAME
+        return answer[1]
+    raise _mixed_up()
+
+
+def _mixed_up() -> LostConnection:
+    return LostConnection("an answer is to another request")
+
+
 def _told(text: bytes) -> str:
-    return text.decode("utf-8", "replace")
+    told = text.decode("utf-8", "replace")
+    return told if told.isprintable() else "".join(char if char.isprintable() else "?" for char in told)
 
 
 def _ms(seconds: float) -> int:
     """Round up: a lease must not end before its holder expects."""
-    return math.ceil(seconds * 1000)
+    return math.ceil(min(seconds, LONGEST) * 1000)
 
 
 def _digits(token: int) -> str:
@@ -359,22 +487,40 @@ def _digits(token: int) -> str:
 
 
 def _readable(text: str) -> bytes:
-    return text.encode("utf-8", "backslashreplace")
+    return text.encode("utf-8", "backslashreplace")[:LONGEST_DESCRIPTION]
 
 
 def _exact(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+def _text(exact: bytes) -> str:
+    try:
+        return exact.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        # not written by us
+        return exact.decode("utf-8", "backslashreplace")
+
+
 def _state(text: bytes) -> EntryState:
     count, _pending, last_run_at = text.split(b" ", 2)
-    return EntryState(int(count), last_run_at.decode("utf-8", "surrogatepass"))
+    return EntryState(int(count), _text(last_run_at))
 
 
-def _overdue(task_id: bytes, told: bytes) -> Overdue:
-    run, length, rest = told.split(b" ", 2)
-    entry, details = rest[: int(length)], rest[int(length) :]
-    return Overdue(unquote(task_id.decode()), entry.decode("utf-8", "surrogatepass"), int(run), json.loads(details))
+def _overdue(id_: bytes, told: bytes) -> Overdue | None:
+    """Read a claim; None: it is none that we have written."""
+    match = _CLAIM.fullmatch(told) if len(told) <= CLAIM_AT_MOST else None
+    if match is None:
+        return None
+    run, length, rest = int(match[1]), int(match[2]), match[3]
+    try:
+        task_id, entry = unquote(id_.decode()), rest[:length].decode("utf-8", "surrogatepass")
+        details = json.loads(rest[length:])
+    except (ValueError, RecursionError):
+        return None
+    # an id that we would write in another way could never be taken over
+    ours = isinstance(details, dict) and (task_id.encode() == id_ or _plain(task_id).encode() == id_)
+    return Overdue(task_id, entry, run, details) if ours else None
 
 
 def _plain(text: str) -> str:

@@ -1,13 +1,15 @@
 -- End a live lease, and remember its run as finished.
--- KEYS[1]  the lock (see acquire.lua)
+-- KEYS[1]  the lock (see lock.lua)
 -- KEYS[2]  the mark of this run as finished, whose value is the token that finished it; absent where there is no run
 -- ARGV     token, holder, hold ms, hold + token memory ms, remember ms
--- Returns  1 when released, now or by an earlier call whose answer was lost; 0 when the lease was lost before
+-- Returns  1 when released, now or by an earlier call whose answer was lost; 0 when the lease was lost before; -1: what is
+--          there now is no lock
 -- Atomic:  freed and remembered are one fact: a copy of the message must never find the key free and the run unknown.
-local lock = redis.call('GET', KEYS[1])
+local lock = lock_at(KEYS[1])
 if not lock or string.sub(lock, 1, 16) ~= ARGV[1] then
   -- another came after us: was our release carried out before?
-  return KEYS[2] and redis.call('GET', KEYS[2]) == ARGV[1] and 1 or 0
+  local released = KEYS[2] and redis.pcall('GETRANGE', KEYS[2], 0, 16) == ARGV[1]
+  return released and 1 or lock and 0 or -1
 end
 if string.sub(lock, 30, 30) == ' ' then
   return 1
