@@ -81,12 +81,15 @@ BEAT_KEYS: Final = {
 
 #: Around each script: its answer bears the number of what was asked for. On a connection on which anything was answered
 #: twice, or an answer was left unread, each answer would be taken for the next one's: a lock for one that was refused.
-_FRAME: Final = """local asked = table.remove(ARGV)
+#: A new token, and the same with a minus when it is released, tell by themselves what they answer, and nothing is read
+#: faster than a lone number. With a negative number even these bear it: pipelines read more than one answer.
+_FRAME: Final = """local asked = ARGV[#ARGV]
+ARGV[#ARGV] = nil
 local answer = (function()
 %s
 end)()
-if type(answer) == 'number' then
-  return {ok = string.format('%%s %%.0f', asked, answer)}
+if type(answer) == 'number' and math.abs(answer) > 1e9 and asked > '0' then
+  return answer
 end
 return {asked, answer}
 """
@@ -139,8 +142,8 @@ class RedisStore(Store):
         except (ValueError, TypeError, RedisError) as exc:
             msg = f"cannot make a Redis client of lockbeat_redis_options and the URL: {exc}"
             raise ConfigurationError(msg) from exc
-        #: clients of one connection each, of which no answer is outstanding
-        self._idle: deque[Any] = deque()
+        #: clients of one connection each, of which no answer is outstanding, and the last token that it told
+        self._idle: deque[tuple[Any, int]] = deque()
         self._prefix = key_prefix
         self._min_replicas = min_replicas
         self._timeout: float = arguments["socket_timeout"]
@@ -204,6 +207,7 @@ class RedisStore(Store):
                 _ms(hold_for + TOKEN_MEMORY),
                 _ms(remember_for),
             ),
+            released=-lease.token,
         )
         return self._is_ours(lease, answer)
 
@@ -212,10 +216,10 @@ class RedisStore(Store):
         return bool(answer == 1)
 
     def _is_ours(self, lease: Lease, answer: int) -> bool:
-        if answer < 0:
+        if answer == -1:
             (where,) = self._keys(lease.key)
             logger.error("lock %r is lost: key %r in Redis was overwritten by what is no lock; delete it", lease.key, where)
-        return answer == 1
+        return answer in (1, -lease.token)
 
     def _waits_until(self, asked: float) -> int:
         """The server's time until which an answer to what is asked now has somebody who waits for it; 0: not known."""
@@ -368,19 +372,27 @@ class RedisStore(Store):
         pairs = [part[:CLAIM_AT_MOST] for pair in unreadable for part in pair]
         self._call_beats(app, self._drop, ("claims", "pending"), pairs)
 
-    def _call(self, script: _Script, keys: tuple[str, ...], args: tuple[Any, ...], *, replicated: bool = False) -> Any:
+    def _call(
+        self,
+        script: _Script,
+        keys: tuple[str, ...],
+        args: tuple[Any, ...],
+        *,
+        replicated: bool = False,
+        released: int | None = None,
+    ) -> Any:
         if replicated and self._min_replicas:
             return self._call_all(script, [(keys, args)])[0]
         asked = next(self._numbers)
         try:
             try:
-                return self._execute(asked, "EVALSHA", script.sha, len(keys), *keys, *args, asked)
+                return self._execute(asked, released, "EVALSHA", script.sha, len(keys), *keys, *args, asked)
             except NoScriptError:
-                return self._execute(asked, "EVAL", script.source, len(keys), *keys, *args, asked)
+                return self._execute(asked, released, "EVAL", script.source, len(keys), *keys, *args, asked)
         except (RedisError, OSError) as exc:
             raise self._unavailable(exc) from exc
 
-    def _execute(self, asked: int, *command: Any) -> Any:
+    def _execute(self, asked: int, released: int | None, *command: Any) -> Any:
         """Carry out one command on a connection that is ours.
 
         redis-py's pool polls the socket of a connection each time it lends it: with its bookkeeping, nearly half of what a
@@ -388,14 +400,20 @@ class RedisStore(Store):
         read, but in vain while that is still under way: what broke off a call ends its connection here, whatever it was.
         """
         try:
-            client = self._idle.pop()
+            client, told = self._idle.pop()
         except IndexError:
-            client = self._client.client()
+            client, told = self._client.client(), 0
         connection = client.connection
 
         def ask() -> Any:
             connection.send_command(*command)
-            return _answer(asked, connection.read_response())
+            answer = connection.read_response()
+            if isinstance(answer, int):
+                # one connection is told ever greater tokens, or the server's clock was set back: then it is asked again
+                if answer != released if released else answer <= told:
+                    raise _mixed_up()
+                return answer
+            return _answer(asked, answer)
 
         try:
             answer = connection.retry.call_with_retry(ask, lambda _: connection.disconnect())
@@ -403,13 +421,13 @@ class RedisStore(Store):
             connection.disconnect()
             client.close()
             raise
-        self._idle.append(client)
+        self._idle.append((client, max(told, answer) if isinstance(answer, int) else told))
         return answer
 
     def _lend_to_the_pool(self) -> None:
         """Give an idle connection back to redis-py's pool, from which pipelines take theirs."""
         with suppress(IndexError):
-            self._idle.pop().close()
+            self._idle.pop()[0].close()
 
     def _call_all(self, script: _Script, calls: Sequence[tuple[tuple[str, ...], tuple[Any, ...]]]) -> list[Any]:
         """Run one script on many locks, pipelined; then, if asked to, wait for the replicas."""
@@ -434,7 +452,7 @@ class RedisStore(Store):
     ) -> list[Any]:
         self._lend_to_the_pool()
         pipeline = self._client.pipeline(transaction=False)
-        numbers = [next(self._numbers) for _ in calls]
+        numbers = [-next(self._numbers) for _ in calls]
         for asked, (keys, args) in zip(numbers, calls, strict=True):
             pipeline.execute_command(command, script, len(keys), *keys, *args, asked)
         if self._min_replicas:
@@ -444,7 +462,7 @@ class RedisStore(Store):
             for number, asked in enumerate(numbers):
                 if not isinstance(answers[number], Exception):
                     answers[number] = _answer(asked, answers[number])
-            if self._min_replicas and isinstance(answers[-1], bytes):
+            if self._min_replicas and isinstance(answers[-1], list):
                 raise _mixed_up()
         except BaseException:
             # redis-py has given the connection back, and maybe not read all of its answers
@@ -458,14 +476,9 @@ class RedisStore(Store):
 
 def _answer(asked: int, answer: Any) -> Any:
     """Take off an answer the number of the request that it answers. Raises LostConnection, if it was another."""
-    number = b"%d" % asked
-    if isinstance(answer, bytes):
-        whose, _, lone = answer.partition(b" ")
-        if whose == number:
-            return int(lone)
-    elif isinstance(answer, list) and len(answer) == 2 and answer[0] == number:  # noqa: PLR2004  see _FRAME
-        return answer[1]
-    raise _mixed_up()
+    if not isinstance(answer, list) or len(answer) != 2 or answer[0] != b"%d" % asked:  # noqa: PLR2004  see _FRAME
+        raise _mixed_up()
+    return answer[1]
 
 
 def _mixed_up() -> LostConnection:

@@ -16,8 +16,8 @@ if KEYS[2] and redis.call('EXISTS', KEYS[2]) == 1 then
   local mark = redis.pcall('GETRANGE', KEYS[2], 0, 16)
   return type(mark) == 'string' and #mark == 16 and string.find(mark, '^%d+$') and {'finished'} or unreadable(KEYS[2])
 end
-local lock = lock_at(KEYS[1])
-if not lock then
+local lock = redis.pcall('GET', KEYS[1])
+if lock and not is_lock(lock) then
   return unreadable(KEYS[1])
 end
 local time = redis.call('TIME')
@@ -31,7 +31,7 @@ if now > tonumber(ARGV[6]) and ARGV[6] ~= '0' then
 end
 local token = micros
 local ours = ARGV[1] .. ' ' .. ARGV[2] .. ' '
-if lock ~= '' then
+if lock then
   local last = tonumber(string.sub(lock, 1, 16))
   local remaining = tonumber(string.sub(lock, 17, 29)) - now
   if remaining <= 0 then
@@ -43,9 +43,5 @@ if lock ~= '' then
     return {'held', remaining, run ~= '' and run == ARGV[2] and 1 or 0, run, description}
   end
 end
-local taken = string.format('%016.0f%013.0f', token, now + ARGV[3]) .. ours .. ARGV[5]
-if not redis.call('SET', KEYS[1], taken, 'PX', ARGV[4], lock == '' and 'NX' or 'XX') then
-  -- an empty string reads like none
-  return unreadable(KEYS[1])
-end
+redis.call('SET', KEYS[1], string.format('%016.0f%013.0f', token, now + ARGV[3]) .. ours .. ARGV[5], 'PX', ARGV[4])
 return token == micros and token or {'granted', now, token}

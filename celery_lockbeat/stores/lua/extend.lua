@@ -3,12 +3,12 @@
 -- ARGV     token, holder, ttl ms, ttl + token memory ms
 -- Returns  1, or 0 when this lease is lost: run out, released, or followed by another; -1: by what is no lock
 -- Atomic:  between a separate compare and the write another holder could come in, and its lease would be extended.
-local lock = lock_at(KEYS[1])
-if not lock then
+local lock = redis.pcall('GET', KEYS[1])
+if lock and not is_lock(lock) then
   return -1
 end
 local holder = ARGV[2] .. ' '
-if string.sub(lock, 1, 16) ~= ARGV[1] or string.sub(lock, 30, 29 + #holder) ~= holder then
+if not lock or string.sub(lock, 1, 16) ~= ARGV[1] or string.sub(lock, 30, 29 + #holder) ~= holder then
   return 0
 end
 local time = redis.call('TIME')

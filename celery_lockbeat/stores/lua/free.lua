@@ -3,9 +3,9 @@
 -- ARGV     holder, token memory ms
 -- Returns  1, or 0 when this holder has no live lease
 -- Atomic:  as in release.lua: between a separate compare and the write the key could become another's.
-local lock = lock_at(KEYS[1])
+local lock = redis.pcall('GET', KEYS[1])
 local holder = ARGV[1] .. ' '
-if not lock or string.sub(lock, 30, 29 + #holder) ~= holder then
+if not is_lock(lock) or string.sub(lock, 30, 29 + #holder) ~= holder then
   return 0
 end
 local time = redis.call('TIME')
