@@ -218,7 +218,9 @@ class RedisStore(Store):
     def _is_ours(self, lease: Lease, answer: int) -> bool:
         if answer == -1:
             (where,) = self._keys(lease.key)
-            logger.error("lock %r is lost: key %r in Redis was overwritten by what is no lock; delete it", lease.key, where)
+            logger.error(
+                "lock %r is lost: key %r in Redis was overwritten by what is no lock; delete it", lease.key, where
+            )
         return answer in (1, -lease.token)
 
     def _waits_until(self, asked: float) -> int:
@@ -367,7 +369,9 @@ class RedisStore(Store):
             return
         for task_id, told in unreadable:
             (where,) = self._beat_keys(app, "claims")
-            text = "claim %r in key %r in Redis is none (%r...), and is dropped: its tick is lost, if it was not yet sent"
+            text = (
+                "claim %r in key %r in Redis is none (%r...), and is dropped: its tick is lost, if it was not yet sent"
+            )
             logger.error(text, _told(task_id), where, told[:64])
         pairs = [part[:CLAIM_AT_MOST] for pair in unreadable for part in pair]
         self._call_beats(app, self._drop, ("claims", "pending"), pairs)
