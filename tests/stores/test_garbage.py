@@ -199,7 +199,7 @@ def test_a_planted_mark_of_a_finished_run_is_no_reason_to_run_again(shop, client
                 shop.acquire("k", holder="a", ttl=600, run="r")
             other = shop.acquire("k", holder="a", ttl=600, run="another")
             assert isinstance(other, Lease)
-            assert shop.release(other, remember_for=600)
+            assert shop.release(other)
 
     plants()
 
@@ -346,12 +346,11 @@ def test_what_is_planted_is_logged_once_with_the_name_of_its_key(shop, client, c
     rounds.go_on()
     client.hset(f"{BEAT}entries", "bad", "rubbish")
     client.hset(f"{BEAT}claims", "some", "rubbish")
-    client.zadd(f"{BEAT}pending", {"some": 1})
-    client.delete(f"{BEAT}unlisted")
-    client.set(f"{BEAT}unlisted", "rubbish")
+    client.zadd(f"{BEAT}pending", {"some": 1000 * client.time()[0]})
     for run in (3, 4):
         rounds.a.claims("bad", run)
         rounds.go_on()
+        client.set(f"{BEAT}unlisted", "rubbish", nx=True)
     told = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
     assert len(told) == 3, told
     for key, begins in (("entries", "rubbish"), ("claims", "rubbish"), ("unlisted", "")):
