@@ -384,8 +384,18 @@ def ways(session_server):
         way.close()
 
 
-@pytest.mark.parametrize("warm", [True, False], ids=["again", "at first"])
-@pytest.mark.parametrize("make", CALLS, ids=lambda make: make.__name__)
+#: At first use there are ten times as many messages, most of them the same for all calls.
+AT_FIRST = (Acquire, Extend, ClaimIt)
+
+
+@pytest.mark.parametrize(
+    ("make", "warm"),
+    [
+        *((make, True) for make in CALLS),
+        *(pytest.param(make, False, marks=() if make in AT_FIRST else pytest.mark.soak) for make in CALLS),
+    ],
+    ids=lambda value: {True: "again", False: "at first"}.get(value) or value.__name__,
+)
 def test_whatever_happens_to_any_message_what_is_told_is_true(ways, make, warm):
     clean = ways[0].go(make, warm)
     assert len(clean) >= (2 if warm else 4), clean
