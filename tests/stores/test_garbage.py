@@ -153,7 +153,7 @@ def quiet():
 
 
 def looks_like_a_lock(value):
-    head, *rest = value[29:].split(b" ", 2)
+    _, *rest = value[29:].split(b" ", 2)
     return (
         len(rest) == 2 and len(value[:29]) == 29 and value[:29].isdigit() and value[:1] != b"9" and len(value) <= 4096
     )

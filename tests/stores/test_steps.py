@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 from servers import Server
@@ -320,7 +321,7 @@ def assert_no_answer_is_taken_for_another(case):
         lease = sure(lambda: store.acquire(free, holder="y", ttl=LONG))
         assert case.direct.extend([(lease, LONG)]) == [True]
         assert sure(lambda: store.extend([(lost, LONG)])) == [False]
-        assert sure(lambda: store.release(lease)) is True
+        assert sure(partial(store.release, lease)) is True
     app = f"next{case.n}"
     case.direct.claim(app, "b", [tick("e")], ttl=LONG)
     assert sure(lambda: store.claim(app, "a", [tick("e", task_id="i")], ttl=LONG)).refusals != [None]
