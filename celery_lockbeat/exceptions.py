@@ -15,6 +15,7 @@ __all__ = [
     "LockbeatError",
     "StoreUnavailable",
     "TaskSkipped",
+    "UnreadableKey",
 ]
 
 
@@ -32,6 +33,14 @@ class ConfigurationError(LockbeatError, ImproperlyConfigured):  # type: ignore[m
 
 class StoreUnavailable(LockbeatError):
     """Raised when the store does not answer in time, or not at all. Nothing ran without a lock."""
+
+
+class UnreadableKey(StoreUnavailable):
+    """Raised when a key of the store holds what no store has written; names the key.
+
+    To a task it is a store that does not answer. Whoever falls back to another store does not: this one is in reach, and
+    others may hold there what this key should tell.
+    """
 
 
 class LockNotAcquired(LockbeatError):

@@ -187,8 +187,12 @@ class _Parent:
             for page in list(self.pages):
                 pid = page.pid
                 if pid and not _lives(pid):
-                    self._legacies.extend(_legacies(pid, page))
                     self.pages.remove(page)
+                    try:
+                        self._legacies.extend(_legacies(pid, page))
+                    except (ValueError, TypeError, EOFError):
+                        # the child has written over its own memory: what it held ends by its ttl
+                        logger.exception("nobody can tell what the dead child %d held", pid)
                     page.close()
                 else:
                     page.events_wanted = _dispatches()

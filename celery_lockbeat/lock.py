@@ -28,7 +28,7 @@ from celery import current_app
 from celery_lockbeat.abort import Abort
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.events import Story
-from celery_lockbeat.exceptions import LockLost, LockNotAcquired, StoreUnavailable
+from celery_lockbeat.exceptions import LockLost, LockNotAcquired, StoreUnavailable, UnreadableKey
 from celery_lockbeat.lifecycle import forget, note, stopping
 from celery_lockbeat.options import MARGIN, LockOptions, check_key
 from celery_lockbeat.renewal import renewer_of
@@ -272,7 +272,7 @@ class Lock:
         try:
             return self._ask()
         except StoreUnavailable as exc:
-            if self._fallback is None:
+            if self._fallback is None or isinstance(exc, UnreadableKey):
                 raise
             self.abandon()
             # The other way back is none: this lock lives where it was taken, the next one asks the first store again.

@@ -75,6 +75,9 @@ MARGIN: Final = 0.01
 #: Seconds by which this host's clock may differ from the store's before that is taken into account.
 INEXACT: Final = 0.05
 
+#: Seconds by which a last run may be yet to come, by clocks that differ; one that is later would stop its entry till then.
+TO_COME: Final = 86400.0
+
 #: Seconds by which it may differ before it is worth a warning.
 SKEW: Final = 1.0
 
@@ -319,11 +322,17 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         entry = item.entry
         if state.total_run_count < entry.total_run_count:
             return
+        zone = entry.last_run_at.tzinfo
         try:
-            entry.last_run_at = self._time_of(state, entry, entry.last_run_at.tzinfo)
-        except ValueError:
-            logger.error("the store has %r as the last run of entry %r, which is no time", state.last_run_at, item.key)  # noqa: TRY400
-            return
+            time_ = self._time_of(state, entry, zone)
+            if bool(time_.tzinfo) != bool(zone) or (time_ - entry.default_now()).total_seconds() > TO_COME:
+                raise ValueError(state.last_run_at)
+            entry.last_run_at = time_
+        except (ValueError, TypeError, OverflowError):
+            # as if it had run just now: a tick may be missed, but none is sent twice; the next claim writes a time again
+            text = "the store has %r as the last run of entry %r, which is no time, or one to come: now is taken for it"
+            self._complain(f"time of {item.key}", text, state.last_run_at[:100], item.key)
+            entry.last_run_at = entry.default_now()
         entry.total_run_count = state.total_run_count
         self.adopted(entry)
 
@@ -854,7 +863,7 @@ def _evaluated(entry: Any) -> tuple[list[Any], dict[str, Any]]:
 
 def _header(tick: _Tick) -> dict[str, Any]:
     kind = _kind(tick.item.schedule)
-    return {"entry": tick.item.entry.name, "run": tick.run, **tick.told, **({"kind": kind} if kind else {})}
+    return {**tick.told, "entry": tick.item.entry.name, "run": tick.run, **({"kind": kind} if kind else {})}
 
 
 def _kind(when: Any) -> str | None:

@@ -41,7 +41,7 @@ def wheel(tmp_path_factory) -> Path:
 def test_the_wheel_has_the_lua_files_and_the_types_mark(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     written = {str(path.relative_to(ROOT)) for path in (ROOT / "celery_lockbeat").rglob("*.lua")}
-    assert len(written) == 11
+    assert len(written) == 15
     assert written | {"celery_lockbeat/py.typed"} <= set(names)
     assert not [name for name in names if name.startswith("tests")]
 

@@ -24,7 +24,7 @@ from urllib.parse import quote, unquote
 from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
 
 from celery_lockbeat.clock import monotonic
-from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
+from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable, UnreadableKey
 from celery_lockbeat.stores.base import (
     ALIVE,
     BACKLOG,
@@ -63,6 +63,28 @@ EVICTS: Final = (
 
 #: Longer keys are cut and told apart by a digest: Redis compares whole keys, and operators read them.
 LONGEST_KEY: Final = 200
+
+#: A description is cut after so many bytes, for a lock has to be read whole (lock.lua).
+LONGEST_DESCRIPTION: Final = 1000
+
+#: No duration is longer: 30 years, so that a lock's end has its 13 digits.
+LONGEST: Final = 1e9
+
+#: Bytes of a claim, of which none of ours has a hundredth.
+CLAIM_AT_MOST: Final = 65536
+
+#: What the keys of an app's beats hold, but for the cold start, of which join.lua makes sure itself.
+BEAT_KEYS: Final = {
+    "replicas": "zset",
+    "entries": "hash",
+    "claims": "hash",
+    "pending": "zset",
+    "listing": "set",
+    "unlisted": "zset",
+}
+
+#: '<replica> <run> <length of the entry> <entry><details>', see claim.lua.
+_CLAIM: Final = re.compile(rb"[^ ]* (\d{1,15}) (\d{1,5}) (.*)", re.DOTALL)
 
 #: A lock, as acquire.lua writes it.
 _LOCK: Final = re.compile(
@@ -128,10 +150,11 @@ class RedisStore(Store):
         self._seen: tuple[float, int] | None = None
         self._checked = False
         _stores.add(self)
-        self._acquire, self._extend, self._release = (Script(name) for name in ("acquire", "extend", "release"))
-        self._join, self._list, self._claim = (Script(name) for name in ("join", "list", "claim"))
-        self._take_over, self._settle, self._leave = (Script(name) for name in ("take_over", "settle", "leave"))
-        self._free, self._probe = Script("free"), Script("probe")
+        locks, beats = ("acquire", "extend", "release", "free", "join"), ("list", "claim", "settle")
+        self._acquire, self._extend, self._release, self._free, self._join = (Script("lock", name) for name in locks)
+        self._list, self._claim, self._settle = (Script("state", name) for name in beats)
+        self._take_over, self._leave = Script("take_over"), Script("leave")
+        self._set_aside, self._drop, self._probe = Script("set_aside"), Script("drop"), Script("probe")
 
     def acquire(
         self, key: str, *, holder: str, ttl: float, run: str | None = None, description: str = ""
@@ -149,6 +172,12 @@ class RedisStore(Store):
             kind, *answer = answer
             if kind == b"finished":
                 return Finished()
+            if kind == b"unreadable":
+                where, what, begins = map(_text, answer)
+                raise UnreadableKey(
+                    f"key {where!r} in Redis is no lock of ours, but a {what} ({begins!r}...): nothing runs under lock {key!r}"
+                    f" until that key is deleted, and nothing that holds it may be running then"
+                )
             if kind == b"held":
                 remaining, same_run, their_run, described = answer
                 return Held(_text(described), remaining / 1000, bool(same_run), unquote(their_run, errors="replace"))
@@ -175,8 +204,8 @@ class RedisStore(Store):
         within = min(within, self._servers.time_allowed)
         answers = self._servers.ask(calls, within, min_replicas=self._min_replicas)
         extended = [
-            self._unavailable(answer, call) if isinstance(answer, Exception) else bool(answer == 1)
-            for call, answer in zip(calls, answers, strict=True)
+            self._unavailable(answer, call) if isinstance(answer, Exception) else self._is_ours(lease, answer)
+            for (lease, _), call, answer in zip(leases, calls, answers, strict=True)
         ]
         errors = [each for each in extended if isinstance(each, StoreUnavailable)]
         if len(errors) == len(extended):
@@ -196,12 +225,21 @@ class RedisStore(Store):
             ),
             # a run that is known to have ended must not be forgotten
             replicated=lease.run is not None and remember_for > 0,
+            released=lease.token,
         )
-        return bool(answer == 1)
+        return self._is_ours(lease, answer)
 
     def free(self, key: str, *, holder: str) -> bool:
         answer = self._call(self._free, self._keys(key), (_plain(holder), _ms(TOKEN_MEMORY)))
         return bool(answer == 1)
+
+    def _is_ours(self, lease: Lease, answer: int) -> bool:
+        if answer == -1:
+            (where,) = self._keys(lease.key)
+            logger.error(
+                "lock %r is lost: key %r in Redis was overwritten by what is no lock; delete it", lease.key, where
+            )
+        return answer in (1, -lease.token)
 
     def _waits_until(self, asked: float, within: float) -> int:
         """The server's time until which an answer to what is asked now has somebody who waits for it; 0: not known."""
@@ -211,9 +249,15 @@ class RedisStore(Store):
         return server_ms + _ms((asked - then) * 1.01 + within)
 
     def join(self, app: str, replica: str, *, cold_start: float | None = None) -> Joined:
-        keys = self._beat_keys(app, "replicas", "listing", "cold_start", f"names:{_plain(replica)}")
+        names = ("replicas", "listing", "cold_start", f"names:{_plain(replica)}")
         earlier = "" if cold_start is None else round(cold_start * 1000)
-        started, now = self._call(self._join, keys, (_plain(replica), _ms(ALIVE), _ms(STATE_MEMORY), earlier))
+        args = (_plain(replica), _ms(ALIVE), _ms(STATE_MEMORY), earlier)
+        started, now = self._call_beats(app, self._join, names, args)
+        if started < 0:
+            (where,) = self._beat_keys(app, "cold_start")
+            raise UnreadableKey(
+                f"key {where!r} in Redis is no time: this beat joins the others once it is deleted, or once they are gone"
+            )
         return Joined(started / 1000, now / 1000)
 
     def list_entries(
@@ -225,18 +269,18 @@ class RedisStore(Store):
         removed: Sequence[str] = (),
         complete: bool = False,
     ) -> list[EntryState]:
-        names = f"names:{_plain(replica)}"
-        keys = self._beat_keys(
-            app, "entries", "unlisted", "replicas", "listing", names, "claims", "pending", "cold_start"
-        )
+        listed = f"names:{_plain(replica)}"
+        names = ("entries", "unlisted", "replicas", "listing", listed, "claims", "pending", "cold_start")
         args: list[Any] = [_plain(replica), _ms(STATE_MEMORY), int(complete), self._beat_keys(app, "names:")[0]]
         args += (len(removed), *map(_exact, removed))
         for name, state in entries:
             args += (_exact(name), state.total_run_count, _exact(state.last_run_at))
-        return [_state(text) for text in self._call(self._list, keys, tuple(args), replicated=bool(entries))]
+        states, unreadable = self._call_beats(app, self._list, names, args, replicated=bool(entries))
+        self._tell_unreadable(app, unreadable)
+        return [_state(text) for text in states]
 
     def claim(self, app: str, replica: str, claims: Sequence[Claim], *, ttl: float, skip: int = 0) -> Claims:
-        keys = self._beat_keys(app, "entries", "claims", "pending", "replicas", "listing", "unlisted")
+        names = ("entries", "claims", "pending", "replicas", "listing", "unlisted")
         prefix = self._beat_keys(app, "names:")[0]
         args: list[Any] = [
             _plain(replica),
@@ -253,12 +297,14 @@ class RedisStore(Store):
             told = b"%d %b%b" % (len(entry), entry, json.dumps(claim.details, separators=(",", ":")).encode())
             args += (entry, claim.state.total_run_count, _exact(claim.state.last_run_at), _plain(claim.task_id), told)
         within = min(ttl, self._servers.time_allowed)  # a later answer is not published
-        now, listed, until, refusals, overdue = self._call(
-            self._claim, keys, tuple(args), replicated=bool(claims), within=within
-        )
+        answer = self._call_beats(app, self._claim, names, args, replicated=bool(claims), within=within)
+        now, listed, until, refusals, told, unreadable = answer
+        self._tell_unreadable(app, unreadable)
+        overdue = {pair: _overdue(*pair) for pair in zip(told[::2], told[1::2], strict=True)}
+        self._drop_unreadable(app, [pair for pair, claim in overdue.items() if claim is None])
         return Claims(
             [_state(refusal) if refusal else None for refusal in refusals],
-            [_overdue(*told) for told in zip(overdue[::2], overdue[1::2], strict=True)],
+            [claim for claim in overdue.values() if claim is not None],
             None if until < 0 else until / 1000,
             now / 1000,
             bool(listed),
@@ -266,7 +312,7 @@ class RedisStore(Store):
 
     def take_over(self, app: str, replica: str, task_ids: Sequence[str], *, ttl: float) -> list[bool]:
         args = (_plain(replica), _ms(ttl), *map(_plain, task_ids))
-        taken = self._call(self._take_over, self._beat_keys(app, "claims", "pending"), args, replicated=True)
+        taken = self._call_beats(app, self._take_over, ("claims", "pending"), args, replicated=True)
         return [answer == 1 for answer in taken]
 
     def settle(
@@ -276,11 +322,11 @@ class RedisStore(Store):
         for task_id, entry in published:
             args += (_plain(task_id), _exact(entry))
         args += map(_plain, handed_over)
-        settled = self._call(self._settle, self._beat_keys(app, "entries", "claims", "pending"), tuple(args))
+        settled = self._call_beats(app, self._settle, ("entries", "claims", "pending"), args)
         return [answer == 1 for answer in settled]
 
     def leave(self, app: str, replica: str) -> None:
-        self._call(self._leave, self._beat_keys(app, "replicas", "listing"), (_plain(replica),))
+        self._call_beats(app, self._leave, ("replicas", "listing"), (_plain(replica),))
 
     # -- operators -----------------------------------------------------------------------------------------------------
 
@@ -384,8 +430,8 @@ class RedisStore(Store):
             if told is not None:
                 clock_ahead = wall + round_trips[-1] / 2 - _seconds(told)
         for key in self._trial_keys(node, app):
-            source = ("EVAL", self._probe.source, 1, key)
-            told = self._note(notes, node, ("EVALSHA", self._probe.sha, 1, key), source) or []
+            source = ("EVAL", self._probe.source, 1, key, 0)
+            _, told = self._note(notes, node, ("EVALSHA", self._probe.sha, 1, key, 0), source) or (0, [])
             for command, error in zip(told[::2], told[1::2], strict=True):
                 notes.setdefault(_text(command), ResponseError(_text(error)))
         if self._min_replicas:
@@ -490,6 +536,53 @@ class RedisStore(Store):
         """Name keys of an app's beats; what stands before the app's name keeps the tag from being empty."""
         return tuple(f"{self._prefix}{{beat:{_plain(app)}}}:{name}" for name in names)
 
+    def _call_beats(
+        self,
+        app: str,
+        script: Script,
+        names: Sequence[str],
+        args: Sequence[Any],
+        *,
+        replicated: bool = False,
+        within: float | None = None,
+    ) -> Any:
+        """Call a script on keys of an app's beats; those that hold another type are renamed, and count as lost."""
+        keys = self._beat_keys(app, *names)
+        try:
+            return self._call(script, keys, tuple(args), replicated=replicated, within=within)
+        except StoreUnavailable as exc:
+            if not isinstance(exc.__cause__, ResponseError) or "WRONGTYPE" not in str(exc.__cause__):
+                raise
+        prefix = self._beat_keys(app, "names:")[0]
+        what = (prefix, _ms(STATE_MEMORY), *BEAT_KEYS.values())
+        renamed = self._call(self._set_aside, self._beat_keys(app, *BEAT_KEYS), what)
+        for key, kind in zip(renamed[::2], renamed[1::2], strict=True):
+            logger.error(
+                "key %r in Redis is a %s, which no beat of %r has written: what it held is lost, and it is renamed to"
+                " '...:unreadable' for a week, unless you delete it before",
+                *(_text(key), _text(kind), app),
+            )
+        # whatever of it was carried out before it failed, it can be repeated
+        return self._call(script, keys, tuple(args), replicated=replicated, within=within)
+
+    def _tell_unreadable(self, app: str, unreadable: Sequence[bytes]) -> None:
+        for entry, begins in zip(unreadable[::2], unreadable[1::2], strict=True):
+            (where,) = self._beat_keys(app, "entries")
+            text = "the state of entry %r in key %r in Redis is none (%r...): it counts as lost, and is written anew"
+            logger.error(text, _read(entry), where, begins)
+
+    def _drop_unreadable(self, app: str, unreadable: Sequence[tuple[bytes, bytes]]) -> None:
+        if not unreadable:
+            return
+        for task_id, told in unreadable:
+            (where,) = self._beat_keys(app, "claims")
+            text = (
+                "claim %r in key %r in Redis is none (%r...), and is dropped: its tick is lost, if it was not yet sent"
+            )
+            logger.error(text, _text(task_id), where, told[:64])
+        pairs = [part[:CLAIM_AT_MOST] for pair in unreadable for part in pair]
+        self._call_beats(app, self._drop, ("claims", "pending"), pairs)
+
     def _call(
         self,
         script: Script,
@@ -498,8 +591,9 @@ class RedisStore(Store):
         *,
         replicated: bool = False,
         within: float | None = None,
+        released: int = 0,
     ) -> Any:
-        call = Call(script, keys, args)
+        call = Call(script, keys, args, released)
         within = self._servers.time_allowed if within is None else within
         if replicated and self._min_replicas:
             (answer,) = self._servers.ask([call], within, min_replicas=self._min_replicas)
@@ -527,7 +621,7 @@ def _seconds(answer: Any) -> float:
 
 def _info(answer: Any) -> dict[str, Any]:
     """Read an answer to INFO; nothing where it was refused."""
-    lines = _text(answer).splitlines() if isinstance(answer, bytes) else []
+    lines = answer.decode("utf-8", "replace").splitlines() if isinstance(answer, bytes) else []
     pairs = (line.partition(":") for line in lines)
     return {name: int(value) if value.isdigit() else value for name, colon, value in pairs if colon}
 
@@ -538,12 +632,14 @@ def _pairs(answer: Any) -> Any:
 
 
 def _text(text: bytes) -> str:
-    return text.decode("utf-8", "replace")
+    """Read what is only shown."""
+    shown = text.decode("utf-8", "replace")
+    return shown if shown.isprintable() else "".join(char if char.isprintable() else "?" for char in shown)
 
 
 def _ms(seconds: float) -> int:
     """Round up: a lease must not end before its holder expects."""
-    return math.ceil(seconds * 1000)
+    return math.ceil(min(seconds, LONGEST) * 1000)
 
 
 def _digits(token: int) -> str:
@@ -551,15 +647,19 @@ def _digits(token: int) -> str:
 
 
 def _readable(text: str) -> bytes:
-    return text.encode("utf-8", "backslashreplace")
+    return text.encode("utf-8", "backslashreplace")[:LONGEST_DESCRIPTION]
 
 
 def _exact(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
-def _read(text: bytes) -> str:
-    return text.decode("utf-8", "surrogatepass")
+def _read(exact: bytes) -> str:
+    try:
+        return exact.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError:
+        # not written by us
+        return exact.decode("utf-8", "backslashreplace")
 
 
 def _unquoted(plain: bytes) -> str:
@@ -572,13 +672,23 @@ def _unquoted(plain: bytes) -> str:
 
 def _state(text: bytes) -> EntryState:
     count, _pending, last_run_at = text.split(b" ", 2)
-    return EntryState(int(count), last_run_at.decode("utf-8", "surrogatepass"))
+    return EntryState(int(count), _read(last_run_at))
 
 
-def _overdue(task_id: bytes, told: bytes) -> Overdue:
-    run, length, rest = told.split(b" ", 2)
-    entry, details = rest[: int(length)], rest[int(length) :]
-    return Overdue(unquote(task_id.decode()), entry.decode("utf-8", "surrogatepass"), int(run), json.loads(details))
+def _overdue(id_: bytes, told: bytes) -> Overdue | None:
+    """Read a claim; None: it is none that we have written."""
+    match = _CLAIM.fullmatch(told) if len(told) <= CLAIM_AT_MOST else None
+    if match is None:
+        return None
+    run, length, rest = int(match[1]), int(match[2]), match[3]
+    try:
+        task_id, entry = unquote(id_.decode()), rest[:length].decode("utf-8", "surrogatepass")
+        details = json.loads(rest[length:])
+    except (ValueError, RecursionError):
+        return None
+    # an id that we would write in another way could never be taken over
+    ours = isinstance(details, dict) and (task_id.encode() == id_ or _plain(task_id).encode() == id_)
+    return Overdue(task_id, entry, run, details) if ours else None
 
 
 def _plain(text: str) -> str:

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
+from itertools import count
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
@@ -35,6 +36,7 @@ from redis.exceptions import (
     ResponseError,
     TryAgainError,
 )
+from redis.exceptions import ConnectionError as LostConnection
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
@@ -50,6 +52,9 @@ SLOTS: Final = 16384
 #: Seconds between two tries.
 PAUSE: Final = 0.05
 
+#: Seconds that a server is given however little time is left.
+LEAST: Final = 0.01
+
 #: Tries to reach a server that refuses connections or closes them, where no other stands in for it.
 TRIES: Final = 2
 
@@ -64,11 +69,31 @@ _FILES: Final = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
 _OF_POOLS: Final = ("connection_class", "max_connections", "ssl")
 
 
-class Script:
-    """A Lua file and its digest, for EVALSHA."""
+#: Around each script: its answer bears the number of what was asked for. On a connection on which anything was answered
+#: twice, or an answer was left unread, each answer would be taken for the next one's: a lock for one that was refused.
+#: A new token, and the same with a minus when it is released, tell by themselves what they answer, and nothing is read
+#: faster than a lone number. With a negative number even these bear it: there is more than one answer to read.
+_FRAME: Final = """local asked = ARGV[#ARGV]
+ARGV[#ARGV] = nil
+local answer = (function()
+%s
+end)()
+if type(answer) == 'number' and math.abs(answer) > 1e9 and asked > '0' then
+  return answer
+end
+return {asked, answer}
+"""
 
-    def __init__(self, name: str) -> None:
-        self.source: Final = files("celery_lockbeat.stores").joinpath("lua").joinpath(f"{name}.lua").read_text("utf-8")
+#: Of the requests of this process: next() is atomic.
+_numbers: Final = count(1)
+
+
+class Script:
+    """A script of Lua files, and its digest, for EVALSHA."""
+
+    def __init__(self, *names: str) -> None:
+        lua = files("celery_lockbeat.stores").joinpath("lua")
+        self.source: Final = _FRAME % "".join(lua.joinpath(f"{name}.lua").read_text("utf-8") for name in names)
         self.sha: Final = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
     def command_at(self, line: int) -> str:
@@ -82,12 +107,14 @@ class Call(NamedTuple):
     script: Script
     keys: tuple[str, ...]
     args: tuple[Any, ...]
+    #: the token that this gives back, which tells with a minus that it is done; 0: it gives back none
+    released: int = 0
 
-    def words(self, *, with_source: bool = False) -> tuple[Any, ...]:
-        """Return the command."""
+    def words(self, number: int, *, with_source: bool = False) -> tuple[Any, ...]:
+        """Return the command, whose answer bears the number."""
         script = self.script
         named = ("EVAL", script.source) if with_source else ("EVALSHA", script.sha)
-        return (*named, len(self.keys), *self.keys, *self.args)
+        return (*named, len(self.keys), *self.keys, *self.args, number)
 
 
 class TooFewReplicas(Exception):  # noqa: N818  as the exceptions of the package are named
@@ -101,15 +128,31 @@ class Node:
         # It makes connections, and is not asked to lend any: it polls the socket of each that it lends. With its bookkeeping
         # that is nearly half of what a command costs, and it finds no answer there that is still under way.
         self._pool = pool
-        self._idle: deque[Any] = deque()
+        # each with the last token that it told
+        self._idle: deque[tuple[Any, int]] = deque()
         self.fails = False
 
-    def converse(self, commands: Sequence[tuple[Any, ...]], timeout: float) -> list[Any]:
-        """Send commands, and read as many answers; a refusal is an answer too. Raises RedisError and OSError for none."""
+    def run(self, call: Call, timeout: float) -> Any:
+        """Run one script; return its answer. Raises RedisError and OSError for none."""
+        number = next(_numbers)
+        (answer,) = self.converse((call.words(number),), timeout, (number,), call.released)
+        return answer
+
+    def converse(
+        self,
+        commands: Sequence[tuple[Any, ...]],
+        timeout: float,
+        numbers: Sequence[int | None] = (),
+        released: int = 0,
+    ) -> list[Any]:
+        """Send commands, and read as many answers; a refusal is an answer too. Raises RedisError and OSError for none.
+
+        ``numbers`` are those of scripts, to be found in their answers.
+        """
         try:
-            connection = self._idle.pop()
+            connection, told = self._idle.pop()
         except IndexError:
-            connection = self._pool.make_connection()
+            connection, told = self._pool.make_connection(), 0
         try:
             if connection.socket_timeout != timeout:
                 _wait_at_most(connection, timeout)
@@ -121,14 +164,21 @@ class Node:
             else:
                 connection.send_packed_command(connection.pack_commands(commands))
             answers = [_answer(connection) for _ in commands]
+            if numbers:
+                answers = [
+                    _unframed(answer, command, number, told, released)
+                    for answer, command, number in zip(answers, commands, numbers, strict=True)
+                ]
         except BaseException as exc:
             # What a soft time limit throws between a command and its answer ends the connection too: the next call would
             # read that answer.
             connection.disconnect()
-            self._idle.append(connection)
+            self._idle.append((connection, 0))
             self.fails = isinstance(exc, Exception)
             raise
-        self._idle.append(connection)
+        if len(numbers) == 1 and isinstance(answers[0], int) and answers[0] > told:
+            told = answers[0]
+        self._idle.append((connection, told))
         self.fails = False
         return answers
 
@@ -143,7 +193,7 @@ class Node:
 
     def close(self) -> None:
         """Close the connections that nobody uses now."""
-        for connection in list(self._idle):
+        for connection, _ in list(self._idle):
             connection.disconnect()
 
 
@@ -167,6 +217,24 @@ def _answer(connection: Any) -> Any:
         return connection.read_response()
     except ResponseError as exc:
         return exc
+
+
+def _unframed(answer: Any, command: Sequence[Any], number: int | None, told: int, released: int) -> Any:
+    """Take off an answer the number of its request. Raises LostConnection, if it was another's."""
+    if isinstance(answer, Exception):
+        if isinstance(answer, NoScriptError) and command[0] == "EVAL":
+            raise LostConnection("an answer is to another request")
+        return answer
+    if number is None:
+        if not isinstance(answer, list):
+            return answer
+    elif isinstance(answer, list):
+        if len(answer) == 2 and answer[0] == b"%d" % number:  # noqa: PLR2004  see _FRAME
+            return answer[1]
+    elif number > 0 and isinstance(answer, int) and (answer == -released if released else answer > told):
+        # one connection is told ever greater tokens, or the server's clock was set back: then it is asked again
+        return answer
+    raise LostConnection("an answer is to another request")
 
 
 def _for_now(answer: Any) -> bool:
@@ -251,7 +319,7 @@ class Servers:
         """Do as ``ask`` does, with one call: nearly all are answered at once, and pay for nothing else."""
         started = monotonic()
         try:
-            (answer,) = self.node_of(call.keys[0]).converse((call.words(),), min(self.timeout, within))
+            answer = self.node_of(call.keys[0]).run(call, min(self.timeout, max(within, LEAST)))
         except (RedisError, OSError) as exc:
             answer = exc
         if isinstance(answer, Exception):
@@ -264,7 +332,7 @@ class Servers:
         A write that fewer than ``min_replicas`` have confirmed ends in TooFewReplicas. ``first``: the answer of a try that
         was made before.
         """
-        deadline = monotonic() + within
+        deadline = monotonic() + max(within, LEAST)
         answers: list[Any] = [first] * len(calls)
         progress = _Progress()
         waiting = list(range(len(calls)))
@@ -290,7 +358,7 @@ class Servers:
         # those that failed last come last: what they cost must not be at the others' expense
         for position, node in enumerate(sorted(groups, key=lambda node: node.fails)):
             share = (deadline - monotonic()) / (len(groups) - position)
-            timeout = max(0.01, min(self.timeout, share))
+            timeout = min(self.timeout, max(share, LEAST))
             asked = [(calls[each], each in progress.asking, each in progress.unknown) for each in groups[node]]
             for each, answer in zip(groups[node], _ask(node, asked, timeout, min_replicas), strict=True):
                 answers[each] = answer
@@ -323,7 +391,8 @@ class Servers:
         if isinstance(answer, ResponseError):
             return False
         progress.pause = PAUSE
-        return self._reach_another() or progress.rounds < TRIES
+        # one round may have gone to learn that the server does not know the script
+        return self._reach_another() or progress.rounds - bool(progress.unknown) < TRIES
 
     # -- what there is more than one of --------------------------------------------------------------------------------
 
@@ -358,14 +427,18 @@ class _Progress:
 def _ask(node: Node, asked: list[tuple[Call, bool, bool]], timeout: float, min_replicas: int) -> list[Any]:
     """Run scripts on one node; ``asked`` has for each whether its slot is still on its way there, and whether to send it whole."""
     commands: list[tuple[Any, ...]] = []
+    numbers: list[int | None] = []
     for call, asking, whole in asked:
         if asking:
             commands.append(("ASKING",))
-        commands.append(call.words(with_source=whole))
+            numbers.append(None)
+        numbers.append(-next(_numbers))
+        commands.append(call.words(numbers[-1] or 0, with_source=whole))
     if min_replicas:
         commands.append(("WAIT", min_replicas, int(timeout * 500)))
+        numbers.append(None)
     try:
-        answers = node.converse(commands, timeout)
+        answers = node.converse(commands, timeout, numbers)
     except (RedisError, OSError) as exc:
         return [exc] * len(asked)
     reached = answers.pop() if min_replicas else 0

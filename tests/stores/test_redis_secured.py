@@ -15,7 +15,7 @@ from servers import Server, free_port
 from topologies import Member
 
 from celery_lockbeat import ConfigurationError, Lock, LockedTask
-from celery_lockbeat.exceptions import StoreUnavailable
+from celery_lockbeat.exceptions import StoreUnavailable, UnreadableKey
 from celery_lockbeat.options import AppOptions, _without_passwords
 from celery_lockbeat.stores.base import Claim, EntryState, Lease
 from celery_lockbeat.stores.redis import RedisStore
@@ -188,6 +188,12 @@ def exercise(store, admin):
     admin.zadd(f"{beat}:pending", {"id-y": 1})
     store.claim("app", "two", [], ttl=60)
     store.leave("app", "two")
+    # what no store has written
+    admin.set(f"{beat}:pending", "text")
+    store.claim("app", "one", [], ttl=60)
+    admin.lpush("lockbeat:lock:{planted}", "text")
+    with pytest.raises(UnreadableKey):
+        store.acquire("planted", holder="a", ttl=60)
 
 
 @pytest.fixture(params=[False, True], ids=["valkey", "redis7"])
@@ -381,8 +387,8 @@ def test_options_reach_redis_py_unchanged(server, make_app, opened):
     with server.client() as client:
         assert [each for each in client.client_list() if each["name"] == "of-locks"]
     (node,) = store._servers.nodes()
-    assert node._idle[0].health_check_interval == 9
-    assert node._idle[0].socket_keepalive is True
+    assert node._idle[0][0].health_check_interval == 9
+    assert node._idle[0][0].socket_keepalive is True
 
 
 @pytest.mark.parametrize(

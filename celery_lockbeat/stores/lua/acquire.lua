@@ -1,18 +1,23 @@
 -- Take a key, or say why not.
--- KEYS[1]  the lock: '<token, 16 digits><until, 13 digits, server ms><holder> <run> <description>';
---          the holder is '' once released, the run is '' where there is nothing to remember; neither has a blank.
---          One string, for one SET with its expiry: each call out of Lua costs more than all the cutting here.
--- KEYS[2]  the mark of this run as finished; absent where there is no run
+-- KEYS[1]  the lock (see lock.lua)
+-- KEYS[2]  the mark of this run as finished (see release.lua); absent where there is no run
 -- ARGV     holder, run, ttl ms, ttl + token memory ms, description, until when anybody waits for the answer (server ms;
 --          '0' for not known)
 -- Returns  token, when it is now in microseconds: granted, and the usual case: a lone number is what a client reads fastest;
 --          {'granted', now ms, token} with any other token, or {'finished'}, or {'late', now ms}, or
---          {'held', remaining ms, same run (0/1), run, description}
+--          {'held', remaining ms, same run (0/1), run, description}, or {'unreadable', key, its type, the beginning of its value}
 -- Atomic:  the check for the mark, the compare of the holder and the new token must see one state, or two holders
 --          could both find the key free. Both keys carry the lock key's hash tag, so Cluster runs it on one node.
-local found = redis.call('MGET', unpack(KEYS))
-if found[2] then
-  return {'finished'}
+local function unreadable(key, value)
+  return {'unreadable', key, redis.call('TYPE', key).ok, type(value) == 'string' and string.sub(value, 1, 64) or ''}
+end
+local mark = KEYS[2] and get(KEYS[2])
+if mark then
+  return type(mark) == 'string' and #mark == 16 and string.find(mark, '^%d+$') and {'finished'} or unreadable(KEYS[2], mark)
+end
+local lock = get(KEYS[1])
+if lock and not is_lock(lock) then
+  return unreadable(KEYS[1], lock)
 end
 local time = redis.call('TIME')
 -- microseconds since the epoch stay below 2^53 until the year 2255: exact in Lua's doubles
@@ -25,7 +30,6 @@ if now > tonumber(ARGV[6]) and ARGV[6] ~= '0' then
 end
 local token = micros
 local ours = ARGV[1] .. ' ' .. ARGV[2] .. ' '
-local lock = found[1]
 if lock then
   local last = tonumber(string.sub(lock, 1, 16))
   local remaining = tonumber(string.sub(lock, 17, 29)) - now

@@ -1,16 +1,17 @@
 -- Claim the ticks that are due, tell what is overdue, and forget what nobody lists any more.
--- KEYS[1]  entries: hash, entry -> '<total run count> <pending claims> <last_run_at>'
+-- KEYS[1]  entries: hash, entry -> its state (see state.lua)
 -- KEYS[2]  claims: hash, task id -> '<replica> <run> <length of the entry> <entry><details>'
 -- KEYS[3]  pending: sorted set, task id by the server ms from which on anybody may take it over
 -- KEYS[4]  replicas, KEYS[5] listing (see join.lua), KEYS[6] unlisted (see list.lua)
 -- ARGV     replica, ttl ms, alive ms, memory ms, backlog, overdue at once, overdue to skip, prefix of the keys of names,
 --          then (entry, run, last_run_at, task id, '<length of the entry> <entry><details>')...
--- Returns  {now ms, listed (0/1), ms until the next is overdue (-1: none), {refusal or ''...}, {task id, claim, ...}}
+-- Returns  {now ms, listed (0/1), ms until the next is overdue (-1: none), {refusal or ''...}, {task id, claim, ...},
+--          {entry, the beginning of what is no state of it, ...}}; a claim that is too long is cut
 -- Atomic:  the compare of the run count and the new claim must see one state, or two replicas could claim one tick.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local replica, ttl, alive, memory = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local names, ids = {}, {}
+local names, ids, unreadable = {}, {}, {}
 for i = 9, #ARGV, 5 do
   names[#names + 1], ids[#ids + 1] = ARGV[i], ARGV[i + 3]
 end
@@ -23,25 +24,34 @@ if #names > 0 then
   local backlog, until_ms = tonumber(ARGV[5]), string.format('%.0f', now + ttl)
   for i, name in ipairs(names) do
     local given = 4 + 5 * i
-    local run = tonumber(ARGV[given + 1])
-    local count, pending = 0, 0
-    if states[i] then
-      count, pending = string.match(states[i], '^(%d+) (%d+) ')
-      count, pending = tonumber(count), tonumber(pending)
+    -- as text: Lua writes large numbers with an exponent
+    local run = ARGV[given + 1]
+    local state, count, pending = states[i], 0, 0
+    if state then
+      count, pending = read_state(state)
+      if not count then
+        unreadable[#unreadable + 1], unreadable[#unreadable + 2] = name, string.sub(state, 1, 64)
+        state = false
+      end
+      count, pending = tonumber(count or 0), tonumber(pending or 0)
+      if pending >= backlog and redis.call('ZCOUNT', KEYS[3], '-inf', '+inf') == 0 then
+        -- what it counts are claims that were dropped
+        pending = 0
+      end
     end
     if claims[i] then
       if string.sub(claims[i], 1, #replica + 1) == replica .. ' ' then
         -- its answer was lost: granted again, with the newer time of the run
-        if count == run then
+        if count == tonumber(run) then
           entries_set[#entries_set + 1], entries_set[#entries_set + 2] = name, run .. ' ' .. pending .. ' ' .. ARGV[given + 2]
         end
         pending_set[#pending_set + 1], pending_set[#pending_set + 2] = until_ms, ids[i]
         refusals[i] = ''
       else
-        refusals[i] = states[i] or ''
+        refusals[i] = state or run .. ' 0 ' .. ARGV[given + 2]
       end
-    elseif states[i] and (count >= run or pending >= backlog) then
-      refusals[i] = states[i]
+    elseif state and (count >= tonumber(run) or pending >= backlog) then
+      refusals[i] = state
     else
       -- a smaller count than expected is a state that the server has lost in part: the replica knows better
       entries_set[#entries_set + 1] = name
@@ -76,7 +86,8 @@ if #gone > 0 then
     for i, id in ipairs(there) do
       there[i] = ARGV[8] .. id
     end
-    for _, id in ipairs(gone) do
+    -- more than unpack can do are none of ours
+    for _, id in ipairs(#there <= 1000 and gone or {}) do
       for _, name in ipairs(redis.call('SDIFF', ARGV[8] .. id, unpack(there))) do
         redis.call('ZADD', KEYS[6], 'NX', now, name)
       end
@@ -101,11 +112,12 @@ if #late > 0 then
   local claims = redis.call('HMGET', KEYS[2], unpack(late))
   for i, id in ipairs(late) do
     if claims[i] then
-      overdue[#overdue + 1], overdue[#overdue + 2] = id, string.match(claims[i], '^[^ ]* (.*)$')
+      overdue[#overdue + 1], overdue[#overdue + 2] = id, string.sub(claims[i], 1, 65537)
     else
       redis.call('ZREM', KEYS[3], id)
     end
   end
 end
 local next_one = redis.call('ZRANGEBYSCORE', KEYS[3], '(' .. string.format('%.0f', now), '+inf', 'WITHSCORES', 'LIMIT', 0, 1)
-return {now, listed, next_one[2] and tonumber(next_one[2]) - now or -1, refusals, overdue}
+local rest = next_one[2] and math.min(tonumber(next_one[2]) - now, memory) or -1
+return {now, listed, rest, refusals, overdue, unreadable}

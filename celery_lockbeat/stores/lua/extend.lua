@@ -1,9 +1,12 @@
 -- Let a live lease end `ttl` from now.
--- KEYS[1]  the lock (see acquire.lua)
+-- KEYS[1]  the lock (see lock.lua)
 -- ARGV     token, holder, ttl ms, ttl + token memory ms
--- Returns  1, or 0 when this lease is lost: run out, released, or followed by another
+-- Returns  1, or 0 when this lease is lost: run out, released, or followed by another; -1: by what is no lock
 -- Atomic:  between a separate compare and the write another holder could come in, and its lease would be extended.
-local lock = redis.call('GET', KEYS[1])
+local lock = get(KEYS[1])
+if lock and not is_lock(lock) then
+  return -1
+end
 local holder = ARGV[2] .. ' '
 if not lock or string.sub(lock, 1, 16) ~= ARGV[1] or string.sub(lock, 30, 29 + #holder) ~= holder then
   return 0

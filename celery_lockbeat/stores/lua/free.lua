@@ -1,11 +1,11 @@
 -- End whatever live lease a holder has, without its token: for a holder that is dead, or never learned what it was granted.
--- KEYS[1]  the lock (see acquire.lua)
+-- KEYS[1]  the lock (see lock.lua)
 -- ARGV     holder, token memory ms
 -- Returns  1, or 0 when this holder has no live lease
 -- Atomic:  as in release.lua: between a separate compare and the write the key could become another's.
-local lock = redis.call('GET', KEYS[1])
+local lock = get(KEYS[1])
 local holder = ARGV[1] .. ' '
-if not lock or string.sub(lock, 30, 29 + #holder) ~= holder then
+if not is_lock(lock) or string.sub(lock, 30, 29 + #holder) ~= holder then
   return 0
 end
 local time = redis.call('TIME')

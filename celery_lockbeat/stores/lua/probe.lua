@@ -24,8 +24,11 @@ if is_text or can_end then
   try('SADD', key, 'm')
 end
 try('GET', key)
-try('MGET', key)
 try('PEXPIRE', key, 1000)
+try('TYPE', key)
+if can_end then
+  try('RENAME', key, key)
+end
 try('HGET', key, 'f')
 try('HMGET', key, 'f')
 try('HDEL', key, 'f')

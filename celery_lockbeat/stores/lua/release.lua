@@ -1,16 +1,18 @@
 -- End a live lease, and remember its run as finished.
--- KEYS[1]  the lock (see acquire.lua)
+-- KEYS[1]  the lock (see lock.lua)
 -- KEYS[2]  the mark of this run as finished, whose value is the token that finished it; absent where there is no run
 -- ARGV     token, holder, hold ms, hold + token memory ms, remember ms
--- Returns  1 when released, now or by an earlier call whose answer was lost; 0 when the lease was lost before
+-- Returns  -token when released, now or by an earlier call whose answer was lost; 0 when the lease was lost before; -1:
+--          what is there now is no lock
 -- Atomic:  freed and remembered are one fact: a copy of the message must never find the key free and the run unknown.
-local lock = redis.call('GET', KEYS[1])
-if not lock or string.sub(lock, 1, 16) ~= ARGV[1] then
+local lock = get(KEYS[1])
+local released = -ARGV[1]
+if not is_lock(lock) or string.sub(lock, 1, 16) ~= ARGV[1] then
   -- another came after us: was our release carried out before?
-  return KEYS[2] and redis.call('GET', KEYS[2]) == ARGV[1] and 1 or 0
+  return KEYS[2] and get(KEYS[2]) == ARGV[1] and released or lock and not is_lock(lock) and -1 or 0
 end
 if string.sub(lock, 30, 30) == ' ' then
-  return 1
+  return released
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
@@ -25,4 +27,4 @@ redis.call('SET', KEYS[1], ARGV[1] .. ended .. string.sub(lock, 30 + #ARGV[2]), 
 if KEYS[2] and ARGV[5] ~= '0' then
   redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[5])
 end
-return 1
+return released

@@ -21,8 +21,8 @@ if published > 0 then
       ours[#ours + 1] = id
       local state = latest[names[i]] or states[i]
       if state then
-        local count, pending, last_run_at = string.match(state, '^(%d+) (%d+) (.*)$')
-        latest[names[i]] = count .. ' ' .. math.max(0, pending - 1) .. ' ' .. last_run_at
+        local count, pending, last_run_at = read_state(state)
+        latest[names[i]] = count and count .. ' ' .. math.max(0, pending - 1) .. ' ' .. last_run_at
       end
     end
   end
