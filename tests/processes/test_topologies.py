@@ -61,7 +61,7 @@ def run_through(fleet, witness, key, end_one):
 
 def test_runs_and_ticks_go_through_a_failover_of_sentinels(make_fleet_on, witness, key, tmp_path):
     with Trio(tmp_path) as trio:
-        options = {"master_name": NAME, "socket_timeout": 2, "socket_connect_timeout": 2}
+        options = {"master_name": NAME}
         fleet = make_fleet_on(trio.url, options, lockbeat_redis_min_replicas=1)
         run_through(fleet, witness, key, trio.fail_over)
 
