@@ -23,6 +23,7 @@ def fleet(request, witness_server, locks, tmp_path):
     """A fleet on that broker, whose results are in a database of its own."""
     settings = {
         "lockbeat_redis_url": locks.url,
+        "lockbeat_key_prefix": f"{request.param}:",  # entries of its own
         "result_backend": f"db+sqlite:///{tmp_path / 'results.db'}",
         "include": ["ending_tasks"],
         "task_reject_on_worker_lost": True,
