@@ -27,6 +27,7 @@ from redis.exceptions import (
     AskError,
     BusyLoadingError,
     ClusterDownError,
+    MasterDownError,
     MovedError,
     NoScriptError,
     OutOfMemoryError,
@@ -53,6 +54,15 @@ TRIES: Final = 2
 #: Refusals that may be none in a moment; redis-py has no class for those that are told by their first word.
 _FOR_NOW: Final = (BusyLoadingError, ClusterDownError, ReadOnlyError, TryAgainError, AskError)
 _FOR_NOW_TOO: Final = ("BUSY ", "NOREPLICAS ", "UNBLOCKED ")
+
+#: What redis-py 5 tells apart only on the connections of its own Cluster.
+_OF_CLUSTERS: Final[dict[str, type[ResponseError]]] = {
+    "ASK": AskError,
+    "CLUSTERDOWN": ClusterDownError,
+    "MASTERDOWN": MasterDownError,
+    "MOVED": MovedError,
+    "TRYAGAIN": TryAgainError,
+}
 
 #: Options whose files OpenSSL would only say of that there is one that it does not find.
 _FILES: Final = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
@@ -156,7 +166,8 @@ def _answer(connection: Any) -> Any:
     try:
         return connection.read_response()
     except ResponseError as exc:
-        return exc
+        word, _, rest = str(exc).partition(" ")
+        return _OF_CLUSTERS[word](rest) if word in _OF_CLUSTERS else exc
 
 
 def _for_now(answer: Any) -> bool:
