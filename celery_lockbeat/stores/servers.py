@@ -274,7 +274,11 @@ class Servers:
                 self._ask_all(calls, waiting, progress, answers, deadline, min_replicas)
             progress.begin_another_round()
             waiting = [each for each in waiting if self._ask_again(each, calls[each], answers[each], progress)]
-            if not waiting or monotonic() + progress.pause >= deadline:
+            now = monotonic()
+            if waiting and not progress.pause:
+                # the server is there, and says what it lacks: slow greetings must not have used up the time for that
+                deadline = max(deadline, now + min(self.timeout, within))
+            if not waiting or now + progress.pause >= deadline:
                 return answers
             time.sleep(progress.pause)
 
