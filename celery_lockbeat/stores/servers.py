@@ -277,7 +277,7 @@ class Servers:
             now = monotonic()
             if waiting and not progress.pause:
                 # the server is there, and says what it lacks: slow greetings must not have used up the time for that
-                deadline = max(deadline, now + min(self.timeout, within))
+                deadline = max(deadline, now + self.timeout)
             if not waiting or now + progress.pause >= deadline:
                 return answers
             time.sleep(progress.pause)
