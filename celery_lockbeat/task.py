@@ -124,10 +124,10 @@ class LockedTask(Task):  # type: ignore[misc]
             self.pop_request()
 
 
-@signals.worker_init.connect  # type: ignore[untyped-decorator]
-def _check_the_stores(sender: Any, **_: Any) -> None:
-    """Look at the servers of the locks before the worker begins, and end it if one cannot do what is needed."""
-    app = sender.app
+@signals.celeryd_after_setup.connect  # type: ignore[untyped-decorator]
+def _check_the_stores(instance: Any, **_: Any) -> None:
+    """Look at the servers of the locks before the worker has a pool, and end it if one cannot do what is needed."""
+    app = instance.app
     plans = [_Plan(type(task), app).options for task in app.tasks.values() if isinstance(task, LockedTask)]
     for driver, connection in {(plan.driver, plan.connection) for plan in plans if plan.enabled}:
         store = stores_of(app).choose(driver, connection)[0]

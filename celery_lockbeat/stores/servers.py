@@ -28,6 +28,7 @@ from redis.exceptions import (
     AskError,
     BusyLoadingError,
     ClusterDownError,
+    MasterDownError,
     MovedError,
     NoScriptError,
     OutOfMemoryError,
@@ -61,6 +62,15 @@ TRIES: Final = 2
 #: Refusals that may be none in a moment; redis-py has no class for those that are told by their first word.
 _FOR_NOW: Final = (BusyLoadingError, ClusterDownError, ReadOnlyError, TryAgainError, AskError)
 _FOR_NOW_TOO: Final = ("BUSY ", "NOREPLICAS ", "UNBLOCKED ")
+
+#: What redis-py 5 tells apart only on the connections of its own Cluster.
+_OF_CLUSTERS: Final[dict[str, type[ResponseError]]] = {
+    "ASK": AskError,
+    "CLUSTERDOWN": ClusterDownError,
+    "MASTERDOWN": MasterDownError,
+    "MOVED": MovedError,
+    "TRYAGAIN": TryAgainError,
+}
 
 #: Options whose files OpenSSL would only say of that there is one that it does not find.
 _FILES: Final = ("ssl_ca_certs", "ssl_ca_path", "ssl_certfile", "ssl_keyfile")
@@ -216,7 +226,8 @@ def _answer(connection: Any) -> Any:
     try:
         return connection.read_response()
     except ResponseError as exc:
-        return exc
+        word, _, rest = str(exc).partition(" ")
+        return _OF_CLUSTERS[word](rest) if word in _OF_CLUSTERS else exc
 
 
 def _unframed(answer: Any, command: Sequence[Any], number: int | None, told: int, released: int) -> Any:
@@ -341,7 +352,11 @@ class Servers:
                 self._ask_all(calls, waiting, progress, answers, deadline, min_replicas)
             progress.begin_another_round()
             waiting = [each for each in waiting if self._ask_again(each, calls[each], answers[each], progress)]
-            if not waiting or monotonic() + progress.pause >= deadline:
+            now = monotonic()
+            if waiting and not progress.pause:
+                # the server is there, and says what it lacks: slow greetings must not have used up the time for that
+                deadline = max(deadline, now + self.timeout)
+            if not waiting or now + progress.pause >= deadline:
                 return answers
             time.sleep(progress.pause)
 

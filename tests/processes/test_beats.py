@@ -497,7 +497,7 @@ def sheltered(witness_server: Server, tmp_path_factory) -> Iterator[Sheltered]:
         fleet.settings |= {
             "lockbeat_driver": "redis",
             "lockbeat_redis_url": store.url,
-            "lockbeat_redis_options": {"socket_timeout": 0.4, "socket_connect_timeout": 0.4},
+            "lockbeat_redis_options": {"socket_timeout": 0.3, "socket_connect_timeout": 0.3},
             "lockbeat_claim_ttl": CLAIM_TTL,
         }
         reader = stack.enter_context(contextlib.closing(Reader(broker, fleet.queue)))

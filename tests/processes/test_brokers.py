@@ -23,6 +23,7 @@ def fleet(request, witness_server, locks, tmp_path):
     """A fleet on that broker, whose results are in a database of its own."""
     settings = {
         "lockbeat_redis_url": locks.url,
+        "lockbeat_key_prefix": f"{request.param}:",  # entries of its own
         "result_backend": f"db+sqlite:///{tmp_path / 'results.db'}",
         "include": ["ending_tasks"],
         "task_reject_on_worker_lost": True,
@@ -46,8 +47,8 @@ def runs_of(witness, key):
 
 def test_each_tick_of_two_beats_runs_once_though_one_of_them_is_killed(fleet, witness, key):
     schedule = {"each": {"task": "tick", "schedule": "marks 1", "args": [key], "options": {"queue": fleet.queue}}}
-    beats = [fleet.beat(name, schedule) for name in ("beat1", "beat2")]
     fleet.workers("a", "b", concurrency=2)
+    beats = [fleet.beat(name, schedule) for name in ("beat1", "beat2")]
     wait_until(lambda: len(runs_of(witness, key)) >= 3, 60, "ticks")
     beats[0].kill()
     before = len(runs_of(witness, key))
@@ -55,8 +56,11 @@ def test_each_tick_of_two_beats_runs_once_though_one_of_them_is_killed(fleet, wi
     ran = runs_of(witness, key)
     beats[1].terminate()
     assert len(ran) == len(set(ran)), "each once"
-    # workers do not keep the order of two messages
-    assert set(ran) >= set(range(1, max(ran) - 1)), "and none is lost"
+    # two that come late, at one moment, are one run and one skip; workers do not keep the order of two messages
+    missing = set(range(1, max(ran) - 1)) - set(ran)
+    assert len(missing) <= len(fleet.events(task_name="tick", event="task_skipped", reason="locked")), (
+        "and none is lost"
+    )
 
 
 def test_a_held_key_is_skipped_and_a_killed_child_frees_it(fleet, witness, key):

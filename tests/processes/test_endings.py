@@ -138,8 +138,7 @@ def test_a_child_that_dies_before_it_hears_that_it_has_the_lock_leaves_none_behi
     make_fleet, ward, locks, witness, key
 ):
     with Proxy(locks.port) as proxy, locks.client() as store:
-        patient = {"socket_timeout": 30, "socket_connect_timeout": 30}
-        fleet = make_fleet(lockbeat_redis_url=proxy.url, include=["ending_tasks"], lockbeat_redis_options=patient)
+        fleet = make_fleet(lockbeat_redis_url=proxy.url, include=["ending_tasks"])
         fleet.workers("deaf", concurrency=1)
         assert fleet.send("hold_long", key, 0).get(timeout=20)
         proxy.swallow_answers()

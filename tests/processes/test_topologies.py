@@ -54,14 +54,16 @@ def run_through(fleet, witness, key, end_one):
     assert len(witness.entered(key)) == 1
     told = runs()
     assert len(told) == len(set(told)), "P2: each once"
-    # a tick whose run met no store has failed, and told so; none is lost without a word
-    failed = {event["tick"] for event in fleet.events(task_name="tick", event="task_failed")}
-    assert len(set(range(1, max(told) - 1)) - set(told)) <= len(failed)
+    # two that come late, at one moment, are one run and one skip; whose run met no store has failed; and each tells so
+    ends = fleet.events(task_name="tick", event="task_finished")
+    assert len({event["task_id"] for event in ends}) >= max(told) - 2, "P2: none is lost"
+    untold = set(range(1, max(told) - 1)) - set(told)
+    assert len(untold) <= sum(event["status"] != "success" for event in ends)
 
 
 def test_runs_and_ticks_go_through_a_failover_of_sentinels(make_fleet_on, witness, key, tmp_path):
     with Trio(tmp_path) as trio:
-        options = {"master_name": NAME, "socket_timeout": 2, "socket_connect_timeout": 2}
+        options = {"master_name": NAME}
         fleet = make_fleet_on(trio.url, options, lockbeat_redis_min_replicas=1)
         run_through(fleet, witness, key, trio.fail_over)
 

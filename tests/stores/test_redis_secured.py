@@ -230,6 +230,43 @@ def test_the_documented_permissions_are_enough_and_each_is_needed_and_named_when
             exercise(store, admin)
 
 
+@pytest.mark.parametrize(
+    ("permission", "arguments"), [("select", {"options": {"db": 1}}), ("wait", {"min_replicas": 1})]
+)
+def test_what_some_setups_need_in_addition_is_named_too(user, opened, permission, arguments):
+    _, store, change = user
+    url = store._servers._settings[0].removesuffix("/0")
+    for more in ([], [f"+{permission}"]):
+        change(*more)
+        with pytest.raises(StoreUnavailable) as refused:
+            opened(url, **arguments).acquire("key", holder="a", ttl=60)
+            assert more
+            raise StoreUnavailable("granted")
+        assert (permission in str(refused.value)) != bool(more)
+    assert f"`+{permission}`" in PAGE
+
+
+def test_in_a_cluster_the_user_may_ask_for_its_slots(nodes, opened):
+    name, *rules = acl_line()
+
+    def allow(*more):
+        for node in nodes.primaries:
+            nodes.command(node, "ACL", "SETUSER", name, "reset", *rules, *more)
+
+    def acquire():
+        login = {"cluster": True, "username": name, "password": "secret"}
+        return opened(nodes.url, options=login).acquire("key", holder="a", ttl=60)
+
+    allow()
+    with pytest.raises(StoreUnavailable, match="cluster"):
+        acquire()
+    allow("+cluster|slots")
+    assert isinstance(acquire(), Lease)
+    assert "`+cluster\\|slots`" in PAGE
+    for node in nodes.primaries:
+        nodes.command(node, "ACL", "DELUSER", name)
+
+
 def test_a_key_of_others_is_refused_and_the_error_says_that_it_is_about_keys(user, opened):
     _, store, change = user
     change("resetkeys", "~others:*")
