@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import redis
 from opening import open_at
-from servers import Server, wait_until
+from postgres import Postgres
+from servers import Server, need_django, wait_until
 
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.stores.base import Store
@@ -48,6 +49,7 @@ class MemoryKind:
 
     def __init__(self, server: Server, path: Path) -> None:
         self.target = str(path / "memory")
+        self.file = path / "memory" / "state.db"
         self.ahead = 0.0
 
     def open(self, key_prefix: str = "lockbeat:") -> Store:
@@ -57,17 +59,57 @@ class MemoryKind:
         self.ahead += seconds
 
     def forget_all(self) -> None:
-        with contextlib.closing(sqlite3.connect(Path(self.target, "state.db"), timeout=10)) as connection, connection:
+        with contextlib.closing(sqlite3.connect(self.file, timeout=10)) as connection, connection:
             for table in ("lock", "done", "entry", "claim", "replica", "listed", "cold_start"):
-                connection.execute(f"DELETE FROM {table}")
+                connection.execute(f"DELETE FROM lockbeat_{table}")
 
 
-KINDS = {"redis": RedisKind, "memory": MemoryKind}
+class SQLiteKind(MemoryKind):
+    """Django's database in a file, without the tables of the memory store's own."""
+
+    name = "sqlite"
+
+    def __init__(self, server: Server, path: Path) -> None:
+        import djangos
+
+        self.target = djangos.as_text(djangos.make_sqlite(path / "db.sqlite3"))
+        self.file = path / "db.sqlite3"
+        self.ahead = 0.0
+
+
+class PostgresKind:
+    """Django's database in a server."""
+
+    name = "postgresql"
+
+    def __init__(self, cluster: Postgres) -> None:
+        import djangos
+
+        self.cluster = cluster
+        self.target = djangos.as_text(cluster.database)
+
+    def open(self, key_prefix: str = "lockbeat:") -> Store:
+        return open_at(self.name, self.target, key_prefix)
+
+    def later(self, seconds: float) -> None:
+        self.cluster.query("SELECT pg_sleep(%s)", seconds + 0.002)
+
+    def forget_all(self) -> None:
+        tables = [f"lockbeat_{name}" for name in ("lock", "done", "app", "replica", "entry", "listed", "claim")]
+        self.cluster.query(f"TRUNCATE {', '.join(tables)}")
+
+
+KINDS = {"redis": RedisKind, "memory": MemoryKind, "sqlite": SQLiteKind, "postgresql": PostgresKind}
 
 
 @pytest.fixture(params=list(KINDS))
 def kind(request: pytest.FixtureRequest, server: Server, tmp_path: Path):
-    return KINDS[request.param](server, tmp_path)
+    if request.param in ("sqlite", "postgresql"):
+        need_django()
+    if request.param == "postgresql":
+        yield PostgresKind(request.getfixturevalue("cluster"))
+    else:
+        yield KINDS[request.param](server, tmp_path)
 
 
 @pytest.fixture
