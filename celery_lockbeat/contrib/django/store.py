@@ -122,8 +122,8 @@ class PostgresStore(Store):
         self, key: str, *, holder: str, ttl: float, run: str | None = None, description: str = ""
     ) -> Lease | Held | Finished:
         named = None if run is None else _exact(run)
-        fixed = (self._row_key(key), _exact(holder), named, _us(ttl), _us(TOKEN_MEMORY))
-        fixed += (description.encode("utf-8", "backslashreplace"),)
+        described = description.encode("utf-8", "backslashreplace")
+        fixed = (self._row_key(key), _exact(holder), named, _us(ttl), _us(TOKEN_MEMORY), described)
         for _ in range(2):
             asked = monotonic()
             kind, *answer = self._call("lockbeat_acquire", *fixed, self._waits_until(asked))
