@@ -13,7 +13,6 @@ from 0: its key in the store has the time of that change.
 
 from __future__ import annotations
 
-import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -120,7 +119,7 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
                     self._own[name] = entry
                 elif not self._is_stored(entry, fields):
                     self.Entry.from_entry(name, app=self.app, **{**fields, "schedule": entry.schedule})
-            except (DatabaseError, InterfaceError):
+            except (DatabaseError, InterfaceError):  # noqa: PERF203  a user's few
                 raise
             except Exception:  # noqa: BLE001  whatever a user wrote
                 logger.exception("static entry %r is skipped, for it is broken: %r", name, fields)
@@ -254,8 +253,9 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
         if run < entry.total_run_count or (run, told) == (entry.lockbeat_run, entry.lockbeat_told):
             return
         # another object, which is planned anew
-        stored.entry = entry = copy.copy(entry)
-        entry.model = copy.copy(entry.model)
+        stored.entry = _copied(entry)
+        entry = stored.entry
+        entry.model = _copied(entry.model)
         entry.model.last_run_at, entry.model.total_run_count = last_run_at, run
         self._begin(entry, last_run_at)
 
@@ -289,7 +289,7 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
             return {model.pk: model for model in rows}
         except (DatabaseError, InterfaceError):
             raise
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001  whatever is in there
             if len(pks) == 1:
                 return {pks[0]: exc}
             half = len(pks) // 2
@@ -319,8 +319,10 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
         entry.lockbeat_told = None if last_run_at is None else _aware(last_run_at)
         if last_run_at is None:
             # django-celery-beat's own idea of the last run of what has never run: with a time to start at, long ago
-            never = datetime(MINYEAR, 1, 2, tzinfo=timezone.utc)
-            last_run_at = never if model.start_time else model.date_changed or entry._default_now()
+            last_run_at = model.date_changed and _aware(model.date_changed, django_timezone.get_default_timezone())
+            if model.start_time:
+                last_run_at = datetime(MINYEAR, 1, 2, tzinfo=timezone.utc)
+        last_run_at = last_run_at or entry._default_now()
         entry.last_run_at = entry.lockbeat_last_run_at = model.last_run_at = _aware(last_run_at)
         entry.total_run_count = entry.lockbeat_run = model.total_run_count
 
@@ -404,6 +406,13 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
         raise AssertionError
 
 
+def _copied(thing: Any) -> Any:
+    # copy.copy() does as pickle does, which entries and models make more of
+    other = object.__new__(type(thing))
+    vars(other).update(vars(thing))
+    return other
+
+
 def _can_be_stored(entry: Any) -> bool:
     """Whether the tables can tell the same entry again."""
     when = entry.schedule
@@ -440,8 +449,8 @@ def _zone() -> Any:
     return django_timezone.get_default_timezone() if aware else timezone.utc
 
 
-def _aware(time_: datetime) -> datetime:
-    return time_ if time_.tzinfo else time_.replace(tzinfo=_zone())
+def _aware(time_: datetime, zone: Any = None) -> datetime:
+    return time_ if time_.tzinfo else time_.replace(tzinfo=zone or _zone())
 
 
 def _for_row(time_: datetime) -> datetime:
