@@ -219,6 +219,18 @@ def test_a_disabled_entry_does_not_run_until_it_is_enabled_again(world, how):
     assert world.row().total_run_count == 3
 
 
+def test_an_entry_that_is_off_for_a_moment_counts_from_when_it_is_on_again(world):
+    world.create()
+    world.start()
+    world.run(15.2)
+    for enabled in (False, True):
+        row = world.row()
+        row.enabled = enabled
+        row.save()
+    world.run(24)
+    assert world.times() == pytest.approx([10, 25.2, 35.2], abs=0.5)
+
+
 def test_a_deleted_entry_runs_no_more(world):
     world.create()
     world.start()

@@ -228,7 +228,7 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
             if stored is None or stored.definition != definition:
                 changed[pk] = definition
             elif stored.entry is not None:
-                self._take_in_run(stored, last_run_at, run)
+                self._take_in_run(stored, last_run_at, run, date_changed)
         if changed:
             self._load(changed)
         return seen
@@ -246,7 +246,7 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
         ]
         return own + related
 
-    def _take_in_run(self, stored: _Stored, last_run_at: Any, run: int) -> None:
+    def _take_in_run(self, stored: _Stored, last_run_at: Any, run: int, date_changed: Any) -> None:
         """Take notice of a run that another beat has written down, or of what a user has reset."""
         entry = stored.entry
         told = None if last_run_at is None else _aware(last_run_at)
@@ -256,7 +256,7 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
         stored.entry = _copied(entry)
         entry = stored.entry
         entry.model = _copied(entry.model)
-        entry.model.last_run_at, entry.model.total_run_count = last_run_at, run
+        entry.model.total_run_count, entry.model.date_changed = run, date_changed
         self._begin(entry, last_run_at)
 
     def _load(self, definitions: Mapping[int, tuple[Any, ...]]) -> None:
