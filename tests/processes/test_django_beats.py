@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import itertools
 import json
 import random
@@ -25,7 +24,7 @@ from entries import (
 )
 from fleet import Fleet
 from postgres import Postgres
-from servers import Server, need_django, wait_until
+from servers import Server, wait_until
 
 SCHEDULER = "celery_lockbeat.contrib.django:LockedDatabaseScheduler"
 
@@ -57,15 +56,6 @@ class DjangoUser(User):
         from django_celery_beat.models import PeriodicTask
 
         return PeriodicTask.objects.get(name=life.name)
-
-
-@pytest.fixture
-def database() -> Iterator[Postgres]:
-    need_django()
-    djangos = importlib.import_module("djangos")
-    with Postgres() as database:
-        djangos.migrate(djangos.use(database.database, "default"))
-        yield database
 
 
 @pytest.fixture
