@@ -49,10 +49,10 @@ stopping: Final = threading.Event()
 # -- the child ---------------------------------------------------------------------------------------------------------
 
 
-def note(holder: str, key: str, connection: str, ttl: float) -> None:
+def note(holder: str, key: str, driver: str, connection: str, ttl: float) -> None:
     """Let the parent know that ``holder`` may have ``key`` from now on."""
     if _page is not None:
-        _page.put(holder, [key, connection, ttl])
+        _page.put(holder, [key, driver, connection, ttl])
 
 
 def forget(holder: str) -> None:
@@ -144,6 +144,7 @@ class _Legacy:
     pid: int
     key: str
     holder: str
+    driver: str
     connection: str
     until: float
     at: float = 0.0
@@ -209,7 +210,7 @@ class _Parent:
     def _free(self, left: _Legacy) -> bool:
         """Free it; whether there is nothing more to do."""
         try:
-            store, _ = stores_of(self._app).choose("redis", left.connection)
+            store, _ = stores_of(self._app).choose(left.driver, left.connection)
             freed = store.free(left.key, holder=left.holder)
         except LockbeatError as exc:
             # the lease runs out by itself, if the store does not come back before
@@ -231,8 +232,8 @@ class _Parent:
 
 
 def _legacies(pid: int, page: _Page) -> Iterator[_Legacy]:
-    for holder, (key, connection, ttl) in page.read().items():
-        yield _Legacy(pid, key, holder, connection, until=monotonic() + ttl)
+    for holder, (key, driver, connection, ttl) in page.read().items():
+        yield _Legacy(pid, key, holder, driver, connection, until=monotonic() + ttl)
 
 
 def _lives(pid: int) -> bool:

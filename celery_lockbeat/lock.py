@@ -286,7 +286,7 @@ class Lock:
             self._unsettled = self._store
             if self._store.driver != "memory":
                 # before it is asked for: a child may be killed before it hears that it was granted
-                note(self._story.execution_id, self.key, self._options.connection, self.ttl)
+                note(self._story.execution_id, self.key, self._store.driver, self._options.connection, self.ttl)
         for _ in range(LATE_ANSWERS):
             started = monotonic()
             answer = self._store.acquire(

@@ -14,6 +14,7 @@ import re
 import string
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -158,10 +159,20 @@ class AppOptions:
     def connection(self, driver: str, name: str) -> Mapping[str, Any] | None:
         """Return the Redis client arguments, with ``url``, that ``lock_driver`` and ``lock_connection`` stand for.
 
-        None: the memory store. Raises ConfigurationError.
+        None: the memory store; ``alias``: that database of Django's. Raises ConfigurationError.
         """
         if driver == "memory":
             return None
+        if driver == "database":
+            if find_spec("django") is None:
+                allowed = (
+                    "'auto', 'redis' or 'memory', unless Django is installed: pip install 'celery-lockbeat[django]'"
+                )
+                raise _refusal("lock_driver", driver, allowed)
+            return {"alias": name}
+        return self._redis(driver, name)
+
+    def _redis(self, driver: str, name: str) -> Mapping[str, Any] | None:
         connections = dict(self.connections or {})
         if self.redis_url is not None:
             connections["default"] = {"url": self.redis_url}
@@ -468,7 +479,7 @@ def _redis_of_celery(conf: Any, own: str | None) -> tuple[str | None, dict[str, 
 _LOCK_RULES: Final[dict[str, _Rule]] = {
     "enabled": _flag,
     "key": _key,
-    "driver": _one_of("auto", "redis", "memory"),
+    "driver": _one_of("auto", "redis", "memory", "database"),
     "connection": _text,
     "ttl": _seconds(0.1),
     "auto_extend": _flag,

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 from celery import Celery, _state
-from servers import ForeignServer, Server
+from postgres import Postgres
+from servers import ForeignServer, Server, need_django
 from simulation import Simulation, World, open_store, set_clocks
 
 _names = itertools.count()
@@ -40,6 +41,24 @@ def spare_server() -> Iterator[Server]:
     """A server of this test alone, to be stopped, killed and paused."""
     with Server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def session_cluster() -> Iterator[Postgres]:
+    need_django()
+    with Postgres() as cluster:
+        import djangos
+
+        djangos.migrate(djangos.use(cluster.database))
+        yield cluster
+
+
+@pytest.fixture
+def cluster(session_cluster: Postgres) -> Postgres:
+    """A PostgreSQL with Django's tables, and nothing of the store in them."""
+    tables = session_cluster.query("SELECT tablename FROM pg_tables WHERE tablename LIKE 'lockbeat_%'")
+    session_cluster.query(f"TRUNCATE {', '.join(name for (name,) in tables)}")
+    return session_cluster
 
 
 @pytest.fixture(params=["redis", "memory"])

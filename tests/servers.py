@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -29,6 +30,15 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def need_django() -> None:
+    """Skip where Django is missing, and fail in CI."""
+    for module in ("django", "django_celery_beat", "psycopg"):
+        if importlib.util.find_spec(module) is None:
+            if os.environ.get("CI"):
+                pytest.fail(f"{module} is missing: pip install -e '.[dev]'")
+            pytest.skip(f"{module} is missing")
 
 
 def _binary() -> str:

@@ -9,11 +9,12 @@ import os
 import time
 from collections import Counter
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
-from celery import states
+from celery import Celery, states
 from celery.beat import Service
-from servers import wait_until
+from servers import need_django, wait_until
 
 import docs
 from celery_lockbeat import Lock, LockNotAcquired
@@ -98,3 +99,60 @@ def test_what_redbeat_has_begun_several_of_our_beats_go_on_with(run_page, server
         headers = [json.loads(message)["headers"] for message in client.lrange("celery", 0, -1)]
     runs = Counter(each["lockbeat"]["run"] for each in headers if "lockbeat" in each)
     assert runs == {3: 1, 4: 1, 5: 1}
+
+
+@pytest.fixture
+def django_project(tmp_path):
+    """Django, with a database of this test."""
+    need_django()
+    djangos = importlib.import_module("djangos")
+    djangos.use(djangos.make_sqlite(tmp_path / "db.sqlite3"), "default")
+    yield
+    from django.db import connections
+
+    connections["default"].close()
+
+
+def test_what_django_celery_beat_has_begun_several_of_our_beats_go_on_with(run_page, server, django_project):
+    from django_celery_beat.models import PeriodicTask
+
+    before = run_page("migrate-from-django-celery-beat", "Before")["app"]
+    sent = []
+    with server.client() as client:
+
+        def tick(*schedulers):
+            for scheduler in schedulers:
+                scheduler.tick()
+            sent.extend([time.monotonic()] * (client.llen("celery") - len(sent)))
+            return sent
+
+        plain = Service(before, scheduler_cls=before.conf.beat_scheduler).scheduler
+        wait_until(lambda: len(tick(plain)) == 2)
+        plain.close()
+        after = run_page("migrate-from-django-celery-beat", "After")["app"]
+        ours = [Service(after, scheduler_cls=after.conf.beat_scheduler).scheduler for _ in range(2)]
+        wait_until(lambda: len(tick(*ours)) == 5)
+        for scheduler in ours:
+            scheduler.close()
+        assert all(0.9 < later - earlier < 1.9 for earlier, later in pairwise(sent))
+        headers = [json.loads(message)["headers"] for message in client.lrange("celery", 0, -1)]
+    runs = Counter(each["lockbeat"]["run"] for each in headers if "lockbeat" in each)
+    assert runs == {3: 1, 4: 1, 5: 1}
+    assert {each["periodic_task_name"] for each in headers} == {"sync-7"}
+    assert PeriodicTask.objects.get(name="sync-7").total_run_count == 5
+
+
+def test_the_settings_for_django_are_enough(django_project):
+    from django.apps import apps
+
+    page = docs.run("how-to/django.md")
+    assert all(apps.is_installed(name) for name in page["INSTALLED_APPS"])
+    app = Celery("proj", broker="memory://", set_as_current=False)
+    app.config_from_object(SimpleNamespace(**page), namespace="CELERY")
+    scheduler = Service(app, scheduler_cls=app.conf.beat_scheduler).scheduler
+    assert type(scheduler).__name__ == "LockedDatabaseScheduler"
+    assert scheduler._store.driver == "database"
+    with Lock("key", app=app) as lock:
+        assert lock.token
+    scheduler.close()
+    app.close()

@@ -38,8 +38,10 @@ def wheel(tmp_path_factory) -> Path:
     return built
 
 
-def test_the_wheel_has_the_lua_files_and_the_types_mark(wheel):
+def test_the_wheel_has_the_lua_files_the_migration_and_the_types_mark(wheel):
     names = zipfile.ZipFile(wheel).namelist()
+    migration = "celery_lockbeat/contrib/django/migrations/0001_"
+    assert {f"{migration}initial.py", f"{migration}postgresql.sql", f"{migration}sqlite.sql"} <= set(names)
     written = {str(path.relative_to(ROOT)) for path in (ROOT / "celery_lockbeat").rglob("*.lua")}
     assert len(written) == 15
     assert written | {"celery_lockbeat/py.typed"} <= set(names)

@@ -21,7 +21,7 @@ class Stores:
 
     def __init__(self, options: AppOptions) -> None:
         self.options: Final = options
-        self._opened: dict[str | None, Store] = {}
+        self._opened: dict[object, Store] = {}
 
     def choose(self, driver: str, connection: str) -> tuple[Store, Store | None]:
         """Return the store of a lock, and the one to fall back to while it is out of reach (``auto`` only).
@@ -31,9 +31,12 @@ class Stores:
         arguments = self.options.connection(driver, connection)
         if arguments is None:
             return self._open(None, arguments), None
+        if driver == "database":
+            # an alias of Django's may be the name of a connection, too
+            return self._open((driver, connection), arguments), None
         return self._open(connection, arguments), self._open(None, None) if driver == "auto" else None
 
-    def _open(self, name: str | None, arguments: Mapping[str, Any] | None) -> Store:
+    def _open(self, name: object, arguments: Mapping[str, Any] | None) -> Store:
         store = self._opened.get(name)
         if store is None:
             # two threads may both come here: the first one's is kept. No mutex, that a fork could copy while it is locked
@@ -45,6 +48,10 @@ def open_store(options: AppOptions, connection: Mapping[str, Any] | None) -> Sto
     """Make the store of a connection (see :meth:`AppOptions.connection`); it connects at its first operation."""
     if connection is None:
         return MemoryStore(options.memory_path, key_prefix=options.key_prefix)
+    if "alias" in connection:
+        from celery_lockbeat.contrib.django.store import open_database  # noqa: PLC0415  Django may be missing
+
+        return open_database(connection["alias"], key_prefix=options.key_prefix)
     arguments = dict(connection)
     return RedisStore(
         arguments.pop("url"),

@@ -70,30 +70,31 @@ PAUSE: Final = 0.001
 #: In place of the offset of a process: no process holds this row, it lives by its time alone.
 NOBODY: Final = 0
 
-_SCHEMA: Final = (
-    "CREATE TABLE IF NOT EXISTS host (boot TEXT)",
-    """CREATE TABLE IF NOT EXISTS lock (
+#: The tables. Django's database has them too, by a migration: see contrib/django.
+SCHEMA: Final = (
+    "CREATE TABLE IF NOT EXISTS lockbeat_host (boot TEXT)",
+    """CREATE TABLE IF NOT EXISTS lockbeat_lock (
         key BLOB PRIMARY KEY, token INTEGER, until REAL, holder BLOB, run BLOB, description TEXT, process INTEGER,
         forget REAL) WITHOUT ROWID""",
-    "CREATE INDEX IF NOT EXISTS lock_forget ON lock (forget)",
-    """CREATE TABLE IF NOT EXISTS done (
+    "CREATE INDEX IF NOT EXISTS lockbeat_lock_forget ON lockbeat_lock (forget)",
+    """CREATE TABLE IF NOT EXISTS lockbeat_done (
         key BLOB, run BLOB, token INTEGER, lasts REAL, forget REAL, PRIMARY KEY (key, run)) WITHOUT ROWID""",
-    "CREATE INDEX IF NOT EXISTS done_forget ON done (forget)",
+    "CREATE INDEX IF NOT EXISTS lockbeat_done_forget ON lockbeat_done (forget)",
     # of the beats; ``until``, ``seen`` and ``unlisted`` (NULL: listed) are on the host's clock, ``at`` on the wall's
-    """CREATE TABLE IF NOT EXISTS entry (
+    """CREATE TABLE IF NOT EXISTS lockbeat_entry (
         app BLOB, name BLOB, count INTEGER, last_run_at BLOB, unlisted REAL, PRIMARY KEY (app, name)) WITHOUT ROWID""",
-    "CREATE INDEX IF NOT EXISTS entry_unlisted ON entry (app, unlisted) WHERE unlisted IS NOT NULL",
-    """CREATE TABLE IF NOT EXISTS claim (
+    "CREATE INDEX IF NOT EXISTS lockbeat_entry_unlisted ON lockbeat_entry (app, unlisted) WHERE unlisted IS NOT NULL",
+    """CREATE TABLE IF NOT EXISTS lockbeat_claim (
         app BLOB, task_id TEXT, entry BLOB, run INTEGER, replica TEXT, until REAL, details TEXT,
         PRIMARY KEY (app, task_id)) WITHOUT ROWID""",
-    "CREATE INDEX IF NOT EXISTS claim_until ON claim (app, until)",
-    "CREATE INDEX IF NOT EXISTS claim_entry ON claim (app, entry)",
-    """CREATE TABLE IF NOT EXISTS replica (
+    "CREATE INDEX IF NOT EXISTS lockbeat_claim_until ON lockbeat_claim (app, until)",
+    "CREATE INDEX IF NOT EXISTS lockbeat_claim_entry ON lockbeat_claim (app, entry)",
+    """CREATE TABLE IF NOT EXISTS lockbeat_replica (
         app BLOB, name TEXT, seen REAL, complete INTEGER, PRIMARY KEY (app, name)) WITHOUT ROWID""",
-    """CREATE TABLE IF NOT EXISTS listed (
+    """CREATE TABLE IF NOT EXISTS lockbeat_listed (
         app BLOB, replica TEXT, name BLOB, PRIMARY KEY (app, replica, name)) WITHOUT ROWID""",
-    "CREATE INDEX IF NOT EXISTS listed_name ON listed (app, name)",
-    "CREATE TABLE IF NOT EXISTS cold_start (app BLOB PRIMARY KEY, at REAL) WITHOUT ROWID",
+    "CREATE INDEX IF NOT EXISTS lockbeat_listed_name ON lockbeat_listed (app, name)",
+    "CREATE TABLE IF NOT EXISTS lockbeat_cold_start (app BLOB PRIMARY KEY, at REAL) WITHOUT ROWID",
 )
 
 #: ``seen`` of a replica that has left, or that was there before this boot.
@@ -126,6 +127,7 @@ class MemoryStore(Store):
         # made absolute now: a daemon changes its working directory later
         self._path = Path(path or Path(tempfile.gettempdir(), f"celery-lockbeat-{os.geteuid()}")).absolute()
         self._state, self._alive = str(self._path / "state.db"), str(self._path / "alive")
+        self._watched: tuple[str, ...] = (self._state, self._alive)
         self._prefix = key_prefix
         self._timeout = timeout
         self._clock = clock
@@ -147,18 +149,18 @@ class MemoryStore(Store):
                 return Finished()
             token = int(self._wall() * 1_000_000)
             row = connection.execute(
-                "SELECT token, until, holder, run, description, process FROM lock WHERE key = ?", (row_key,)
+                "SELECT token, until, holder, run, description, process FROM lockbeat_lock WHERE key = ?", (row_key,)
             ).fetchone()
             if row is not None:
                 last, until, theirs, their_run, their_description, process = row
-                live = until > now and (theirs == ours or _this_process.sees(process, self._descriptor))
+                live = until > now and (theirs == ours or self._sees(process))
                 if live and theirs != ours:
                     same_run = run is not None and their_run == named
                     return Held(their_description, until - now, same_run, their_run.decode("utf-8", "replace"))
                 token = last if live else max(token, last + 1)
             connection.execute(
-                "INSERT OR REPLACE INTO lock VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (row_key, token, now + ttl, ours, named, described, _this_process.offset, now + ttl + TOKEN_MEMORY),
+                "INSERT OR REPLACE INTO lockbeat_lock VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (row_key, token, now + ttl, ours, named, described, self._process, now + ttl + TOKEN_MEMORY),
             )
             return Lease(key, holder, run, token)
 
@@ -173,7 +175,7 @@ class MemoryStore(Store):
         def prolong(connection: sqlite3.Connection, now: float) -> list[bool | StoreUnavailable]:
             return [
                 connection.execute(
-                    "UPDATE lock SET until = ?, forget = ? WHERE key = ? AND token = ? AND holder = ? AND until > ?",
+                    "UPDATE lockbeat_lock SET until = ?, forget = ? WHERE key = ? AND token = ? AND holder = ? AND until > ?",
                     (
                         now + ttl,
                         now + ttl + TOKEN_MEMORY,
@@ -193,7 +195,9 @@ class MemoryStore(Store):
         row_key, ours, run = self._row_key(lease.key), _exact(lease.holder), _exact(lease.run or "")
 
         def free(connection: sqlite3.Connection, now: float) -> bool:
-            row = connection.execute("SELECT token, until, holder FROM lock WHERE key = ?", (row_key,)).fetchone()
+            row = connection.execute(
+                "SELECT token, until, holder FROM lockbeat_lock WHERE key = ?", (row_key,)
+            ).fetchone()
             if row is None or row[0] != lease.token:
                 # another came after us: was our release carried out before?
                 return lease.run is not None and _finished_by(connection, row_key, run, now) == lease.token
@@ -204,12 +208,12 @@ class MemoryStore(Store):
                 return False
             # the token stays, as the counter; without a holder it can be neither extended nor released
             connection.execute(
-                "UPDATE lock SET until = ?, holder = ?, process = ?, forget = ? WHERE key = ?",
+                "UPDATE lockbeat_lock SET until = ?, holder = ?, process = ?, forget = ? WHERE key = ?",
                 (now + hold_for, b"", NOBODY, now + hold_for + TOKEN_MEMORY, row_key),
             )
             if lease.run is not None and remember_for > 0:
                 connection.execute(
-                    "INSERT OR REPLACE INTO done VALUES (?, ?, ?, ?, ?)",
+                    "INSERT OR REPLACE INTO lockbeat_done VALUES (?, ?, ?, ?, ?)",
                     (row_key, run, lease.token, remember_for, now + remember_for),
                 )
             return True
@@ -220,7 +224,7 @@ class MemoryStore(Store):
         def end(connection: sqlite3.Connection, now: float) -> bool:
             # as in release: the token stays, without a holder
             ended = connection.execute(
-                "UPDATE lock SET until = ?, holder = ?, process = ?, forget = ? WHERE key = ? AND holder = ? AND until > ?",
+                "UPDATE lockbeat_lock SET until = ?, holder = ?, process = ?, forget = ? WHERE key = ? AND holder = ? AND until > ?",
                 (now, b"", NOBODY, now + TOKEN_MEMORY, self._row_key(key), _exact(holder), now),
             )
             return ended.rowcount == 1
@@ -235,15 +239,16 @@ class MemoryStore(Store):
         def count_in(connection: sqlite3.Connection, now: float) -> Joined:
             wall = self._wall()
             others = connection.execute(
-                "SELECT 1 FROM replica WHERE app = ? AND name <> ? AND seen > ? LIMIT 1", (whose, replica, now - ALIVE)
+                "SELECT 1 FROM lockbeat_replica WHERE app = ? AND name <> ? AND seen > ? LIMIT 1",
+                (whose, replica, now - ALIVE),
             ).fetchone()
-            started = connection.execute("SELECT at FROM cold_start WHERE app = ?", (whose,)).fetchone()
+            started = connection.execute("SELECT at FROM lockbeat_cold_start WHERE app = ?", (whose,)).fetchone()
             begun: float = started[0] if started else wall if cold_start is None else cold_start
             if cold_start is None and not others:
                 begun = wall
-            connection.execute("INSERT OR REPLACE INTO cold_start VALUES (?, ?)", (whose, begun))
-            connection.execute("DELETE FROM listed WHERE app = ? AND replica = ?", (whose, replica))
-            connection.execute("INSERT OR REPLACE INTO replica VALUES (?, ?, ?, 0)", (whose, replica, now))
+            connection.execute("INSERT OR REPLACE INTO lockbeat_cold_start VALUES (?, ?)", (whose, begun))
+            connection.execute("DELETE FROM lockbeat_listed WHERE app = ? AND replica = ?", (whose, replica))
+            connection.execute("INSERT OR REPLACE INTO lockbeat_replica VALUES (?, ?, ?, 0)", (whose, replica, now))
             return Joined(begun, wall)
 
         return self._atomically(count_in)
@@ -261,21 +266,21 @@ class MemoryStore(Store):
 
         def add(connection: sqlite3.Connection, now: float) -> list[EntryState]:
             connection.execute(
-                "INSERT INTO replica VALUES (?, ?, ?, ?) ON CONFLICT (app, name) DO UPDATE SET"
+                "INSERT INTO lockbeat_replica VALUES (?, ?, ?, ?) ON CONFLICT (app, name) DO UPDATE SET"
                 " seen = excluded.seen, complete = max(complete, excluded.complete)",
                 (whose, replica, now, complete),
             )
             connection.executemany(
-                "DELETE FROM listed WHERE app = ? AND replica = ? AND name = ?",
+                "DELETE FROM lockbeat_listed WHERE app = ? AND replica = ? AND name = ?",
                 [(whose, replica, _exact(name)) for name in removed],
             )
             _forget_what_nobody_lists(connection, whose, now, removed)
             names = [_exact(name) for name, _ in entries]
             connection.executemany(
-                "INSERT OR IGNORE INTO listed VALUES (?, ?, ?)", [(whose, replica, name) for name in names]
+                "INSERT OR IGNORE INTO lockbeat_listed VALUES (?, ?, ?)", [(whose, replica, name) for name in names]
             )
             connection.executemany(
-                "INSERT INTO entry VALUES (?, ?, ?, ?, NULL) ON CONFLICT (app, name) DO UPDATE SET"
+                "INSERT INTO lockbeat_entry VALUES (?, ?, ?, ?, NULL) ON CONFLICT (app, name) DO UPDATE SET"
                 " last_run_at = CASE WHEN unlisted IS NULL THEN last_run_at ELSE excluded.last_run_at END, unlisted = NULL",
                 [
                     (whose, name, state.total_run_count, _exact(state.last_run_at))
@@ -292,17 +297,17 @@ class MemoryStore(Store):
         def grant(connection: sqlite3.Connection, now: float) -> Claims:
             refusals = [_grant(connection, whose, replica, claim, now + ttl) for claim in claims]
             seen = connection.execute(
-                "UPDATE replica SET seen = ? WHERE app = ? AND name = ?", (now, whose, replica)
+                "UPDATE lockbeat_replica SET seen = ? WHERE app = ? AND name = ?", (now, whose, replica)
             ).rowcount
             if seen:
                 _forget_who_is_gone(connection, whose, now)
             _forget_old_state(connection, whose, now - STATE_MEMORY)
             overdue = connection.execute(
-                "SELECT task_id, entry, run, details FROM claim WHERE app = ? AND until <= ? ORDER BY until, run LIMIT ?, ?",
+                "SELECT task_id, entry, run, details FROM lockbeat_claim WHERE app = ? AND until <= ? ORDER BY until, run LIMIT ?, ?",
                 (whose, now, skip, OVERDUE_AT_ONCE),
             ).fetchall()
             (until,) = connection.execute(
-                "SELECT min(until) FROM claim WHERE app = ? AND until > ?", (whose, now)
+                "SELECT min(until) FROM lockbeat_claim WHERE app = ? AND until > ?", (whose, now)
             ).fetchone()
             return Claims(
                 refusals,
@@ -319,7 +324,7 @@ class MemoryStore(Store):
         return self._atomically(
             lambda connection, now: [
                 connection.execute(
-                    "UPDATE claim SET replica = ?, until = ? WHERE app = ? AND task_id = ? AND until <= ?",
+                    "UPDATE lockbeat_claim SET replica = ?, until = ? WHERE app = ? AND task_id = ? AND until <= ?",
                     (replica, now + ttl, whose, task_id, now),
                 ).rowcount
                 == 1
@@ -334,12 +339,13 @@ class MemoryStore(Store):
 
         def forget(connection: sqlite3.Connection, now: float) -> list[bool]:
             connection.executemany(
-                "UPDATE claim SET until = ? WHERE app = ? AND task_id = ? AND replica = ?",
+                "UPDATE lockbeat_claim SET until = ? WHERE app = ? AND task_id = ? AND replica = ?",
                 [(now, whose, task_id, replica) for task_id in handed_over],
             )
             return [
                 connection.execute(
-                    "DELETE FROM claim WHERE app = ? AND task_id = ? AND replica = ?", (whose, task_id, replica)
+                    "DELETE FROM lockbeat_claim WHERE app = ? AND task_id = ? AND replica = ?",
+                    (whose, task_id, replica),
                 ).rowcount
                 == 1
                 for task_id, _ in published
@@ -351,7 +357,7 @@ class MemoryStore(Store):
         whose = self._row_key(app)
         self._atomically(
             lambda connection, _now: connection.execute(
-                "UPDATE replica SET seen = ? WHERE app = ? AND name = ?", (LONG_AGO, whose, replica)
+                "UPDATE lockbeat_replica SET seen = ? WHERE app = ? AND name = ?", (LONG_AGO, whose, replica)
             )
         )
 
@@ -362,11 +368,11 @@ class MemoryStore(Store):
 
         def tell(connection: sqlite3.Connection, now: float) -> list[LiveLock]:
             rows = connection.execute(
-                "SELECT key, holder, description, run, token, until, process FROM lock"
+                "SELECT key, holder, description, run, token, until, process FROM lockbeat_lock"
                 " WHERE until > ? AND (key = ? OR ? AND substr(key, 1, ?) = ?)",
                 (now, mine, key is None, len(mine), mine),
             )
-            live = (row for row in rows if _this_process.sees(row[6], self._descriptor))
+            live = (row for row in rows if self._sees(row[6]))
             return [
                 LiveLock(key or _text(row[0][len(mine) :]), _text(row[1]), row[2], _text(row[3]), row[4], row[5] - now)
                 for row in islice(live, limit)
@@ -385,26 +391,27 @@ class MemoryStore(Store):
                     frozenset(
                         _text(entry)
                         for (entry,) in connection.execute(
-                            "SELECT name FROM listed WHERE app = ? AND replica = ? LIMIT ?", (whose, name, limit)
+                            "SELECT name FROM lockbeat_listed WHERE app = ? AND replica = ? LIMIT ?",
+                            (whose, name, limit),
                         )
                     ),
                     bool(complete),
                 )
                 for name, seen, complete in connection.execute(
-                    "SELECT name, seen, complete FROM replica WHERE app = ? LIMIT ?", (whose, limit)
+                    "SELECT name, seen, complete FROM lockbeat_replica WHERE app = ? LIMIT ?", (whose, limit)
                 ).fetchall()
             ]
             entries = [
                 StoredEntry(_text(name), EntryState(count, _text(last_run_at)), pending)
                 for name, count, last_run_at, pending in connection.execute(
                     "SELECT name, count, last_run_at,"
-                    " (SELECT count(*) FROM claim WHERE claim.app = entry.app AND claim.entry = entry.name)"
-                    " FROM entry WHERE app = ? LIMIT ?",
+                    " (SELECT count(*) FROM lockbeat_claim WHERE lockbeat_claim.app = lockbeat_entry.app AND entry = name)"
+                    " FROM lockbeat_entry WHERE app = ? LIMIT ?",
                     (whose, limit),
                 )
             ]
             (overdue,) = connection.execute(
-                "SELECT count(*) FROM claim WHERE app = ? AND until <= ?", (whose, now)
+                "SELECT count(*) FROM lockbeat_claim WHERE app = ? AND until <= ?", (whose, now)
             ).fetchone()
             return Beats(replicas, entries, overdue)
 
@@ -441,7 +448,7 @@ class MemoryStore(Store):
                     # a thread that waited for the mutex that long does not wait for the other process once more
                     if not _is_busy(exc) or time.monotonic() > deadline:
                         self._drop(exc)
-                        msg = f"the memory store in {self._path} does not answer: {exc}"
+                        msg = f"the {self.driver} store in {self._path} does not answer: {exc}"
                         raise StoreUnavailable(msg) from exc
                 time.sleep(random.uniform(0, PAUSE))  # noqa: S311  not a secret
 
@@ -450,7 +457,7 @@ class MemoryStore(Store):
         if connection is not None and connection.in_transaction:
             msg = "it is used by a signal handler that interrupted its use"
             raise sqlite3.ProgrammingError(msg)
-        if connection is None or self._files != _files(self._state, self._alive):
+        if connection is None or self._files != _files(*self._watched):
             # a cleaner of old files may have removed them: better to lose the leases there than to be alone in a ghost
             self.close()
             connection = self._connection = self._connect()
@@ -472,7 +479,7 @@ class MemoryStore(Store):
             connection.execute("PRAGMA synchronous = NORMAL")
             with connection:
                 connection.execute("BEGIN IMMEDIATE")
-                for statement in _SCHEMA:
+                for statement in SCHEMA:
                     connection.execute(statement)
                 self._begin_a_new_boot(connection)
         except BaseException:
@@ -487,20 +494,28 @@ class MemoryStore(Store):
         run is remembered for its whole time once more instead, since an early end would let it run twice.
         """
         boot = boot_id()
-        if connection.execute("SELECT boot FROM host").fetchone() == (boot,):
+        if connection.execute("SELECT boot FROM lockbeat_host").fetchone() == (boot,):
             return
         now = self._clock()
-        for (process,) in connection.execute("SELECT DISTINCT process FROM lock").fetchall():
+        for (process,) in connection.execute("SELECT DISTINCT process FROM lockbeat_lock").fetchall():
             # a live holder proves that it is the same boot under another name (see boot_id)
-            if process == NOBODY or not _this_process.sees(process, self._descriptor):
-                connection.execute("UPDATE lock SET until = ? WHERE process = ?", (now, process))
-        connection.execute("UPDATE lock SET forget = until + ?", (TOKEN_MEMORY,))
-        connection.execute("UPDATE done SET forget = ? + lasts", (now,))
-        connection.execute("UPDATE claim SET until = ?", (now,))
-        connection.execute("UPDATE entry SET unlisted = ? WHERE unlisted IS NOT NULL", (now,))
-        connection.execute("UPDATE replica SET seen = ?", (LONG_AGO,))
-        connection.execute("DELETE FROM host")
-        connection.execute("INSERT INTO host VALUES (?)", (boot,))
+            if process == NOBODY or not self._sees(process):
+                connection.execute("UPDATE lockbeat_lock SET until = ? WHERE process = ?", (now, process))
+        connection.execute("UPDATE lockbeat_lock SET forget = until + ?", (TOKEN_MEMORY,))
+        connection.execute("UPDATE lockbeat_done SET forget = ? + lasts", (now,))
+        connection.execute("UPDATE lockbeat_claim SET until = ?", (now,))
+        connection.execute("UPDATE lockbeat_entry SET unlisted = ? WHERE unlisted IS NOT NULL", (now,))
+        connection.execute("UPDATE lockbeat_replica SET seen = ?", (LONG_AGO,))
+        connection.execute("DELETE FROM lockbeat_host")
+        connection.execute("INSERT INTO lockbeat_host VALUES (?)", (boot,))
+
+    @property
+    def _process(self) -> int:
+        """What tells this process from others, in the rows of its locks."""
+        return _this_process.offset
+
+    def _sees(self, process: int) -> bool:
+        return _this_process.sees(process, self._descriptor)
 
     def _purge_now_and_then(self, connection: sqlite3.Connection) -> None:
         self._operations += 1
@@ -508,10 +523,11 @@ class MemoryStore(Store):
             return
         now = self._clock()
         connection.execute(
-            "DELETE FROM lock WHERE key IN (SELECT key FROM lock WHERE forget < ? LIMIT ?)", (now, PURGE_AT_MOST)
+            "DELETE FROM lockbeat_lock WHERE key IN (SELECT key FROM lockbeat_lock WHERE forget < ? LIMIT ?)",
+            (now, PURGE_AT_MOST),
         )
         connection.execute(
-            "DELETE FROM done WHERE (key, run) IN (SELECT key, run FROM done WHERE forget < ? LIMIT ?)",
+            "DELETE FROM lockbeat_done WHERE (key, run) IN (SELECT key, run FROM lockbeat_done WHERE forget < ? LIMIT ?)",
             (now, PURGE_AT_MOST),
         )
 
@@ -523,7 +539,9 @@ class MemoryStore(Store):
 
 
 def _state_of(connection: sqlite3.Connection, app: bytes, name: bytes) -> EntryState | None:
-    row = connection.execute("SELECT count, last_run_at FROM entry WHERE app = ? AND name = ?", (app, name)).fetchone()
+    row = connection.execute(
+        "SELECT count, last_run_at FROM lockbeat_entry WHERE app = ? AND name = ?", (app, name)
+    ).fetchone()
     return None if row is None else EntryState(row[0], _text(row[1]))
 
 
@@ -532,15 +550,17 @@ def _grant(connection: sqlite3.Connection, app: bytes, replica: str, claim: Clai
     name, run = _exact(claim.entry), claim.state.total_run_count
     state = _state_of(connection, app, name)
     owner = connection.execute(
-        "SELECT replica FROM claim WHERE app = ? AND task_id = ?", (app, claim.task_id)
+        "SELECT replica FROM lockbeat_claim WHERE app = ? AND task_id = ?", (app, claim.task_id)
     ).fetchone()
     if owner == (replica,):
         # its answer was lost: granted again, with the newer time of the run
         connection.execute(
-            "UPDATE entry SET last_run_at = ? WHERE app = ? AND name = ? AND count = ?",
+            "UPDATE lockbeat_entry SET last_run_at = ? WHERE app = ? AND name = ? AND count = ?",
             (_exact(claim.state.last_run_at), app, name, run),
         )
-        connection.execute("UPDATE claim SET until = ? WHERE app = ? AND task_id = ?", (until, app, claim.task_id))
+        connection.execute(
+            "UPDATE lockbeat_claim SET until = ? WHERE app = ? AND task_id = ?", (until, app, claim.task_id)
+        )
         return None
     if owner is not None:
         return state or claim.state
@@ -548,18 +568,18 @@ def _grant(connection: sqlite3.Connection, app: bytes, replica: str, claim: Clai
         if state.total_run_count >= run:
             return state
         (pending,) = connection.execute(
-            "SELECT count(*) FROM claim WHERE app = ? AND entry = ?", (app, name)
+            "SELECT count(*) FROM lockbeat_claim WHERE app = ? AND entry = ?", (app, name)
         ).fetchone()
         if pending >= BACKLOG:
             return state
     # a smaller count than expected is a state that was lost in part: the replica knows better
     connection.execute(
-        "INSERT INTO entry VALUES (?, ?, ?, ?, NULL) ON CONFLICT (app, name) DO UPDATE SET"
+        "INSERT INTO lockbeat_entry VALUES (?, ?, ?, ?, NULL) ON CONFLICT (app, name) DO UPDATE SET"
         " count = excluded.count, last_run_at = excluded.last_run_at",
         (app, name, run, _exact(claim.state.last_run_at)),
     )
     connection.execute(
-        "INSERT INTO claim VALUES (?, ?, ?, ?, ?, ?, ?)",
+        "INSERT INTO lockbeat_claim VALUES (?, ?, ?, ?, ?, ?, ?)",
         (app, claim.task_id, name, run, replica, until, json.dumps(claim.details)),
     )
     return None
@@ -567,15 +587,17 @@ def _grant(connection: sqlite3.Connection, app: bytes, replica: str, claim: Clai
 
 def _forget_who_is_gone(connection: sqlite3.Connection, app: bytes, now: float) -> None:
     """What only those list who are gone is listed by nobody, unless somebody has not yet listed all."""
-    gone = connection.execute("SELECT name FROM replica WHERE app = ? AND seen <= ?", (app, now - ALIVE)).fetchall()
+    gone = connection.execute(
+        "SELECT name FROM lockbeat_replica WHERE app = ? AND seen <= ?", (app, now - ALIVE)
+    ).fetchall()
     if not gone or _somebody_lists(connection, app, now):
         return
     for (replica,) in gone:
-        connection.execute("DELETE FROM listed WHERE app = ? AND replica = ?", (app, replica))
-        connection.execute("DELETE FROM replica WHERE app = ? AND name = ?", (app, replica))
+        connection.execute("DELETE FROM lockbeat_listed WHERE app = ? AND replica = ?", (app, replica))
+        connection.execute("DELETE FROM lockbeat_replica WHERE app = ? AND name = ?", (app, replica))
     connection.execute(
-        "UPDATE entry SET unlisted = ? WHERE app = ? AND unlisted IS NULL"
-        " AND name NOT IN (SELECT name FROM listed WHERE app = ?)",
+        "UPDATE lockbeat_entry SET unlisted = ? WHERE app = ? AND unlisted IS NULL"
+        " AND name NOT IN (SELECT name FROM lockbeat_listed WHERE app = ?)",
         (now, app, app),
     )
 
@@ -583,21 +605,21 @@ def _forget_who_is_gone(connection: sqlite3.Connection, app: bytes, now: float) 
 def _forget_what_nobody_lists(connection: sqlite3.Connection, app: bytes, now: float, names: Sequence[str]) -> None:
     if names and not _somebody_lists(connection, app, now):
         connection.executemany(
-            "UPDATE entry SET unlisted = ? WHERE app = ? AND name = ? AND unlisted IS NULL"
-            " AND NOT EXISTS (SELECT 1 FROM listed WHERE listed.app = entry.app AND listed.name = entry.name)",
+            "UPDATE lockbeat_entry SET unlisted = ? WHERE app = ? AND name = ? AND unlisted IS NULL"
+            " AND NOT EXISTS (SELECT 1 FROM lockbeat_listed WHERE lockbeat_listed.app = lockbeat_entry.app AND lockbeat_listed.name = lockbeat_entry.name)",
             [(now, app, _exact(name)) for name in names],
         )
 
 
 def _somebody_lists(connection: sqlite3.Connection, app: bytes, now: float) -> bool:
     """Whether a replica that is there has not listed all of its entries yet."""
-    incomplete = "SELECT 1 FROM replica WHERE app = ? AND seen > ? AND NOT complete"
+    incomplete = "SELECT 1 FROM lockbeat_replica WHERE app = ? AND seen > ? AND NOT complete"
     return connection.execute(incomplete, (app, now - ALIVE)).fetchone() is not None
 
 
 def _forget_old_state(connection: sqlite3.Connection, app: bytes, before: float) -> None:
-    connection.execute("DELETE FROM entry WHERE app = ? AND unlisted <= ?", (app, before))
-    connection.execute("DELETE FROM claim WHERE app = ? AND until <= ?", (app, before))
+    connection.execute("DELETE FROM lockbeat_entry WHERE app = ? AND unlisted <= ?", (app, before))
+    connection.execute("DELETE FROM lockbeat_claim WHERE app = ? AND until <= ?", (app, before))
 
 
 class _ThisProcess:
@@ -726,7 +748,7 @@ def _files(*paths: str) -> tuple[int, ...]:
 def _finished_by(connection: sqlite3.Connection, key: bytes, run: bytes, now: float) -> int | None:
     """The token under which this run was brought to its end, while that is remembered."""
     row = connection.execute(
-        "SELECT token FROM done WHERE key = ? AND run = ? AND forget > ?", (key, run, now)
+        "SELECT token FROM lockbeat_done WHERE key = ? AND run = ? AND forget > ?", (key, run, now)
     ).fetchone()
     return None if row is None else int(row[0])
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import redis
 from celery import Celery
@@ -74,6 +75,12 @@ settings["beat_schedule"] = {
     **many(*settings.pop("test_more_entries", [])),
     **made(settings.pop("beat_schedule", {})),
 }
+
+if database := settings.pop("test_django_database", None):
+    sys.path.append(str(Path(__file__).parent.parent))
+    import djangos
+
+    djangos.configure(database)
 
 app = Celery("processes")
 app.conf.update(settings)

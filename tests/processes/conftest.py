@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import itertools
 import uuid
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ from typing import Any
 
 import pytest
 from fleet import HERE, Fleet, Witness
-from servers import Server
+from postgres import Postgres
+from servers import Server, need_django
 
 _numbers = itertools.count()
 
@@ -52,6 +54,16 @@ def locks() -> Iterator[Server]:
     """The locks' server, undisturbed."""
     with Server() as server:
         yield server
+
+
+@pytest.fixture
+def database() -> Iterator[Postgres]:
+    """A PostgreSQL of this test alone, with Django's tables."""
+    need_django()
+    djangos = importlib.import_module("djangos")
+    with Postgres() as database:
+        djangos.migrate(djangos.use(database.database, "default"))
+        yield database
 
 
 @pytest.fixture

@@ -1,209 +1,56 @@
-"""Three real beats over RedBeat's entries, which are created, changed, disabled and deleted while the beats die and freeze.
-
-Who tells of it is a reader of the broker's queue, which no worker empties: each message carries in its arguments of which
-life of which entry it is, and the version of the definition that it was made of.
-"""
+"""Three real beats over RedBeat's entries, which are created, changed, disabled and deleted while the beats die and freeze."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
-import json
 import random
-import signal
-import threading
 import time
-from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import NamedTuple
 
 import pytest
-import redis
 from celery import Celery
 from celery.schedules import schedule
-from fleet import Fleet, Process
+from entries import (
+    CLAIM_TTL,
+    Beats,
+    Life,
+    Reader,
+    User,
+    assert_is_on_time,
+    assert_nothing_is_doubled,
+    assert_nothing_is_lost,
+    assert_nothing_runs_after_its_end,
+)
+from fleet import Fleet
 from redbeat import RedBeatSchedulerEntry
 from servers import Server, wait_until
 
-CLAIM_TTL = 2.0
 
-#: What two noisy cores may add to the moment at which a message is seen.
-SLACK = 0.4
-
-#: And to a deadline of three beats, all of which may start at the same time.
-MUCH_SLACK = 2.5
-
-
-class Arrival(NamedTuple):
-    at: float  # on this host's monotonic clock
-    life: int
-    version: int
-    run: int
-    due: float
-    task_id: str
-
-
-class Reader(threading.Thread):
-    """Notes each message that comes into a queue; it reads by the distance from its far end, so it misses none."""
-
-    def __init__(self, server: Server, queue: str) -> None:
-        super().__init__(daemon=True)
-        self._client, self._queue = server.client(), queue
-        self._end = threading.Event()
-        self._arrivals: list[Arrival] = []
-        self.start()
-
-    def run(self) -> None:
-        seen = 0
-        while not self._end.wait(0.005):
-            with contextlib.suppress(redis.RedisError):
-                length = self._client.llen(self._queue)
-                new = self._client.lrange(self._queue, -length, -(seen + 1))[::-1] if length > seen else []
-                now = time.monotonic()
-                self._arrivals += [_arrival(now, json.loads(message)["headers"]) for message in new]
-                seen += len(new)
-
-    def arrivals(self) -> dict[int, list[Arrival]]:
-        """By lives, in order of time."""
-        lives = defaultdict(list)
-        for each in list(self._arrivals):
-            lives[each.life].append(each)
-        return lives
-
-    def close(self) -> None:
-        self._end.set()
-        self.join()
-        self._client.close()
-
-
-def _arrival(now: float, headers: dict) -> Arrival:
-    life, version = json.loads(headers["argsrepr"].replace("(", "[").replace(")", "]"))
-    tick = headers["lockbeat"]
-    due = datetime.fromisoformat(tick["due"]).timestamp()
-    return Arrival(now, life, version, tick["run"], due, headers["id"])
-
-
-@dataclass
-class Life:
-    """An entry from its creation to its deletion, and when its user was told that so it is."""
-
-    number: int
-    name: str
-    interval: float
-    created: float
-    changed: list[tuple[float, int]] = field(default_factory=list)
-    disabled: list[list[float]] = field(default_factory=list)  # from, to
-    deleted: float | None = None
-
-    @property
-    def is_disabled(self) -> bool:
-        return bool(self.disabled) and self.disabled[-1][1] == float("inf")
-
-
-class User:
-    """Changes entries by RedBeat's API, and remembers what it did."""
+class RedBeatUser(User):
+    """By RedBeat's API."""
 
     def __init__(self, app: Celery, chance: random.Random) -> None:
-        self._app, self._chance = app, chance
-        self._numbers = itertools.count(1)
-        self.lives: list[Life] = []
-        self.alive: dict[str, Life] = {}
+        super().__init__(chance)
+        self._app = app
 
-    def create(self, name: str, interval: float) -> Life:
-        life = Life(next(self._numbers), name, interval, time.monotonic())
-        self._entry(life, 0).save()
-        self.lives.append(life)
-        self.alive[name] = life
-        return life
-
-    def do_something(self, names: list[str]) -> None:
-        name = self._chance.choice(names)
-        life = self.alive.get(name)
-        if life is None:
-            self.create(name, self._chance.choice([0.7, 1.0, 1.5]))
-        else:
-            self._chance.choice([self.change, self.change, self.turn_off_or_on, self.delete])(life)
-
-    def change(self, life: Life) -> None:
-        version = len(life.changed) + 1
-        entry = self._load(life)
-        entry.args = [life.number, version]
-        entry.save()
-        life.changed.append((time.monotonic(), version))
-
-    def turn_off_or_on(self, life: Life) -> None:
-        entry = self._load(life)
-        entry.enabled = life.is_disabled
-        if life.is_disabled:
-            life.disabled[-1][1] = time.monotonic()
-            entry.save()
-        else:
-            entry.save()
-            life.disabled.append([time.monotonic(), float("inf")])
-
-    def delete(self, life: Life) -> None:
-        self._load(life).delete()
-        life.deleted = time.monotonic()
-        del self.alive[life.name]
-
-    def _entry(self, life: Life, version: int) -> RedBeatSchedulerEntry:
+    def save_new(self, life: Life) -> None:
         every = schedule(life.interval, app=self._app)
-        return RedBeatSchedulerEntry(life.name, "nobody", every, args=[life.number, version], app=self._app)
+        RedBeatSchedulerEntry(life.name, "nobody", every, args=[life.number, 0], app=self._app).save()
+
+    def save(self, life: Life, *, version: int | None = None, enabled: bool | None = None) -> None:
+        entry = self._load(life)
+        if version is not None:
+            entry.args = [life.number, version]
+        if enabled is not None:
+            entry.enabled = enabled
+        entry.save()
+
+    def remove(self, life: Life) -> None:
+        self._load(life).delete()
 
     def _load(self, life: Life) -> RedBeatSchedulerEntry:
         key = RedBeatSchedulerEntry.generate_key(self._app, life.name)
         return RedBeatSchedulerEntry.from_key(key, app=self._app)
-
-
-class Beats:
-    """Three of them; at least one is always there and awake."""
-
-    def __init__(self, fleet: Fleet, chance: random.Random) -> None:
-        self._fleet, self._chance = fleet, chance
-        self._numbers = itertools.count()
-        self.running: list[Process] = []
-        self.frozen: list[tuple[float, Process]] = []
-        self.kills = self.freezes = 0
-
-    def start(self) -> None:
-        arguments = ["beat", "-S", "celery_lockbeat.contrib.redbeat:LockedRedBeatScheduler", "-l", "INFO", "--pidfile="]
-        self.running.append(self._fleet._start(f"beat{next(self._numbers)}", arguments, {}))
-
-    def awake(self) -> list[Process]:
-        frozen = [beat for _, beat in self.frozen]
-        return [beat for beat in self.running if "has joined" in beat.log() and beat not in frozen]
-
-    def do_something(self) -> None:
-        for until, beat in self.frozen:
-            if time.monotonic() >= until:
-                beat.thaw()
-        self.frozen = [each for each in self.frozen if time.monotonic() < each[0]]
-        awake = self.awake()
-        if len(self.running) < 3:
-            self.start()
-        elif len(awake) > 1:
-            victim = self._chance.choice(awake)
-            if self._chance.random() < 0.5:
-                victim.kill()
-                self.running.remove(victim)
-                self.kills += 1
-            else:
-                victim.freeze()
-                self.frozen.append((time.monotonic() + self._chance.uniform(0.3, 3.0), victim))
-                self.freezes += 1
-
-    def stop(self) -> None:
-        for _, beat in self.frozen:
-            beat.thaw()
-        self.frozen = []
-        # one that is still starting would die of the signal
-        wait_until(lambda: len(self.awake()) == len(self.running), 60, "all beats have joined")
-        for beat in self.running:
-            beat.process.send_signal(signal.SIGTERM)
-        for beat in self.running:
-            assert beat.process.wait(20) == 0
 
 
 @pytest.fixture
@@ -231,7 +78,8 @@ def test_entries_change_while_beats_die_and_nothing_is_lost_doubled_or_run_after
     seed = random.randrange(10**6)
     print(f"seed {seed}")
     chance = random.Random(seed)
-    user, beats = User(app, chance), Beats(fleet, chance)
+    user = RedBeatUser(app, chance)
+    beats = Beats(fleet, chance, "celery_lockbeat.contrib.redbeat:LockedRedBeatScheduler")
     steady = [user.create(f"steady-{n}", 1.0) for n in range(5)]
     names = [f"entry-{n}" for n in range(8)]
     for _ in range(3):
@@ -241,7 +89,7 @@ def test_entries_change_while_beats_die_and_nothing_is_lost_doubled_or_run_after
     while time.monotonic() < end:
         # the moments are what is random here: there is nothing to wait for
         time.sleep(chance.uniform(0.02, 0.3))
-        user.do_something(names)
+        user.do_something(names, [0.7, 1.0, 1.5])
         if chance.random() < 0.25:
             beats.do_something()
     _wait_until_all_is_settled(fleet, locks)
@@ -267,42 +115,3 @@ def _wait_until_all_is_settled(fleet: Fleet, locks: Server) -> None:
         claims = f"{fleet.settings['lockbeat_key_prefix']}{{beat:processes}}:claims"
         before = set(client.hkeys(claims))
         wait_until(lambda: not before & set(client.hkeys(claims)), 30, "what is claimed is published or taken over")
-
-
-def assert_nothing_is_doubled(life: Life, arrivals: list[Arrival]) -> None:
-    ids = defaultdict(set)
-    for each in arrivals:
-        ids[each.run].add(each.task_id)
-    assert all(len(each) == 1 for each in ids.values()), (life, arrivals)
-    dues = [due for _, due in sorted({(each.run, each.due) for each in arrivals})]
-    assert all(after - before > 0.9 * life.interval for before, after in itertools.pairwise(dues)), (life, arrivals)
-
-
-def assert_nothing_runs_after_its_end(life: Life, arrivals: list[Arrival]) -> None:
-    for each in arrivals:
-        if life.deleted is not None:
-            assert each.at <= life.deleted + life.interval + SLACK, (life, each)
-        for off, on in life.disabled:
-            assert not off + life.interval + SLACK < each.at < on, (life, each)
-        for at, version in life.changed:
-            assert each.version >= version or each.at <= at + life.interval + SLACK, (life, each)
-
-
-def assert_nothing_is_lost(life: Life, arrivals: list[Arrival]) -> None:
-    """All runs are there, but those that a dead beat had in its hands when the entry was deleted or disabled."""
-    seen = {each.run: each.at for each in arrivals}
-    ends = [off for off, _ in life.disabled] + ([life.deleted] if life.deleted else [])
-    for run in set(range(1, max(seen, default=0) + 1)) - set(seen):
-        after = min(at for other, at in seen.items() if other > run)
-        assert any(end > after - life.interval - MUCH_SLACK - CLAIM_TTL for end in ends), (life, run, arrivals)
-
-
-def assert_is_on_time(arrivals: list[Arrival]) -> None:
-    firsts: dict[int, float] = {}
-    for each in arrivals:
-        firsts.setdefault(each.run, each.at)
-    times = sorted(firsts.values())
-    assert len(times) >= 15
-    gaps = [after - before for before, after in itertools.pairwise(times)]
-    # one that a dead beat had in its hands comes late, and never more than that
-    assert max(gaps) <= 1.0 + CLAIM_TTL + MUCH_SLACK, gaps

@@ -150,7 +150,7 @@ class Book:
             late = {task_id for task_id, ms in until.items() if ms <= seconds * 1000 + micros / 1000}
             claims = [_pending(*each, late) for each in self._client.hgetall(f"{self._beat}:claims").items()]
         else:
-            rows = self._rows("SELECT task_id, entry, run, replica, until FROM claim")
+            rows = self._rows("SELECT task_id, entry, run, replica, until FROM lockbeat_claim")
             claims = [
                 Pending(task_id, entry.decode(), run, _pid(replica), until <= monotonic())
                 for task_id, entry, run, replica, until in rows
@@ -162,7 +162,7 @@ class Book:
             return {
                 entry: int(state.split()[0]) for entry, state in self._client.hgetall(f"{self._beat}:entries").items()
             }
-        return {name.decode(): count for name, count in self._rows("SELECT name, count FROM entry")}
+        return {name.decode(): count for name, count in self._rows("SELECT name, count FROM lockbeat_entry")}
 
     def listed_by(self, pid: int) -> int:
         """How many entries the beat of this process has listed so far; in Redis only."""
@@ -172,7 +172,9 @@ class Book:
 
     def has_left(self, pid: int) -> bool:
         """Whether the beat of this process has said that it leaves; in the memory store only."""
-        return [seen for name, seen in self._rows("SELECT name, seen FROM replica") if _pid(name) == pid] == [-math.inf]
+        return [seen for name, seen in self._rows("SELECT name, seen FROM lockbeat_replica") if _pid(name) == pid] == [
+            -math.inf
+        ]
 
     def _rows(self, query: str) -> list[tuple]:
         assert self._path is not None

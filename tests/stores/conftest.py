@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import redis
 from opening import open_at
-from servers import Server, wait_until
+from postgres import Postgres
+from servers import Server, need_django, wait_until
 from topologies import Nodes
 
 from celery_lockbeat.clock import monotonic
@@ -70,6 +71,7 @@ class MemoryKind:
 
     def __init__(self, server: Server, path: Path) -> None:
         self.target = str(path / "memory")
+        self.file = path / "memory" / "state.db"
         self.ahead = 0.0
 
     def open(self, key_prefix: str = "lockbeat:") -> Store:
@@ -79,12 +81,48 @@ class MemoryKind:
         self.ahead += seconds
 
     def forget_all(self) -> None:
-        with contextlib.closing(sqlite3.connect(Path(self.target, "state.db"), timeout=10)) as connection, connection:
+        with contextlib.closing(sqlite3.connect(self.file, timeout=10)) as connection, connection:
             for table in ("lock", "done", "entry", "claim", "replica", "listed", "cold_start"):
-                connection.execute(f"DELETE FROM {table}")
+                connection.execute(f"DELETE FROM lockbeat_{table}")
 
 
-KINDS = {kind.name: kind for kind in (RedisKind, MemoryKind, Redis7Kind, ClusterKind)}
+class SQLiteKind(MemoryKind):
+    """Django's database in a file, without the tables of the memory store's own."""
+
+    name = "sqlite"
+
+    def __init__(self, server: Server, path: Path) -> None:
+        import djangos
+
+        self.target = djangos.as_text(djangos.make_sqlite(path / "db.sqlite3"))
+        self.file = path / "db.sqlite3"
+        self.ahead = 0.0
+
+
+class PostgresKind:
+    """Django's database in a server."""
+
+    name = "postgresql"
+    fixture = "cluster"
+
+    def __init__(self, cluster: Postgres, path: Path) -> None:
+        import djangos
+
+        self.cluster = cluster
+        self.target = djangos.as_text(cluster.database)
+
+    def open(self, key_prefix: str = "lockbeat:") -> Store:
+        return open_at(self.name, self.target, key_prefix)
+
+    def later(self, seconds: float) -> None:
+        self.cluster.query("SELECT pg_sleep(%s)", seconds + 0.002)
+
+    def forget_all(self) -> None:
+        tables = [f"lockbeat_{name}" for name in ("lock", "done", "app", "replica", "entry", "listed", "claim")]
+        self.cluster.query(f"TRUNCATE {', '.join(tables)}")
+
+
+KINDS = {kind.name: kind for kind in (RedisKind, MemoryKind, Redis7Kind, ClusterKind, SQLiteKind, PostgresKind)}
 
 
 @pytest.fixture(scope="session")
@@ -117,6 +155,8 @@ def nodes(session_nodes: Nodes) -> Nodes:
 @pytest.fixture(params=list(KINDS))
 def kind(request: pytest.FixtureRequest, tmp_path: Path):
     kind = KINDS[request.param]
+    if kind in (SQLiteKind, PostgresKind):
+        need_django()
     return kind(request.getfixturevalue(kind.fixture), tmp_path)
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from pathlib import Path
+
 import redis
 
 from celery_lockbeat.clock import monotonic
@@ -23,4 +27,15 @@ def open_at(name: str, target: str, key_prefix: str = "lockbeat:", clock=monoton
         return RedisStore(target, options=REDIS[name], key_prefix=key_prefix)
     if name == "memory":
         return MemoryStore(target, key_prefix=key_prefix, clock=clock)
+    if name in ("postgresql", "sqlite"):
+        # a process of its own has only this directory on its path
+        sys.path.append(str(Path(__file__).parent.parent))
+        import djangos
+
+        alias = djangos.use(json.loads(target))
+        from celery_lockbeat.contrib.django.store import PostgresStore, SQLiteStore
+
+        if name == "postgresql":
+            return PostgresStore(alias, key_prefix=key_prefix)
+        return SQLiteStore(alias, key_prefix=key_prefix, clock=clock)
     raise AssertionError(name)

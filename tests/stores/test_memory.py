@@ -331,7 +331,9 @@ def test_nothing_is_kept_for_ever(path, store, clock, monkeypatch):
 
     def rows():
         with contextlib.closing(sqlite3.connect(path / "state.db")) as connection:
-            return [connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("lock", "done")]
+            return [
+                connection.execute(f"SELECT count(*) FROM lockbeat_{table}").fetchone()[0] for table in ("lock", "done")
+            ]
 
     assert rows() == [51, 50]
     clock.ahead += TOKEN_MEMORY - 10
@@ -401,7 +403,7 @@ def test_a_process_that_is_killed_in_a_transaction_leaves_no_trace(store, fork):
 
     def die_inside():
         def work(connection, now):
-            connection.execute("DELETE FROM lock")
+            connection.execute("DELETE FROM lockbeat_lock")
             os.kill(os.getpid(), signal.SIGKILL)
 
         store._atomically(work)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from servers import Server
+from servers import Server, need_django
 
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.stores.base import Finished, Held, Lease
@@ -156,5 +157,39 @@ def test_the_memory_store_answers_as_the_model(tmp_path):
 
         def advance(self, seconds):
             self.ahead += seconds
+
+    run(Machine, 60)
+
+
+def test_the_database_store_in_a_file_answers_as_the_model(tmp_path):
+    need_django()
+    import djangos
+
+    djangos.configure()
+    from celery_lockbeat.contrib.django.store import SQLiteStore
+
+    class Machine(StoreMachine):
+        def open(self):
+            self.ahead = 0.0
+            alias = djangos.use(djangos.make_sqlite(Path(tempfile.mkdtemp(dir=tmp_path), "db.sqlite3")))
+            return SQLiteStore(alias, clock=lambda: monotonic() + self.ahead)
+
+        def advance(self, seconds):
+            self.ahead += seconds
+
+    run(Machine, 30)
+
+
+@pytest.mark.timeout(300)
+def test_the_database_store_in_postgresql_answers_as_the_model(cluster):
+    import djangos
+
+    alias = djangos.use(cluster.database)
+    from celery_lockbeat.contrib.django.store import PostgresStore
+
+    class Machine(StoreMachine):
+        def open(self):
+            cluster.query("TRUNCATE lockbeat_lock, lockbeat_done")
+            return PostgresStore(alias)
 
     run(Machine, 60)

@@ -1,0 +1,1 @@
+"""What Django applies to its databases."""

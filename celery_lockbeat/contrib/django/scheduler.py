@@ -1,0 +1,467 @@
+"""The schedule of django-celery-beat, fired by any number of beats at once.
+
+Promises: entries stay django-celery-beat's, in its tables and its admin, and what "due" means is its own. A beat sees a change
+when it looks, about once a second, and rereads the rows of what is due, all in one query, right before it claims it: an entry
+that is deleted or disabled has no run any more. Runs are written back together, in one query a batch. No tick makes more
+queries with more entries.
+
+When did an entry run last? The store knows of each claimed run, and its row, where ``last_run_at`` and ``total_run_count`` follow
+once the tick is published, of each written one. The store counts where it knows of more runs than the row; else the row does,
+for it is the user's to reset. An entry that is to run once begins anew with each change of its row, as the row then counts
+from 0: its key in the store has the time of that change.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import MINYEAR, datetime, timedelta, timezone
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Final, TypeVar
+
+from celery import schedules
+from celery.beat import ScheduleEntry
+from django.conf import settings
+from django.db import connections, router
+from django.db.models import Case, CharField, F, Value, When
+from django.db.models.functions import Cast
+from django.db.utils import DatabaseError, InterfaceError
+from django.utils import timezone as django_timezone
+from django_celery_beat.clockedschedule import clocked
+from django_celery_beat.schedulers import SCHEDULE_SYNC_MAX_INTERVAL, DatabaseScheduler
+from kombu.utils import json as kombus_json
+
+from celery_lockbeat.agenda import Item
+from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
+from celery_lockbeat.scheduler import LockedSchedulerMixin, logger
+
+__all__ = ["LockedDatabaseScheduler"]
+
+#: The oldest django-celery-beat that will do.
+OLDEST: Final = (2, 8)
+
+#: What a run changes of a row, and what changes with everything else. All other columns are its definition.
+RUN: Final = ("last_run_at", "total_run_count")
+CHANGED: Final = "date_changed"
+
+#: The schedules that a row may point to.
+KINDS: Final = ("interval", "crontab", "solar", "clocked")
+
+#: What Celery knows of an entry in ``beat_schedule``; what else there is are columns.
+CELERYS_FIELDS: Final = ("task", "schedule", "args", "kwargs", "options", "relative")
+
+_KEY: Final = re.compile(r"periodictask:(\d+)(?:@.*)?")
+
+_T = TypeVar("_T")
+
+#: django-celery-beat's own, which has no types.
+_json: Any = kombus_json
+
+
+@dataclass(slots=True)
+class _Stored:
+    """A row: its key in our store, its definition, and its entry; None: it is broken."""
+
+    key: str
+    definition: tuple[Any, ...]
+    entry: Any = None
+
+
+class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type: ignore[misc]
+    """django-celery-beat's scheduler, on any number of replicas; settings, tables and admin are its own.
+
+    What its tables cannot keep of ``beat_schedule`` (a ``@timeout``, half a second, a schedule of your own) is kept here, as
+    :class:`~celery_lockbeat.LockedScheduler` does. Raises ConfigurationError for a django-celery-beat that is too old.
+    """
+
+    trusted_for = 0.5
+    gather = 0.2
+
+    def __init__(self, app: Any, **kwargs: Any) -> None:
+        _refuse_old()
+        self._rows: dict[int, _Stored] = {}  # by primary keys
+        self._own: dict[str, Any] = {}  # what the tables cannot keep, by name
+        self._is_set_up = False
+        self._last_change: Any = None
+        self._read_all_at: float | None = None  # None: not yet
+        self._unwritten: dict[int, Any] = {}  # entries that have run, by primary keys
+        self._expired: set[int] = set()
+        super().__init__(app, **kwargs)
+
+    # -- the schedule --------------------------------------------------------------------------------------------------
+
+    def setup_schedule(self) -> None:
+        """Leave it to the first tick: a database that does not answer yet is waited for."""
+
+    @property
+    def schedule(self) -> dict[str, Any]:
+        """All entries: those of enabled rows, by their keys, and those of our own, by their names."""
+        stored = {
+            each.key: each.entry for each in self._rows.values() if each.entry and each.entry.name not in self._own
+        }
+        return {**stored, **self._own}
+
+    def enabled_models_qs(self) -> Any:
+        """Return the rows that count: all that are enabled, for here those that are not due soon cost nothing."""
+        return self.Model.objects.using(self._database).filter(enabled=True)
+
+    def update_from_dict(self, mapping: Mapping[str, Any]) -> None:
+        """Store static entries, as far as the tables can keep them, unless they are there as they are."""
+        for name, fields in mapping.items():
+            try:
+                celerys = {field: value for field, value in fields.items() if field in CELERYS_FIELDS}
+                entry = ScheduleEntry(name=name, app=self.app, **celerys)
+                if not entry.task or entry.schedule is None:
+                    raise ValueError("it needs a task and a schedule")
+                if not _can_be_stored(entry):
+                    self._own[name] = entry
+                elif not self._is_stored(entry, fields):
+                    self.Entry.from_entry(name, app=self.app, **{**fields, "schedule": entry.schedule})
+            except (DatabaseError, InterfaceError):  # noqa: PERF203  a user's few
+                raise
+            except Exception:  # noqa: BLE001  whatever a user wrote
+                logger.exception("static entry %r is skipped, for it is broken: %r", name, fields)
+
+    def _is_stored(self, entry: Any, fields: Mapping[str, Any]) -> bool:
+        """Whether it need not be written: each write lets all beats read everything anew."""
+        row = self.Model.objects.using(self._database).select_related(*KINDS).filter(name=entry.name).first()
+        if row is None or row.scheduler is None or not _equal(row.schedule, entry.schedule):
+            return False
+        wanted = {field: value for field, value in fields.items() if field not in CELERYS_FIELDS}
+        wanted |= self.Entry._unpack_options(**(fields.get("options") or {}))
+        wanted |= {"task": entry.task, "args": _json.dumps(entry.args or []), "kwargs": _json.dumps(entry.kwargs or {})}
+        return all(getattr(row, column) == value for column, value in wanted.items())
+
+    def reserve(self, entry: Any) -> Any:
+        """Keep the entry; :meth:`record_runs` tells its row of the run."""
+        return entry
+
+    def is_due(self, entry: Any) -> tuple[bool, float | None]:
+        """Tell (is due, seconds until the next look), as the entry does, but without its queries."""
+        model = getattr(entry, "model", None)
+        if model is not None:
+            if model.one_off and entry.total_run_count > 0:
+                return False, None
+            if model.expires is not None and entry._default_now() >= model.expires:
+                self._expired.add(model.pk)
+                return False, None
+        due: tuple[bool, float | None] = entry.is_due()
+        return due
+
+    def adopted(self, entry: Any) -> None:
+        """Let the row count, unless the store knows of more runs."""
+        model = getattr(entry, "model", None)
+        if model is None:
+            return
+        if entry.total_run_count <= entry.lockbeat_run:
+            entry.last_run_at = entry.lockbeat_last_run_at
+        model.last_run_at, model.total_run_count = entry.last_run_at, entry.total_run_count
+
+    def _key(self, name: str, entry: Any) -> str:
+        # those of rows are under theirs already
+        return name if hasattr(entry, "model") else super()._key(name, entry)
+
+    # -- read ----------------------------------------------------------------------------------------------------------
+
+    def refresh_schedule(self) -> None:
+        """Follow what was added, changed, removed or reset."""
+        if not self._is_set_up:
+            self._query(self._set_up)
+            self._is_set_up = True
+        self._write_down()
+        changed = self._query(self._changes)
+        # before the rows are read: what changes meanwhile is a change next time
+        now = self._clock()
+        overdue = self._read_all_at is None or now - self._read_all_at >= SCHEDULE_SYNC_MAX_INTERVAL
+        if changed == self._last_change and not overdue:
+            return
+        found = self._query(lambda: self._read(self.enabled_models_qs()))
+        self._last_change, self._read_all_at = changed, now
+        for pk in self._rows.keys() - found:
+            del self._rows[pk]
+
+    def _set_up(self) -> None:
+        self.install_default_entries({})
+        self.update_from_dict(self.app.conf.beat_schedule)
+
+    def _changes(self) -> Any:
+        return self.Changes.objects.using(self._database).filter(ident=1).values_list("last_update", flat=True).first()
+
+    def reread(self, keys: Sequence[str]) -> Mapping[str, tuple[str, Any]]:
+        """Tell what is behind these keys now, straight from the rows."""
+        pks = {key: int(match[1]) for key in keys if (match := _KEY.fullmatch(key))}
+        if pks:
+            wanted = set(pks.values())
+            found = self._query(lambda: self._read(self.enabled_models_qs().filter(pk__in=wanted)))
+            for pk in (wanted - found) & self._rows.keys():
+                del self._rows[pk]
+        told = {}
+        for key in keys:
+            stored = self._rows.get(pks.get(key, -1))
+            if stored is not None and stored.entry is not None:
+                told[key] = (stored.key, stored.entry)
+            elif key not in pks and (item := self._agenda.get(key)):
+                told[key] = (key, item.entry)
+        return told
+
+    def _item_of(self, key: str) -> Item | None:
+        item = super()._item_of(key)
+        if item is None and _KEY.fullmatch(key):
+            # deleted, disabled, or not seen yet: it is read before it is published
+            unknown = ScheduleEntry(name=key, task="", schedule=schedules.schedule(1), total_run_count=-1, app=self.app)
+            item = Item(key, unknown)
+        return item
+
+    def _read(self, rows: Any) -> set[int]:
+        """Bring ``_rows`` up to date with these rows; return their primary keys."""
+        changed: dict[int, tuple[Any, ...]] = {}
+        seen = set()
+        # as text: what is no timezone would be an error of the whole query
+        zone = Cast("crontab__timezone", CharField())
+        for pk, last_run_at, run, date_changed, *rest in rows.values_list("pk", *RUN, CHANGED, *self._columns, zone):
+            seen.add(pk)
+            # an entry that is to run once begins anew with each change
+            definition = (*rest, date_changed if rest[self._columns.index("one_off")] else None)
+            stored = self._rows.get(pk)
+            if stored is None or stored.definition != definition:
+                changed[pk] = definition
+            elif stored.entry is not None:
+                self._take_in_run(stored, last_run_at, run, date_changed)
+        if changed:
+            self._load(changed)
+        return seen
+
+    @cached_property
+    def _columns(self) -> list[str]:
+        """What a row and its schedules are made of, but for its runs."""
+        meta = self.Model._meta
+        own = [field.attname for field in meta.concrete_fields if field.attname not in (*RUN, CHANGED)]
+        related = [
+            f"{kind}__{field.attname}"
+            for kind in KINDS
+            for field in meta.get_field(kind).related_model._meta.concrete_fields
+            if field.attname != "timezone"
+        ]
+        return own + related
+
+    def _take_in_run(self, stored: _Stored, last_run_at: Any, run: int, date_changed: Any) -> None:
+        """Take notice of a run that another beat has written down, or of what a user has reset."""
+        entry = stored.entry
+        told = None if last_run_at is None else _aware(last_run_at)
+        if run < entry.total_run_count or (run, told) == (entry.lockbeat_run, entry.lockbeat_told):
+            return
+        # another object, which is planned anew
+        stored.entry = _copied(entry)
+        entry = stored.entry
+        entry.model = _copied(entry.model)
+        entry.model.total_run_count, entry.model.date_changed = run, date_changed
+        self._begin(entry, last_run_at)
+
+    def _load(self, definitions: Mapping[int, tuple[Any, ...]]) -> None:
+        """Make the entries of these rows, and tell of those that are broken."""
+        for pk, model in self._fetch(list(definitions)).items():
+            definition, known = definitions[pk], self._rows.get(pk)
+            try:
+                if isinstance(model, Exception):
+                    raise model
+                self._rows[pk] = stored = self._make(model, definition)
+            except Exception as exc:  # noqa: BLE001  whatever is in there
+                self._rows[pk] = _Stored("", definition)
+                name = definition[self._columns.index("name")]
+                self._complain(
+                    f"entry {pk}", "entry %r is skipped, for it is broken: %s: %s", name, type(exc).__name__, exc
+                )
+                continue
+            if (
+                known is not None
+                and known.key == stored.key
+                and stored.entry.lockbeat_run < known.entry.total_run_count
+            ):
+                stored.entry.last_run_at = known.entry.last_run_at
+                stored.entry.total_run_count = known.entry.total_run_count
+
+    def _fetch(self, pks: list[int]) -> dict[int, Any]:
+        """Read these rows; for one with a value that cannot be read, why not."""
+        rows = self.Model.objects.using(self._database).select_related(*KINDS).filter(pk__in=pks)
+        try:
+            return {model.pk: model for model in rows}
+        except (DatabaseError, InterfaceError):
+            raise
+        except Exception as exc:  # noqa: BLE001  whatever is in there
+            if len(pks) == 1:
+                return {pks[0]: exc}
+            half = len(pks) // 2
+            return self._fetch(pks[:half]) | self._fetch(pks[half:])
+
+    def _make(self, model: Any, definition: tuple[Any, ...]) -> _Stored:
+        """Make the entry of a row. Raises whatever is wrong with it."""
+        for column, kind in (("args", list), ("kwargs", dict), ("headers", dict)):
+            # the entry would disable the row
+            value = _json.loads(getattr(model, column) or ("[]" if kind is list else "{}"))
+            if not isinstance(value, kind):
+                raise TypeError(f"its {column} are {value!r}; allowed: a JSON {kind.__name__}")
+        if not model.task or model.scheduler is None:
+            raise ValueError("it has no task or no schedule")
+        when = model.schedule
+        if type(when) is schedules.schedule and when.run_every <= timedelta(0):
+            raise ValueError(f"its interval is {when.run_every}")
+        told = model.last_run_at
+        entry = self.Entry(model, app=self.app)
+        self._begin(entry, told)
+        life = f"@{model.date_changed.isoformat()}" if model.one_off and model.date_changed else ""
+        return _Stored(f"periodictask:{model.pk}{life}", definition, entry)
+
+    def _begin(self, entry: Any, last_run_at: Any) -> None:
+        """Let an entry count on from what its row tells of its last run."""
+        model = entry.model
+        entry.lockbeat_told = None if last_run_at is None else _aware(last_run_at)
+        if last_run_at is None:
+            # django-celery-beat's own idea of the last run of what has never run: with a time to start at, long ago
+            last_run_at = model.date_changed and _aware(model.date_changed, django_timezone.get_default_timezone())
+            if model.start_time:
+                last_run_at = datetime(MINYEAR, 1, 2, tzinfo=timezone.utc)
+        last_run_at = last_run_at or entry._default_now()
+        entry.last_run_at = entry.lockbeat_last_run_at = model.last_run_at = _aware(last_run_at)
+        entry.total_run_count = entry.lockbeat_run = model.total_run_count
+
+    def _skip_broken(self, pk: int, definition: tuple[Any, ...], name: Any, exc: Exception) -> None:
+        self._rows[pk] = _Stored("", definition)
+        self._complain(f"entry {pk}", "entry %r is skipped, for it is broken: %s: %s", name, type(exc).__name__, exc)
+
+    # -- write ---------------------------------------------------------------------------------------------------------
+
+    def record_runs(self, keys: Sequence[str]) -> None:
+        """Write down last runs and counts, and disable what was to run once; what cannot be written now is with the next look."""
+        for key in keys:
+            match = _KEY.fullmatch(key)
+            stored = self._rows.get(int(match[1])) if match else None
+            if match and stored is not None and stored.entry is not None:
+                self._unwritten[int(match[1])] = stored.entry
+        try:
+            self._write_down()
+        except StoreUnavailable as exc:
+            # the ticks are published: they are settled all the same
+            self._complain("django", "beat cannot write down runs, and goes on: %s", exc)
+
+    def _write_down(self) -> None:
+        if self._expired:
+            self._query(self._disable_expired)
+            self._expired.clear()
+        if self._unwritten:
+            entries = dict(self._unwritten)
+            self._query(lambda: self._write(entries))
+            for pk, entry in entries.items():
+                entry.lockbeat_run, entry.lockbeat_last_run_at = entry.total_run_count, entry.last_run_at
+                entry.lockbeat_told = entry.last_run_at
+                del self._unwritten[pk]
+
+    def _write(self, entries: Mapping[int, Any]) -> None:
+        rows = self.Model.objects.using(self._database)
+        often = {pk: entry for pk, entry in entries.items() if not entry.model.one_off}
+        if often:
+            runs = Case(*(When(pk=pk, then=Value(entry.total_run_count)) for pk, entry in often.items()))
+            times = Case(*(When(pk=pk, then=Value(_for_row(entry.last_run_at))) for pk, entry in often.items()))
+            # a row that is disabled has no last run; a count that is greater is of a later run
+            written = rows.filter(pk__in=list(often), enabled=True).annotate(lockbeat_run=runs)
+            written.filter(total_run_count__lt=F("lockbeat_run")).update(last_run_at=times, total_run_count=runs)
+        once = [pk for pk, entry in entries.items() if entry.model.one_off]
+        if once:
+            # as django-celery-beat does it
+            rows.filter(pk__in=once).update(
+                enabled=False, last_run_at=None, total_run_count=0, date_changed=django_timezone.now()
+            )
+            self.Changes.update_changed()
+
+    def _disable_expired(self) -> None:
+        rows = self.Model.objects.using(self._database).filter(pk__in=self._expired, expires__lte=django_timezone.now())
+        rows.update(enabled=False, last_run_at=None, date_changed=django_timezone.now())
+        for pk in self._expired & self._rows.keys():
+            del self._rows[pk]
+
+    def sync(self) -> None:
+        """Write down what is not written yet; Celery calls it at the end."""
+        if self._unwritten:
+            self.record_runs(())
+
+    # -- the database --------------------------------------------------------------------------------------------------
+
+    @property
+    def _database(self) -> str:
+        # a replica of the database may be late
+        return str(router.db_for_write(self.Model))
+
+    def _query(self, ask: Callable[[], _T]) -> _T:
+        """Ask the database; once more on a new connection, for it may have closed the old one. Raises StoreUnavailable."""
+        connection = connections[self._database]
+        for again in (True, False):
+            was_open = connection.connection is not None
+            try:
+                return ask()
+            except (DatabaseError, InterfaceError) as exc:
+                connection.close()
+                if not (again and was_open):
+                    raise StoreUnavailable(f"Django's database does not answer: {type(exc).__name__}: {exc}") from exc
+        raise AssertionError
+
+
+def _copied(thing: Any) -> Any:
+    # copy.copy() does as pickle does, which entries and models make more of
+    other = object.__new__(type(thing))
+    vars(other).update(vars(thing))
+    return other
+
+
+def _can_be_stored(entry: Any) -> bool:
+    """Whether the tables can tell the same entry again."""
+    when = entry.schedule
+    if type(when) is schedules.schedule:
+        seconds = when.run_every.total_seconds()
+        if when.relative or seconds < 1 or seconds % 1:
+            return False
+    elif not isinstance(when, (schedules.crontab, schedules.solar, clocked)):
+        return False
+    try:
+        return bool(
+            _json.loads(_json.dumps([entry.args or [], entry.kwargs or {}]))
+            == [list(entry.args or []), entry.kwargs or {}]
+        )
+    except (TypeError, ValueError):
+        return False
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, schedules.crontab) and isinstance(other, schedules.crontab):
+        # a zone of another library is another object
+        return _fields(one) == _fields(other)
+    return type(one) is type(other) and bool(one == other)
+
+
+def _fields(when: Any) -> list[str]:
+    names = ("minute", "hour", "day_of_week", "day_of_month", "month_of_year")
+    return [*(str(getattr(when, f"_orig_{name}")) for name in names), str(when.tz)]
+
+
+def _zone() -> Any:
+    """What the tables of a project without timezones are in: django-celery-beat's own choice."""
+    aware = getattr(settings, "DJANGO_CELERY_BEAT_TZ_AWARE", True)
+    return django_timezone.get_default_timezone() if aware else timezone.utc
+
+
+def _aware(time_: datetime, zone: Any = None) -> datetime:
+    return time_ if time_.tzinfo else time_.replace(tzinfo=zone or _zone())
+
+
+def _for_row(time_: datetime) -> datetime:
+    return time_ if settings.USE_TZ else time_.astimezone(_zone()).replace(tzinfo=None)
+
+
+def _refuse_old() -> None:
+    try:
+        installed = version("django-celery-beat")
+    except PackageNotFoundError:
+        return  # somebody's own copy
+    if tuple(int(part) for part in re.findall(r"\d+", installed)[:2]) < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise ConfigurationError(f"django-celery-beat is {installed}; allowed: {oldest} or newer")
