@@ -442,7 +442,9 @@ def _text(exact: str) -> str:
 def _named(cut: str, skip: int = 0) -> str:
     """Read what ``_cut`` has written, after so many bytes; what was too long ends where it was cut."""
     exact = bytes.fromhex(cut)
-    return exact[1 + skip : None if exact[:1] == b"=" else 65].decode("utf-8", "replace")
+    if exact[:1] == b"=":
+        return exact[1 + skip :].decode("utf-8", "surrogatepass")
+    return exact[1 + skip : 65].decode("utf-8", "replace")
 
 
 def _readable(exact: str) -> str:

@@ -149,7 +149,7 @@ CREATE FUNCTION lockbeat_free(p_key bytea, p_holder bytea, p_memory bigint) RETU
 LANGUAGE plpgsql SET lock_timeout = '1s' AS $$
 BEGIN
   UPDATE lockbeat_lock SET until = lockbeat_now(), holder = '', forget = lockbeat_now() + p_memory
-  WHERE key = p_key AND holder = p_holder AND holder <> '' AND until > lockbeat_now();
+  WHERE key = p_key AND holder = p_holder AND until > lockbeat_now();
   RETURN to_json(FOUND);
 END $$;
 
