@@ -17,7 +17,7 @@ from celery_lockbeat.stores.base import Finished, Held, Lease
 from celery_lockbeat.stores.redis import RedisStore
 from celery_lockbeat.stores.servers import Script
 
-TIMEOUT, LATE = 0.2, 0.5
+TIMEOUT, LATE = 0.3, 0.7
 LONG = 600
 #: So many cases at once, for most of them wait.
 AT_ONCE = 8
