@@ -88,6 +88,10 @@ class History:
     def add(self, what: str, at: float, **fields: Any) -> None:
         self.lines.append({"what": what, "at": at, **fields})
 
+    def of_now(self, what: str) -> list[dict[str, Any]]:
+        """As ``of``, of a history that still grows."""
+        return [line for line in list(self.lines) if line["what"] == what]
+
     def of(self, what: str) -> list[dict[str, Any]]:
         return self._by_what.get(what, [])
 
@@ -100,10 +104,10 @@ class History:
 
     @property
     def setting(self) -> dict[str, Any]:
-        """``seed``, ``started`` and ``ended``, ``wall`` (what to add to get to the wall clock), ``ttl``, ``claim_ttl``,
+        """The first line: ``seed``, ``started`` and ``ended``, ``wall`` (what to add to get to the wall clock), ``ttl``, ``claim_ttl``,
         ``slack``, ``grace``, and ``entries``: name -> ``every`` (seconds), ``marks`` (true: at marks of the clock),
         ``kind`` (once, skip, early) and ``key``."""
-        return self.of("setting")[0]
+        return self.lines[0]
 
     @cached_property
     def end(self) -> dict[str, Any]:

@@ -1,0 +1,66 @@
+"""What is to happen to the system, from a seed: the same kinds in the same order with the same durations.
+
+Whom a fault meets, and when exactly, is up to the run: it is a number here that is looked up among those who are there.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+#: kind -> how often, in each theme that it belongs to
+KINDS: dict[str, dict[str, float]] = {
+    "strike": {"beats": 8, "workers": 9, "all": 8, "deploys": 3},
+    "kill beat": {"beats": 2, "all": 1, "deploys": 1},
+    "freeze beat": {"beats": 3, "all": 1},
+    "set the clock": {"beats": 1, "deploys": 1},
+    "deploy": {"deploys": 4, "all": 0.5},
+    "kill child": {"workers": 6, "all": 3},
+    "freeze child": {"workers": 5, "all": 3},
+    "kill worker": {"workers": 1, "all": 0.5},
+    "freeze worker": {"workers": 1.5, "all": 1},
+    "kill store": {"servers": 2, "all": 0.7},
+    "freeze store": {"servers": 2, "all": 0.7},
+    "kill broker": {"servers": 2, "all": 0.7},
+    "freeze broker": {"servers": 2, "all": 0.7},
+    "cut": {"network": 6, "all": 1.5},
+    "delay": {"network": 3, "all": 1},
+    "late answers": {"network": 3, "all": 1},
+    "black hole": {"network": 2, "all": 1},
+    "one way": {"network": 2, "all": 1},
+    "full disk": {"workers": 1, "servers": 1, "all": 0.5},
+}
+
+THEMES = ("beats", "workers", "all", "network", "servers", "deploys")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One fault: ``who`` and ``how`` in [0, 1) choose among what is there, ``seconds`` is how long it lasts."""
+
+    kind: str
+    who: float
+    how: float
+    seconds: float
+    pause: float
+
+
+class Plan:
+    """An endless plan: bursts of one theme each, and between them time for all to be well again."""
+
+    def __init__(self, seed: int) -> None:
+        self.chance = random.Random(seed)
+
+    def themes(self) -> Iterator[str]:
+        while True:
+            themes = list(THEMES)
+            self.chance.shuffle(themes)
+            yield from themes
+
+    def fault(self, theme: str) -> Planned:
+        kinds = [kind for kind, themes in KINDS.items() if theme in themes]
+        (kind,) = self.chance.choices(kinds, [KINDS[kind][theme] for kind in kinds])
+        # around the ttls, of locks and of claims: most are shorter, some are longer
+        seconds = self.chance.choice((0.1, 0.3, 0.6, 1.0, 1.0, 1.7, 2.4, 3.5))
+        return Planned(kind, self.chance.random(), self.chance.random(), seconds, self.chance.uniform(0.1, 0.8))
