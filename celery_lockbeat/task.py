@@ -5,7 +5,8 @@ or has been brought to its end before, answers whoever waits for it; each run lo
 ``task_succeeded``, ``task_failed`` and ``task_skipped``, and one ``task_finished``.
 
 A run is one try of one task: its id, its retry number, and how often it was replaced (``self.replace()`` keeps the id
-and starts the retries anew).
+and starts the retries anew). When it comes to its end, so do all tries of that task, whatever copies of their messages
+are under way: a copy of a try that could not have its key would else start a second chain of tries.
 """
 
 from __future__ import annotations
@@ -222,6 +223,7 @@ class _Run:
             stores_of(self.task.app),
             self.story,
             run=self._name(),
+            whole=self._name_of_all_tries(),
             description=f"{self._hostname()} pid {os.getpid()} {self.task.name}[{self.request and self.request.id}]",
         )
         self.lock = lock
@@ -235,6 +237,13 @@ class _Run:
         if request is None or request.is_eager:
             return None
         return f"{request.id}:{request.retries}:{request.replaced_task_nesting}"
+
+    def _name_of_all_tries(self) -> str | None:
+        """Name this run and its retries, the same in each of them; never what ``_name`` gives to any run."""
+        request = self.request
+        if request is None or request.is_eager:
+            return None
+        return f"{request.id}::{request.replaced_task_nesting}"
 
     def _hostname(self) -> str:
         return str((self.request and self.request.hostname) or socket.gethostname())
@@ -282,7 +291,8 @@ class _Run:
         # down (SystemExit), is to run again. A try that ended in self.retry() is over: the next one has its own name,
         # but a late copy of this one would start a second chain of tries.
         over = exc is None or (isinstance(exc, Exception) and not isinstance(exc, Reject))
-        held = self.lock is None or self.lock.release(finished=over, hold=over and not isinstance(exc, Retry))
+        whole = over and not isinstance(exc, Retry)
+        held = self.lock is None or self.lock.release(finished=over, hold=whole, whole=whole)
         ending = exc
         if not held and self.lock is not None and self.lock.lost and self.options.on_lost != "warn" and _good(exc):
             ending = LockLost(f"lock {self.lock.key!r} was lost before the run ended")

@@ -45,7 +45,9 @@ def overlaps(history: History) -> Iterator[Violation]:
         for body in bodies[1:]:
             if body.begun <= last.held_until:
                 text = f"{key}: {_told(body)} began while {_told(last)} believed that it holds the key"
-                yield violation("overlap", text, last.begun, body.begun, about=(key, last.id, body.id, last.pid, body.pid))
+                yield violation(
+                    "overlap", text, last.begun, body.begun, about=(key, last.id, body.id, last.pid, body.pid)
+                )
             last = max(last, body, key=lambda each: each.held_until)
 
 
@@ -95,7 +97,9 @@ def ticks_that_were_claimed(history: History) -> Iterator[Violation]:
         for run in range(1, count + 1):
             if run not in first:
                 near = [first[each].at for each in (run - 1, run + 1) if each in first] or [history.setting["started"]]
-                yield violation("lost tick", f"run {run} of {entry} was claimed and never published", *near, about=(entry,))
+                yield violation(
+                    "lost tick", f"run {run} of {entry} was claimed and never published", *near, about=(entry,)
+                )
         for run in first.keys() - range(1, count + 1):
             text = f"run {run} of {entry} was published; it was claimed {count} times only"
             yield violation("doubled tick", text, first[run].at, about=(entry, first[run].id))
@@ -198,7 +202,9 @@ def _ended_again(history: History, message: Message, bodies: list[Body]) -> Iter
     for before, after in pairwise([body for body in bodies if body.ended is not None]):
         if before.state == "SUCCESS" and not _unheard(history, before):
             text = f"run {message.run} of {message.entry} ended in {_told(before)}, and again in {_told(after)}"
-            yield violation("doubled run", text, before.begun, after.ended or after.begun, about=(message.id, before.key))
+            yield violation(
+                "doubled run", text, before.begun, after.ended or after.begun, about=(message.id, before.key)
+            )
     for before in bodies:
         again = [body for body in bodies if before.over is not None and body.begun > before.over and body.ended is None]
         if before.state == "SUCCESS" and again and not _unheard(history, before):
@@ -231,7 +237,9 @@ def _died(history: History, message: Message, bodies: list[Body], states: list[s
     # it may have died in a worker's hands before it began
     workers = {line["name"] for line in history.of("up") if not line["entries"]} | {"broker"}
     return not bodies and any(
-        (fault.killed or "broker" in fault.harms) and workers & {fault.target, *fault.harms} and fault.until > message.at
+        (fault.killed or "broker" in fault.harms)
+        and workers & {fault.target, *fault.harms}
+        and fault.until > message.at
         for fault in history.faults
     )
 
@@ -292,9 +300,20 @@ def stories(history: History) -> Iterator[Violation]:
 
 
 def hangs(history: History) -> Iterator[Violation]:
-    """All comes about within its bound, and whoever asked for a result has an answer."""
+    """No process ends by itself, all comes about within its bound, and whoever asked for a result has an answer."""
+    for line in history.of("fault"):
+        if line["kind"] == "ended by itself":
+            yield violation(
+                "hang", f"{line['target']} ended by itself: {line['why']}", line["at"], about=(line["target"],)
+            )
     for line in history.of("hang"):
-        yield violation("hang", f"{line['who']}: not within {line['bound']:g} s", line["at"] - line["bound"], line["at"], about=(line["who"],))
+        yield violation(
+            "hang",
+            f"{line['who']}: not within {line['bound']:g} s",
+            line["at"] - line["bound"],
+            line["at"],
+            about=(line["who"],),
+        )
     for task_id in history.end["unanswered"]:
         over = [line for line in history.of("over") if line["id"] == task_id]
         yield violation("hang", f"{task_id} is over, and has no result", over[-1]["at"], about=(task_id,))
@@ -302,7 +321,12 @@ def hangs(history: History) -> Iterator[Violation]:
 
 def leftovers(history: History) -> Iterator[Violation]:
     """Nothing is left: no process, no live lock, no claim, no key without an end."""
-    for what, rule in (("held", "orphan lock"), ("pending", "lost tick"), ("lasting", "key left behind"), ("processes", "process left behind")):
+    for what, rule in (
+        ("held", "orphan lock"),
+        ("pending", "lost tick"),
+        ("lasting", "key left behind"),
+        ("processes", "process left behind"),
+    ):
         for each in history.end[what]:
             yield violation(rule, f"left at the end: {what} {each}", history.end["at"], about=(each,))
 

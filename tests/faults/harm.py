@@ -166,7 +166,9 @@ class Harm:
         """One step of a rolling update: a beat ends, and comes back with the other schedule."""
         if any(each.ending_since is not None for each in self.system.members):
             return False
-        member = _one_of([each for each in self._up(self.system.beats) if time.monotonic() > each.frozen_until], planned.who)
+        member = _one_of(
+            [each for each in self._up(self.system.beats) if time.monotonic() > each.frozen_until], planned.who
+        )
         if member is None:
             return False
         self._note("deploy", member.name, harms=[member.name])
@@ -240,7 +242,9 @@ class Harm:
     def _freeze_server(self, name: str, planned: Planned) -> bool:
         return self._harm_server(name, "freeze", planned, lambda server: server.pause(), lambda server: server.resume())
 
-    def _harm_server(self, name: str, how: str, planned: Planned, begin: Callable[[Any], object], end: Callable[[Any], object]) -> bool:
+    def _harm_server(
+        self, name: str, how: str, planned: Planned, begin: Callable[[Any], object], end: Callable[[Any], object]
+    ) -> bool:
         if name in self._down:
             return False
         self._down.add(name)
@@ -288,7 +292,12 @@ class Harm:
         return self._harm_way("one way", planned, lambda way: way.swallow_answers())
 
     def _harm_way(self, kind: str, planned: Planned, begin: Callable[[Any], object]) -> bool:
-        ways = [(member, way) for member in self.system.members for way in ("store", "broker") if f"{member.name} {way}" not in self._down]
+        ways = [
+            (member, way)
+            for member in self.system.members
+            for way in ("store", "broker")
+            if f"{member.name} {way}" not in self._down
+        ]
         member, way = _one_of(ways, planned.who) or (None, None)
         if member is None:
             return False
@@ -311,5 +320,3 @@ class Harm:
 def _one_of(things: Any, number: float) -> Any:
     """Look a number in [0, 1) up among what is there; None where there is nothing."""
     return things[int(number * len(things))] if things else None
-
-

@@ -183,9 +183,7 @@ def without(spans: Iterable[Span], holes: Iterable[Span]) -> list[Span]:
     """Cut holes into spans."""
     left = list(spans)
     for start, stop in holes:
-        left = [
-            part for a, b in left for part in ((a, min(b, start)), (max(a, stop), b)) if part[0] < part[1]
-        ]
+        left = [part for a, b in left for part in ((a, min(b, start)), (max(a, stop), b)) if part[0] < part[1]]
     return left
 
 

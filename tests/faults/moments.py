@@ -56,10 +56,7 @@ Cell = tuple[str, str, str]  # step, side, blow
 
 #: Of the worker's waiting for a message only the answer is a moment.
 CELLS: list[Cell] = [
-    (step, side, blow)
-    for step in STEPS
-    for side in (SIDES[2:] if step == "deliver" else SIDES)
-    for blow in BLOWS
+    (step, side, blow) for step in STEPS for side in (SIDES[2:] if step == "deliver" else SIDES) for blow in BLOWS
 ] + [(step, "during", blow) for step in BETWEEN for blow in BLOWS]
 
 

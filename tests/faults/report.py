@@ -77,13 +77,27 @@ def picture(history: History, found: Violation, around: float = 1.0) -> str:
             elif line["what"] == "message":
                 yield lane(f"message {line['entry']} run {line['run']}", line["at"], line["at"], "m", line["id"][:8])
             elif line["what"] == "lease":
-                yield lane(f"lease {line['key']} pid {line['pid']}", line["since"], line["until"], "-", str(line["token"]))
+                yield lane(
+                    f"lease {line['key']} pid {line['pid']}", line["since"], line["until"], "-", str(line["token"])
+                )
             elif line["what"] in ("copy", "over", "write", "up", "down", "hang"):
                 told = {name: line[name] for name in ("state", "accepted", "pid", "number", "name") if name in line}
-                yield lane(line["what"], line["at"], line["at"], line["what"][0], f"{str(line.get('id', ''))[:8]} {told}")
+                yield lane(
+                    line["what"], line["at"], line["at"], line["what"][0], f"{str(line.get('id', ''))[:8]} {told}"
+                )
         for body in history.bodies:
-            if body.begun <= until and max(body.held_until, body.over or 0) >= since and {body.id, body.key, body.pid} & found.about:
-                yield lane(f"body {body.key} pid {body.pid}", body.begun, body.held_until, "=", f"{body.id[:8]}#{body.retries} {body.state}")
+            if (
+                body.begun <= until
+                and max(body.held_until, body.over or 0) >= since
+                and {body.id, body.key, body.pid} & found.about
+            ):
+                yield lane(
+                    f"body {body.key} pid {body.pid}",
+                    body.begun,
+                    body.held_until,
+                    "=",
+                    f"{body.id[:8]}#{body.retries} {body.state}",
+                )
 
     return "\n".join(lanes())
 
@@ -98,9 +112,23 @@ def verdict(history: History, moments: Counter[Cell], violations: list[Violation
         "What was checked:\n" + table_of_counts(history),
     ]
     for number, found in enumerate(violations[:5], 1):
-        lines = "\n".join(f"  {line['at'] - setting['started']:9.3f} {_short(line)}" for line in window(history, found)[:60])
-        parts.append(f"VIOLATION {number} of {len(violations)}: {found.rule}: {found.text}\n{picture(history, found)}\n{lines}")
-    rules = ("overlap", "lost tick", "doubled tick", "late tick", "lost run", "doubled run", "token", "orphan lock", "hang")
+        lines = "\n".join(
+            f"  {line['at'] - setting['started']:9.3f} {_short(line)}" for line in window(history, found)[:60]
+        )
+        parts.append(
+            f"VIOLATION {number} of {len(violations)}: {found.rule}: {found.text}\n{picture(history, found)}\n{lines}"
+        )
+    rules = (
+        "overlap",
+        "lost tick",
+        "doubled tick",
+        "late tick",
+        "lost run",
+        "doubled run",
+        "token",
+        "orphan lock",
+        "hang",
+    )
     told = Counter({rule: 0 for rule in rules})
     told.update(found.rule for found in violations)
     parts.append("verdict: " + ", ".join(f"{rule} {count}" for rule, count in told.items()))
@@ -108,4 +136,6 @@ def verdict(history: History, moments: Counter[Cell], violations: list[Violation
 
 
 def _short(line: dict[str, Any]) -> str:
-    return f"{line['what']:<8} " + " ".join(f"{name}={value}" for name, value in line.items() if name not in ("what", "at"))
+    return f"{line['what']:<8} " + " ".join(
+        f"{name}={value}" for name, value in line.items() if name not in ("what", "at")
+    )

@@ -59,7 +59,9 @@ class Run:
             claim_ttl=CLAIM_TTL,
             slack=SLACK,
             grace=GRACE,
-            entries={name: {each: told[each] for each in ("every", "marks", "kind", "key")} for name, told in ENTRIES.items()},
+            entries={
+                name: {each: told[each] for each in ("every", "marks", "kind", "key")} for name, told in ENTRIES.items()
+            },
         )
         system.start()
         self._recover(system)
@@ -69,7 +71,10 @@ class Run:
             if time.monotonic() > began + self.seconds and told >= self.faults:
                 break
             if number:
-                print(f"{time.monotonic() - began:6.0f} s  {told:5} faults  {len(history.of_now('hang'))} hangs; next: {theme}", flush=True)
+                print(
+                    f"{time.monotonic() - began:6.0f} s  {told:5} faults  {len(history.of_now('hang'))} hangs; next: {theme}",
+                    flush=True,
+                )
             self._burst(system, harm, theme, until=time.monotonic() + self.burst)
             harm.heal()
             self._recover(system)
@@ -93,15 +98,27 @@ class Run:
     def _recover(self, system: System) -> None:
         """Wait until every process is at work, asks the store and is answered, and each entry ticks."""
         since = time.monotonic()
-        wait(system, lambda: all(each.up for each in system.members), RECOVERY, lambda: f"up: {[each.name for each in system.members if not each.up]} are not")
+        wait(
+            system,
+            lambda: all(each.up for each in system.members),
+            RECOVERY,
+            lambda: f"up: {[each.name for each in system.members if not each.up]} are not",
+        )
         healed = time.monotonic()
         asking = {
-            member.name: member.ways["store"].trap(STEPS["acquire"][2] if not member.beat else lambda chunk: b"EVAL" in chunk, answer=True)
+            member.name: member.ways["store"].trap(
+                STEPS["acquire"][2] if not member.beat else lambda chunk: b"EVAL" in chunk, answer=True
+            )
             for member in system.members
         }
         for trap in asking.values():
             trap.release()
-        wait(system, lambda: all(trap.caught for trap in asking.values()), RECOVERY, lambda: f"asking the store: {[name for name, trap in asking.items() if not trap.caught]} do not")
+        wait(
+            system,
+            lambda: all(trap.caught for trap in asking.values()),
+            RECOVERY,
+            lambda: f"asking the store: {[name for name, trap in asking.items() if not trap.caught]} do not",
+        )
         known = {entry for beat in system.beats for entry in beat.entries}
 
         def silent() -> set[str]:
@@ -121,7 +138,12 @@ class Run:
             other.end()
             wait(system, lambda: other.up and other.ending_since is None, RECOVERY, "the other release")
         claimed = {each.task_id for each in system.book.pending()}
-        wait(system, lambda: not claimed & {each.task_id for each in system.book.pending()}, RECOVERY, "settling what is claimed")
+        wait(
+            system,
+            lambda: not claimed & {each.task_id for each in system.book.pending()},
+            RECOVERY,
+            "settling what is claimed",
+        )
         history.setting["ended"] = time.monotonic()
         system.closing = True
         for beat in system.beats:

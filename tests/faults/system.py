@@ -41,8 +41,18 @@ SLACK = 1.5
 GRACE = 5.0
 
 
-def _entry(every: float, kind: str, seconds: float, *, key: str, marks: bool = False, task: str = "", of: str = "ab") -> dict[str, Any]:
-    return {"every": every, "marks": marks, "kind": kind, "task": task or kind, "seconds": seconds, "key": key, "of": of}
+def _entry(
+    every: float, kind: str, seconds: float, *, key: str, marks: bool = False, task: str = "", of: str = "ab"
+) -> dict[str, Any]:
+    return {
+        "every": every,
+        "marks": marks,
+        "kind": kind,
+        "task": task or kind,
+        "seconds": seconds,
+        "key": key,
+        "of": of,
+    }
 
 
 #: ``of``: the releases that know an entry. A rolling update goes on all the time.
@@ -76,6 +86,7 @@ class Member:
         self.revive_at = 0.0
         self._starts = 0
         self._doomed = False
+        self._family: list[int] = []
         clock = system.directory / f"{name}.clock"
         clock.write_bytes(bytes(8))
         with clock.open("r+b") as file:
@@ -102,7 +113,9 @@ class Member:
                 }
                 for name, entry in self.entries.items()
             }
-            self.process = self.system.fleet.beat(f"{self.name}.{self._starts}", schedule, environment=environment, **settings)
+            self.process = self.system.fleet.beat(
+                f"{self.name}.{self._starts}", schedule, environment=environment, **settings
+            )
         else:
             more = "--without-gossip --without-mingle --without-heartbeat -l INFO -P prefork -c 4".split()
             arguments = ["worker", "-n", f"{self.name}@tests", "-Q", self.system.keeper.queue, *more]
@@ -116,7 +129,12 @@ class Member:
 
     def pids(self) -> list[int]:
         """The process and the children of its pool, itself first."""
-        return [each.pid for each in self.process.family()] if self.process is not None else []
+        if self.process is None:
+            return []
+        with contextlib.suppress(OSError):
+            pid = self.process.pid
+            self._family = [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+        return self._family
 
     def children(self) -> list[int]:
         return [] if self.beat else self.pids()[1:]
@@ -140,7 +158,11 @@ class Member:
             return
         status = process.process.poll()
         if status is None:
-            if not self.up and ("has joined the replicas" if self.beat else f"{self.name}@tests ready.") in process.log():
+            self.pids()
+            if (
+                not self.up
+                and ("has joined the replicas" if self.beat else f"{self.name}@tests ready.") in process.log()
+            ):
                 self.up = True
                 history.add("up", time.monotonic(), name=self.name, pid=process.pid, entries=sorted(self.entries))
             if self.ending_since is not None and now > self.ending_since + 40:
@@ -152,10 +174,23 @@ class Member:
         if self.up or self.ending_since is not None:
             history.add("down", now, name=self.name, pid=process.pid)
         if not self._doomed and not (self.ending_since is not None and status == 0):
-            tail = process.log()[-1500:] + process.events_path.read_text()[-1500:]
-            history.add("hang", now, who=f"{process.name} ended by itself, with status {status}: {tail}", bound=0)
+            self._tell_why(process, status)
         process.kill()  # with what is left of its session
         self.process, self.up, self.ending_since = None, False, None
+
+    def _tell_why(self, process: Process, status: int) -> None:
+        """It has ended by itself: a worker of Celery 5.7 does so when its Redis goes away at a bad moment."""
+        _, _, trace = process.log().rpartition("Unrecoverable error")
+        self.system.history.add(
+            "fault",
+            time.monotonic(),
+            kind="ended by Celery" if trace and "celery_lockbeat" not in trace else "ended by itself",
+            target=self.name,
+            until=time.monotonic(),
+            harms=[self.name, "worker"],
+            killed=self._family,
+            why=f"status {status}: {trace[-1500:] or process.log()[-1500:]}",
+        )
 
     def close(self) -> None:
         for way in self.ways.values():
@@ -184,13 +219,20 @@ class System:
             lockbeat_ttl=TTL,
             broker_transport_options={"visibility_timeout": 8},
             # Celery's retry() rejects what it cannot send within this
-            task_publish_retry_policy={"max_retries": None, "interval_start": 0, "interval_step": 0.1, "interval_max": 0.5},
+            task_publish_retry_policy={
+                "max_retries": None,
+                "interval_start": 0,
+                "interval_step": 0.1,
+                "interval_max": 0.5,
+            },
         )
         self.keeper = Keeper(self, chance)
         self.bodies = Reader(self)
         self.locks = Watcher(self)
         self.book = self._stack.enter_context(contextlib.closing(Book(server=self.store, prefix=PREFIX)))
-        self.beats = [Member(self, name, beat=True, release=release) for name, release in zip("abc", "aba", strict=True)]
+        self.beats = [
+            Member(self, name, beat=True, release=release) for name, release in zip("abc", "aba", strict=True)
+        ]
         self.workers = [Member(self, name, beat=False) for name in ("w1", "w2")]
         self.members = [*self.beats, *self.workers]
 
@@ -232,7 +274,11 @@ class System:
             told = {line["id"] for line in over if line["pid"] not in self.history.deaths}
             answers = {task_id: results.get(f"celery-task-meta-{task_id}") for task_id in told}
         sessions = {process.pid for process in self.fleet.processes}
-        processes = [f"{each.pid} {each.name()}" for each in psutil.process_iter() if _session(each.pid) in sessions and _lives(each)]
+        processes = [
+            f"{each.pid} {each.name()}"
+            for each in psutil.process_iter()
+            if _session(each.pid) in sessions and _lives(each)
+        ]
         ready = ("SUCCESS", "FAILURE", "REVOKED")
         return {
             "claimed": {name: count for name, count in self.book.claimed().items() if count},
@@ -240,7 +286,9 @@ class System:
             "held": held,
             "lasting": lasting,
             "processes": processes,
-            "unanswered": [each for each, answer in answers.items() if not answer or json.loads(answer)["status"] not in ready],
+            "unanswered": [
+                each for each, answer in answers.items() if not answer or json.loads(answer)["status"] not in ready
+            ],
         }
 
     def close(self) -> None:
@@ -392,7 +440,14 @@ class Watcher(_Thread):
         for key, (token, pid) in live(self._client).items():
             now = time.monotonic()
             if (key, token) not in self._leases:
-                self._leases[key, token] = line = {"what": "lease", "at": now, "key": key, "token": token, "pid": pid, "since": now}
+                self._leases[key, token] = line = {
+                    "what": "lease",
+                    "at": now,
+                    "key": key,
+                    "token": token,
+                    "pid": pid,
+                    "since": now,
+                }
                 self.system.history.lines.append(line)
             self._leases[key, token]["until"] = now
 
@@ -414,12 +469,19 @@ def live(client: redis.Redis) -> dict[str, tuple[int, int]]:
 
 
 class Disk:
-    """The directory of the memory store, on a small disk of its own where this user may mount one."""
+    """The directory of the memory store, on a small disk of its own where this user may mount one.
+
+    It is larger than SQLite's log, which grows to 4 MB before anything is taken off it.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.mkdir(mode=0o700)
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs", path], capture_output=True) if shutil.which("mount") else None
+        mounted = (
+            subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m,mode=700", "tmpfs", path], capture_output=True)
+            if shutil.which("mount")
+            else None
+        )
         self.can_be_full = mounted is not None and mounted.returncode == 0
 
     def fill(self) -> None:
@@ -460,7 +522,10 @@ def _lives(process: psutil.Process) -> bool:
 def owner_of(port: int, pids: Iterable[int]) -> int | None:
     """Which of these processes has the connection from this port of 127.0.0.1."""
     wanted = f"0100007F:{port:04X}"
-    inode = next((line.split()[9] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if line.split()[1] == wanted), None)
+    inode = next(
+        (line.split()[9] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if line.split()[1] == wanted),
+        None,
+    )
     for pid in pids if inode else ():
         with contextlib.suppress(OSError):
             for descriptor in os.scandir(f"/proc/{pid}/fd"):

@@ -111,6 +111,23 @@ def test_a_copy_of_a_finished_run_is_a_duplicate_and_leaves_its_result_alone(pai
     assert pair.client.AsyncResult(run.id).get(timeout=10) == f"held {key}"
 
 
+def test_a_copy_of_any_try_of_a_task_that_has_come_to_its_end_is_a_duplicate(pair, witness, key):
+    first = pair.send("hold", key)
+    witness.wait_for(key, "enter", first)
+    second = pair.send("hold_in_turn", key, 0)
+    pair.told(second)  # its first try could not have the key
+    witness.let_go(first)
+    assert second.get(timeout=10) == f"held {key}"
+    assert len(witness.entered(key, second)) == 1
+    tries = len(stories(pair.told(second, runs=2)))
+    for retries in (0, 59):
+        pair.send("hold_in_turn", key, 0, task_id=second.id, retries=retries)
+    pair.told(second, runs=tries + 2)
+    skipped = pair.events(task_id=second.id, event="task_skipped")
+    assert [event["reason"] for event in skipped] == ["duplicate"] * 2
+    assert len(witness.entered(key, second)) == 1
+
+
 def test_a_copy_of_a_run_that_goes_on_elsewhere_waits_and_is_a_duplicate_after_its_end(pair, witness, key):
     run = pair.send("hold_late", key, to="a")
     witness.wait_for(key, "enter", run)

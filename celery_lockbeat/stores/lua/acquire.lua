@@ -3,15 +3,16 @@
 --          the holder is '' once released, the run is '' where there is nothing to remember; neither has a blank.
 --          One string, for one SET with its expiry: each call out of Lua costs more than all the cutting here.
 -- KEYS[2]  the mark of this run as finished; absent where there is no run
+-- KEYS[3]  the mark of the whole that it is a try of; absent where there is none
 -- ARGV     holder, run, ttl ms, ttl + token memory ms, description, until when anybody waits for the answer (server ms;
 --          '0' for not known)
 -- Returns  token, when it is now in microseconds: granted, and the usual case: a lone number is what a client reads fastest;
 --          {'granted', now ms, token} with any other token, or {'finished'}, or {'late', now ms}, or
 --          {'held', remaining ms, same run (0/1), run, description}
 -- Atomic:  the check for the mark, the compare of the holder and the new token must see one state, or two holders
---          could both find the key free. Both keys carry the lock key's hash tag, so Cluster runs it on one node.
+--          could both find the key free. All keys carry the lock key's hash tag, so Cluster runs it on one node.
 local found = redis.call('MGET', unpack(KEYS))
-if found[2] then
+if found[2] or found[3] then
   return {'finished'}
 end
 local time = redis.call('TIME')

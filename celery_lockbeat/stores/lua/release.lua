@@ -1,6 +1,6 @@
 -- End a live lease, and remember its run as finished.
 -- KEYS[1]  the lock (see acquire.lua)
--- KEYS[2]  the mark of this run as finished, whose value is the token that finished it; absent where there is no run
+-- KEYS[2]  the mark of this run, or of the whole that it is a try of, as finished, whose value is the token that finished it; absent where there is no run
 -- ARGV     token, holder, hold ms, hold + token memory ms, remember ms
 -- Returns  1 when released, now or by an earlier call whose answer was lost; 0 when the lease was lost before
 -- Atomic:  freed and remembered are one fact: a copy of the message must never find the key free and the run unknown.
