@@ -95,6 +95,21 @@ class Strike:
             proxy.disarm(snare)
 
 
+class Sign(Trap):
+    """Catches nothing: ``caught`` tells that a request that matches has gone by, and an answer after it."""
+
+    def __init__(self, matches: Callable[[bytes], bool]) -> None:
+        super().__init__(matches, answer=False)
+        self._asked = False
+
+    def springs(self, chunk: bytes, *, asks: bool) -> bool:
+        if asks:
+            self._asked = self._asked or self.matches(chunk)
+        elif self._asked:
+            self._holding.set()
+        return False
+
+
 class _Snare(Trap):
     def __init__(self, strike: Strike, member: Member) -> None:
         super().__init__(lambda _: False, answer="answer" in strike.cell[1])

@@ -63,4 +63,4 @@ class Plan:
         (kind,) = self.chance.choices(kinds, [KINDS[kind][theme] for kind in kinds])
         # around the ttls, of locks and of claims: most are shorter, some are longer
         seconds = self.chance.choice((0.1, 0.3, 0.6, 1.0, 1.0, 1.7, 2.4, 3.5))
-        return Planned(kind, self.chance.random(), self.chance.random(), seconds, self.chance.uniform(0.1, 0.8))
+        return Planned(kind, self.chance.random(), self.chance.random(), seconds, self.chance.uniform(0.05, 0.6))

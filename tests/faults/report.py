@@ -22,7 +22,7 @@ def table_of_moments(moments: Counter[Cell]) -> str:
         f"{'step':<12}" + "".join(f"{blow:>9}" for _, blow in columns),
     ]
     for step in STEPS:
-        told = [str(moments[step, *column]) if (step, *column) in CELLS else "-" for column in columns]
+        told = [str(moments[step, side, blow]) if (step, side, blow) in CELLS else "-" for side, blow in columns]
         lines.append(f"{step:<12}" + "".join(f"{each:>9}" for each in told))
     lines += [
         f"{step:<12}" + "".join(f"{moments[step, 'during', blow]:>9}" for blow in BLOWS) + "   between the calls"
@@ -129,7 +129,7 @@ def verdict(history: History, moments: Counter[Cell], violations: list[Violation
         "orphan lock",
         "hang",
     )
-    told = Counter({rule: 0 for rule in rules})
+    told = Counter(dict.fromkeys(rules, 0))
     told.update(found.rule for found in violations)
     parts.append("verdict: " + ", ".join(f"{rule} {count}" for rule, count in told.items()))
     return "\n\n".join(parts)

@@ -13,7 +13,7 @@ from pathlib import Path
 from faults.checker import Violation, check
 from faults.harm import Harm
 from faults.history import History
-from faults.moments import STEPS, Cell
+from faults.moments import STEPS, Cell, Sign
 from faults.plan import Plan
 from faults.report import verdict
 from faults.system import CLAIM_TTL, ENTRIES, GRACE, SLACK, TTL, System, wait
@@ -106,18 +106,16 @@ class Run:
         )
         healed = time.monotonic()
         asking = {
-            member.name: member.ways["store"].trap(
-                STEPS["acquire"][2] if not member.beat else lambda chunk: b"EVAL" in chunk, answer=True
-            )
+            member.name: Sign((lambda chunk: b"EVAL" in chunk) if member.beat else STEPS["acquire"][2])
             for member in system.members
         }
-        for trap in asking.values():
-            trap.release()
+        for member in system.members:
+            member.ways["store"].arm(asking[member.name])
         wait(
             system,
-            lambda: all(trap.caught for trap in asking.values()),
+            lambda: all(sign.caught for sign in asking.values()),
             RECOVERY,
-            lambda: f"asking the store: {[name for name, trap in asking.items() if not trap.caught]} do not",
+            lambda: f"asking the store: {[name for name, sign in asking.items() if not sign.caught]} do not",
         )
         known = {entry for beat in system.beats for entry in beat.entries}
 

@@ -117,7 +117,17 @@ class Member:
                 f"{self.name}.{self._starts}", schedule, environment=environment, **settings
             )
         else:
-            more = "--without-gossip --without-mingle --without-heartbeat -l INFO -P prefork -c 4".split()
+            more = [
+                "--without-gossip",
+                "--without-mingle",
+                "--without-heartbeat",
+                "-l",
+                "INFO",
+                "-P",
+                "prefork",
+                "-c",
+                "4",
+            ]
             arguments = ["worker", "-n", f"{self.name}@tests", "-Q", self.system.keeper.queue, *more]
             settings["include"] = ["faults.bodies"]
             self.process = self.system.fleet._start(f"{self.name}.{self._starts}", arguments, settings, environment)
@@ -528,9 +538,9 @@ def owner_of(port: int, pids: Iterable[int]) -> int | None:
     )
     for pid in pids if inode else ():
         with contextlib.suppress(OSError):
-            for descriptor in os.scandir(f"/proc/{pid}/fd"):
+            for descriptor in Path(f"/proc/{pid}/fd").iterdir():
                 with contextlib.suppress(OSError):
-                    if os.readlink(descriptor.path) == f"socket:[{inode}]":
+                    if str(descriptor.readlink()) == f"socket:[{inode}]":
                         return pid
     return None
 

@@ -5,8 +5,9 @@ import mmap
 import os
 import struct
 import time
+from pathlib import Path
 
-with open(os.environ["LOCKBEAT_TEST_CLOCK"], "rb") as file:
+with Path(os.environ["LOCKBEAT_TEST_CLOCK"]).open("rb") as file:
     _shift = mmap.mmap(file.fileno(), 8, access=mmap.ACCESS_READ)
 
 _time, _datetime = time.time, dt.datetime
