@@ -61,7 +61,7 @@ class Past:
         line = {"entry": entry, "run": run, "due": 1000 + at, "id": f"{entry}-{run}", "pid": 1, **fields}
         self.add("message", at, **line)
 
-    def body(self, key: str, task_id: str, begun: float, ended: float, *):
+    def body(self, key: str, task_id: str, begun: float, ended: float) -> None:
         """One that wrote at its end, and released its lock."""
         name, pid = f"{task_id}-{begun}", {"k": 9, "m": 10, "e": 11, "s": 12}.get(key, 13)
         told = {"body": name, "id": task_id, "retries": 0, "key": key, "token": int(begun * 1000), "pid": pid}
