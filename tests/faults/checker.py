@@ -136,7 +136,7 @@ def marks_to_check(history: History, entry: str) -> list[int]:
     spans = [
         span
         for name in _beats_that_know(history, entry)
-        for span in without(healthy(history, name), ((a - slack, b + slack + every) for a, b in off))
+        for span in without(healthy(history, name, entry), ((a - slack, b + slack + every) for a, b in off))
     ]
     first, last = (int((setting[each] + wall) / every) for each in ("started", "ended"))
     return [
@@ -155,7 +155,7 @@ def gaps(history: History) -> Iterator[Violation]:
         arrivals = [message.at for message in history.messages if message.entry == entry]
         arrivals = [setting["started"], *arrivals, setting["ended"]]
         for name in _beats_that_know(history, entry):
-            spans = without(healthy(history, name), ((a, b + told["every"] + setting["slack"]) for a, b in off))
+            spans = without(healthy(history, name, entry), ((a, b + told["every"] + setting["slack"]) for a, b in off))
             for before, after in pairwise(arrivals):
                 for a, b in spans:
                     if min(b, after) - max(a, before) > allowed:
@@ -371,7 +371,9 @@ def counts(history: History) -> dict[str, int]:
         "runs begun more than once": sum(count > 1 for count in begun.values()),
         "runs ended again, their first end untold": len(ended_again(history)),
         "writes refused for an older token": sum(body.refused is not None for body in history.bodies),
-        "locks known to be lost": states["LockLost"],
+        "locks lost, and known to be": sum(
+            "lock_expired_before_finish" in line["events"] for line in history.of("story")
+        ),
         "skipped, key held": reasons["locked"],
         "skipped, duplicates": reasons["duplicate"],
         "copies postponed": states["Ignore"],

@@ -187,13 +187,13 @@ def without(spans: Iterable[Span], holes: Iterable[Span]) -> list[Span]:
     return left
 
 
-def healthy(history: History, name: str) -> list[Span]:
-    """When this process was at work, and nothing was done to it, to the store or to the broker, nor just before."""
+def healthy(history: History, name: str, entry: str) -> list[Span]:
+    """When this beat was at work and knew the entry, and nothing was done to it, to the store or the broker, nor just before."""
     grace, ended = history.setting["grace"], history.setting["ended"]
     spans, since = [], None
     for line in (each for each in history.lines if each["what"] in ("up", "down") and each["name"] == name):
         if line["what"] == "up":
-            since = line["at"]
+            since = line["at"] if entry in line["entries"] else None
         elif since is not None:
             spans.append((since, line["at"]))
             since = None

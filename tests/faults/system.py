@@ -191,6 +191,8 @@ class Member:
     def _tell_why(self, process: Process, status: int) -> None:
         """It has ended by itself: a worker of Celery 5.7 does so when its Redis goes away at a bad moment."""
         _, _, trace = process.log().rpartition("Unrecoverable error")
+        for pid in self._family:
+            self.system.bodies.begun.pop(pid, None)
         self.system.history.add(
             "fault",
             time.monotonic(),

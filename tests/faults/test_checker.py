@@ -228,6 +228,19 @@ def test_ticks_that_fail_to_come_while_a_beat_is_at_work_are_late(past):
     assert past.found() == set()
 
 
+def test_a_beat_that_does_not_know_an_entry_is_not_late_with_it(past):
+    past.add("down", 9.5, name="beat", pid=1)
+    past.add("up", 9.6, name="beat", pid=4, entries=["marked", "early", "skip"])
+    past.add("down", 19.0, name="beat", pid=4)
+    past.add("up", 19.1, name="beat", pid=6, entries=["one", "marked", "early", "skip"])
+    for n in range(10, 20):
+        past.drop("message", id=f"one-{n}")
+    for n in range(20, 30):
+        past.change("message", {"run": n - 10}, id=f"one-{n}")
+    past.claimed["one"] = 19
+    assert past.found() == set()
+
+
 def test_that_one_of_two_beats_is_dead_excuses_no_late_tick(past):
     past.add("up", 0.0, name="other", pid=3, entries=["one"])
     past.add("down", 8.0, name="other", pid=3)
