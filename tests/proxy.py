@@ -81,6 +81,10 @@ class Proxy:
         self.cuts = 0  # connections that were open when they were cut
         threading.Thread(target=self._accept, daemon=True).start()
 
+    def lead_to(self, port: int) -> None:
+        """Forward the connections to come to another server."""
+        self._target = ("127.0.0.1", port)
+
     def cut(self) -> None:
         """Reset every open connection; new ones pass."""
         with self._mutex:

@@ -216,7 +216,10 @@ def _unheard(history: History, body: Body) -> bool:
     """Whether the store may not have heard that this body has ended: it, or the way to it, was harmed at that time."""
     since, until = body.ended or body.begun, body.over or body.begun
     return any(
-        fault.at < until and fault.until + 1 > since and ("store" in fault.harms or body.pid in fault.frozen)
+        # a release is not waited for until a replica has it
+        fault.at < until + (1 if fault.kind == "fail over" else 0)
+        and fault.until + 1 > since
+        and ({"store", "worker's store"} & set(fault.harms) or body.pid in fault.frozen)
         for fault in history.faults
     )
 

@@ -259,6 +259,24 @@ class Harm:
         self._struck.put((time.monotonic() + planned.seconds, line, undo))
         return True
 
+    def _fail_over(self, planned: Planned, theme: str) -> bool:
+        """The primary dies, and its replica takes its place; it comes back as the other's replica."""
+        store = self.system.store
+        if not self.system.replica or "store" in self._down or not store.can_fail_over():
+            return False
+        self._down.add("store")
+        line = self._note("fail over", "store", seconds=planned.seconds, harms=["store"])
+        store.fail_over()
+        for member in self.system.members:
+            member.ways["store"].lead_to(store.port)
+
+        def undo() -> None:
+            store.follow()
+            self._down.discard("store")
+
+        self._struck.put((time.monotonic() + planned.seconds, line, undo))
+        return True
+
     def _full_disk(self, planned: Planned, theme: str) -> bool:
         disk = self.system.disk
         if not disk.can_be_full or "disk" in self._down:

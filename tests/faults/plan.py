@@ -22,6 +22,7 @@ KINDS: dict[str, dict[str, float]] = {
     "freeze worker": {"workers": 1.5, "all": 1},
     "kill store": {"servers": 2, "all": 0.7},
     "freeze store": {"servers": 2, "all": 0.7},
+    "fail over": {"servers": 2, "all": 0.7},
     "kill broker": {"servers": 2, "all": 0.7},
     "freeze broker": {"servers": 2, "all": 0.7},
     "cut": {"network": 6, "all": 1.5},

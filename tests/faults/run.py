@@ -28,15 +28,24 @@ RECOVERY, DRAIN = 60.0, 90.0
 class Run:
     """One run of so many seconds, or so many faults, whichever comes later."""
 
-    def __init__(self, directory: Path, *, seed: int, seconds: float, faults: int = 0, burst: float = BURST) -> None:
-        self.seed, self.seconds, self.faults, self.burst = seed, seconds, faults, burst
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        seed: int,
+        seconds: float,
+        faults: int = 0,
+        burst: float = BURST,
+        replica: bool = False,
+    ) -> None:
+        self.seed, self.seconds, self.faults, self.burst, self.replica = seed, seconds, faults, burst, replica
         self.plan = Plan(seed)
         self.directory = directory
         self.moments: Counter[Cell] = Counter()
 
     def carry_out(self) -> History:
         """Return the history of it."""
-        system = System(self.directory, random.Random(self.seed))
+        system = System(self.directory, random.Random(self.seed), replica=self.replica)
         harm = Harm(system)
         self.moments = harm.moments
         try:
@@ -135,10 +144,10 @@ class Run:
             other.release = "b" if other.release == "a" else "a"
             other.end()
             wait(system, lambda: other.up and other.ending_since is None, RECOVERY, "the other release")
-        claimed = {each.task_id for each in system.book.pending()}
+        claimed = {each.task_id for each in system.pending()}
         wait(
             system,
-            lambda: not claimed & {each.task_id for each in system.book.pending()},
+            lambda: not claimed & {each.task_id for each in system.pending()},
             RECOVERY,
             "settling what is claimed",
         )
@@ -167,6 +176,9 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--faults", type=int, default=0, help="go on until there were so many")
     parser.add_argument("--seed", type=int, default=None)
+    parser.add_argument(
+        "--replica", action="store_true", help="the store has a replica, which takes its place at times"
+    )
     parser.add_argument("--keep", type=Path, help="a directory for the history and the logs")
     parser.add_argument("--check", type=Path, help="only check the history in this file again")
     asked = parser.parse_args()
@@ -178,7 +190,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="lockbeat-faults-", ignore_cleanup_errors=True) as directory:
         where = asked.keep or Path(directory)
         where.mkdir(parents=True, exist_ok=True)
-        run = Run(where, seed=seed, seconds=asked.minutes * 60, faults=asked.faults)
+        run = Run(where, seed=seed, seconds=asked.minutes * 60, faults=asked.faults, replica=asked.replica)
         history = run.carry_out()
         history.save(where / "history.jsonl")
         return _tell(history, run.moments)

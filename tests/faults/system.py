@@ -26,8 +26,8 @@ import psutil
 import redis
 from fleet import Fleet, Process
 from proxy import Proxy
-from servers import Server
-from ticks import Book
+from servers import Server, wait_until
+from ticks import Book, Pending
 
 from faults.history import History
 
@@ -212,13 +212,14 @@ class Member:
 class System:
     """All of it. Its threads only watch; what is done to it is done by who runs it."""
 
-    def __init__(self, directory: Path, chance: Any) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, chance: Any, *, replica: bool = False) -> None:
+        self.directory, self.replica = directory, replica
         self.history = History()
         self.closing = False
         self._stack = contextlib.ExitStack()
         self.witness, self.results = (self._stack.enter_context(Server()) for _ in range(2))
-        self.broker, self.store = (self._stack.enter_context(Server(persistent=True)) for _ in range(2))
+        self.broker = self._stack.enter_context(Server(persistent=True))
+        self.store: Any = self._stack.enter_context(Pair() if replica else Server(persistent=True))
         self.disk = Disk(directory / "memory")
         self._stack.callback(self.disk.close)
         self.fleet = Fleet(
@@ -229,6 +230,7 @@ class System:
             lockbeat_driver="redis",
             lockbeat_claim_ttl=CLAIM_TTL,
             lockbeat_ttl=TTL,
+            lockbeat_redis_min_replicas=1 if replica else 0,
             broker_transport_options={"visibility_timeout": 8},
             # Celery's retry() rejects what it cannot send within this
             task_publish_retry_policy={
@@ -241,7 +243,6 @@ class System:
         self.keeper = Keeper(self, chance)
         self.bodies = Reader(self)
         self.locks = Watcher(self)
-        self.book = self._stack.enter_context(contextlib.closing(Book(server=self.store, prefix=PREFIX)))
         self.beats = [
             Member(self, name, beat=True, release=release) for name, release in zip("abc", "aba", strict=True)
         ]
@@ -257,6 +258,11 @@ class System:
     def look(self) -> None:
         for member in self.members:
             member.look()
+
+    def pending(self) -> list[Pending]:
+        """The claims in the store."""
+        with contextlib.closing(Book(server=self.store, prefix=PREFIX)) as book:
+            return book.pending()
 
     def stories(self) -> None:
         """Read what the processes have told in their logs."""
@@ -285,6 +291,8 @@ class System:
             over = [line for line in self.history.of("over") if line["state"] in ("SUCCESS", "TaskSkipped")]
             told = {line["id"] for line in over if line["pid"] not in self.history.deaths}
             answers = {task_id: results.get(f"celery-task-meta-{task_id}") for task_id in told}
+        with contextlib.closing(Book(server=self.store, prefix=PREFIX)) as book:
+            claimed, pending = book.claimed(), book.pending()
         sessions = {process.pid for process in self.fleet.processes}
         processes = [
             f"{each.pid} {each.name()}"
@@ -293,8 +301,8 @@ class System:
         ]
         ready = ("SUCCESS", "FAILURE", "REVOKED")
         return {
-            "claimed": {name: count for name, count in self.book.claimed().items() if count},
-            "pending": [str(each) for each in self.book.pending()],
+            "claimed": {name: count for name, count in claimed.items() if count},
+            "pending": [str(each) for each in pending],
             "held": held,
             "lasting": lasting,
             "processes": processes,
@@ -313,6 +321,64 @@ class System:
             process.kill()
         self.fleet.client.close()
         self._stack.close()
+
+
+class Pair:
+    """The store as a primary with a replica that can take its place: one server, whose port changes."""
+
+    def __init__(self) -> None:
+        self.primary, self.replica = (Server("--repl-diskless-sync-delay", "0", persistent=True) for _ in range(2))
+        self._options = list(self.primary.options)
+
+    @property
+    def port(self) -> int:
+        return self.primary.port
+
+    def client(self) -> redis.Redis:
+        return self.primary.client()
+
+    def start(self) -> None:
+        self.primary.start()
+
+    def kill(self) -> None:
+        self.primary.kill()
+
+    def pause(self) -> None:
+        self.primary.pause()
+
+    def resume(self) -> None:
+        self.primary.resume()
+
+    def can_fail_over(self) -> bool:
+        """Whether the replica has what the primary has."""
+        try:
+            with self.replica.client() as client:
+                return client.info("replication").get("master_link_status") == "up"
+        except redis.RedisError:
+            return False
+
+    def fail_over(self) -> None:
+        """End the primary at once, and let the replica be it."""
+        self.primary.kill()
+        self.primary, self.replica = self.replica, self.primary
+        self.primary.options = self._options
+        with self.primary.client() as client:
+            client.execute_command("REPLICAOF", "NO", "ONE")
+
+    def follow(self) -> None:
+        """Start the one that is not the primary, as its replica."""
+        self.replica.options = [*self._options, "--replicaof", "127.0.0.1", str(self.primary.port)]
+        self.replica.start()
+        wait_until(self.can_fail_over, 20, "the replica is in sync")
+
+    def __enter__(self) -> Pair:
+        self.primary.start()
+        self.follow()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.primary.stop()
+        self.replica.stop()
 
 
 # -- witnesses ---------------------------------------------------------------------------------------------------------
@@ -445,11 +511,12 @@ class Watcher(_Thread):
 
     def __init__(self, system: System) -> None:
         super().__init__(system)
-        self._client = system.store.client()
         self._leases: dict[tuple[str, int], dict[str, Any]] = {}
 
     def look(self) -> None:
-        for key, (token, pid) in live(self._client).items():
+        with self.system.store.client() as client:
+            leases = live(client)
+        for key, (token, pid) in leases.items():
             now = time.monotonic()
             if (key, token) not in self._leases:
                 self._leases[key, token] = line = {
