@@ -84,8 +84,6 @@ class Harm:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        for pid in doomed:
-            self.system.bodies.begun.pop(pid, None)
         self._note(kind, member.name, killed=doomed, harms=harms, moment=moment)
 
     def _freeze(self, member: Member, pids: list[int], seconds: float, *, kind: str, moment: str | None = None) -> None:

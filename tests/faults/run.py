@@ -160,7 +160,7 @@ class Run:
         wait(system, lambda: keeper.unread() == 0, 10, "reading what is published")
         keeper.again_after, keeper.copies = 3.0, 0.0
         wait(system, lambda: not keeper.waiting(), DRAIN, lambda: f"coming to an end: {keeper.waiting()} do not")
-        wait(system, lambda: not system.bodies.begun, 20, lambda: f"ending: {system.bodies.begun} do not")
+        wait(system, lambda: not system.bodies.running(), 20, lambda: f"ending: {system.bodies.running()} do not")
         for worker in system.workers:
             worker.end()
         wait(system, lambda: all(worker.process is None for worker in system.workers), 40, "the end of the workers")

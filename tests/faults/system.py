@@ -191,8 +191,6 @@ class Member:
     def _tell_why(self, process: Process, status: int) -> None:
         """It has ended by itself: a worker of Celery 5.7 does so when its Redis goes away at a bad moment."""
         _, _, trace = process.log().rpartition("Unrecoverable error")
-        for pid in self._family:
-            self.system.bodies.begun.pop(pid, None)
         self.system.history.add(
             "fault",
             time.monotonic(),
@@ -419,7 +417,7 @@ class Reader(_Thread):
         self._client = system.witness.client()
         self._read = 0
         self.done: set[str] = set()  # task ids
-        self.begun: dict[str, dict[str, Any]] = {}  # bodies that have not ended, by pid
+        self.begun: dict[int, str] = {}  # the key of a body that has not ended, by pid
 
     def look(self) -> None:
         for text in self._client.lrange("history", self._read, -1):
@@ -427,13 +425,19 @@ class Reader(_Thread):
             line = json.loads(text)
             self.system.history.lines.append(line)
             if line["what"] == "begin":
-                self.begun[line["pid"]] = line
+                self.begun[line["pid"]] = line["key"]
             elif line["what"] == "over":
                 self.begun.pop(line["pid"], None)
                 if line["reason"] == "locked":
                     self.done.add(line["id"])
             elif line["accepted"]:
                 self.done.add(line["id"])
+
+    def running(self) -> dict[int, str]:
+        """The bodies that have begun, and not ended or died."""
+        return {
+            pid: key for pid, key in list(self.begun.items()) if psutil.pid_exists(pid) and _lives(psutil.Process(pid))
+        }
 
     def beliefs(self) -> None:
         for name, until in self._client.hgetall("held_until").items():
