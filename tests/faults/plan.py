@@ -5,6 +5,7 @@ Whom a fault meets, and when exactly, is up to the run: it is a number here that
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,20 +49,27 @@ class Planned:
 
 
 class Plan:
-    """An endless plan: bursts of one theme each, and between them time for all to be well again."""
+    """An endless plan: bursts of one theme each, and between them time for all to be well again.
+
+    Each burst has a chance of its own, so that it is the same however many faults there was time for before.
+    """
 
     def __init__(self, seed: int) -> None:
-        self.chance = random.Random(seed)
+        self.seed = seed
 
-    def themes(self) -> Iterator[str]:
-        while True:
-            themes = list(THEMES)
-            self.chance.shuffle(themes)
-            yield from themes
+    def bursts(self) -> Iterator[tuple[str, Iterator[Planned]]]:
+        """The theme of each burst, and as many faults as there is time for."""
+        for number in itertools.count():
+            chance = random.Random(f"{self.seed}/{number // len(THEMES)}")
+            themes = chance.sample(THEMES, len(THEMES))
+            theme = themes[number % len(THEMES)]
+            yield theme, self._faults(theme, random.Random(f"{self.seed}/{number // len(THEMES)}/{theme}"))
 
-    def fault(self, theme: str) -> Planned:
+    @staticmethod
+    def _faults(theme: str, chance: random.Random) -> Iterator[Planned]:
         kinds = [kind for kind, themes in KINDS.items() if theme in themes]
-        (kind,) = self.chance.choices(kinds, [KINDS[kind][theme] for kind in kinds])
-        # around the ttls, of locks and of claims: most are shorter, some are longer
-        seconds = self.chance.choice((0.1, 0.3, 0.6, 1.0, 1.0, 1.7, 2.4, 3.5))
-        return Planned(kind, self.chance.random(), self.chance.random(), seconds, self.chance.uniform(0.05, 0.6))
+        while True:
+            (kind,) = chance.choices(kinds, [KINDS[kind][theme] for kind in kinds])
+            # around the ttls, of locks and of claims: most are shorter, some are longer
+            seconds = chance.choice((0.1, 0.3, 0.6, 1.0, 1.0, 1.7, 2.4, 3.5))
+            yield Planned(kind, chance.random(), chance.random(), seconds, chance.uniform(0.05, 0.6))

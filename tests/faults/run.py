@@ -8,13 +8,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 from faults.checker import Violation, check
 from faults.harm import Harm
 from faults.history import History
 from faults.moments import STEPS, Cell, Sign
-from faults.plan import Plan
+from faults.plan import Plan, Planned
 from faults.report import verdict
 from faults.system import CLAIM_TTL, ENTRIES, GRACE, SLACK, TTL, System, wait
 
@@ -75,7 +76,7 @@ class Run:
         system.start()
         self._recover(system)
         began = history.setting["started"] = time.monotonic()
-        for number, theme in enumerate(self.plan.themes()):
+        for number, (theme, faults) in enumerate(self.plan.bursts()):
             told = len(history.of_now("fault"))
             if time.monotonic() > began + self.seconds and told >= self.faults:
                 break
@@ -84,16 +85,17 @@ class Run:
                     f"{time.monotonic() - began:6.0f} s  {told:5} faults  {len(history.of_now('hang'))} hangs; next: {theme}",
                     flush=True,
                 )
-            self._burst(system, harm, theme, until=time.monotonic() + self.burst)
+            self._burst(system, harm, theme, faults, until=time.monotonic() + self.burst)
             harm.heal()
             self._recover(system)
             self._let_pass(system, harm, PEACE)
         self._end(system)
         return history
 
-    def _burst(self, system: System, harm: Harm, theme: str, until: float) -> None:
-        while time.monotonic() < until:
-            planned = self.plan.fault(theme)
+    def _burst(self, system: System, harm: Harm, theme: str, faults: Iterator[Planned], until: float) -> None:
+        for planned in faults:
+            if time.monotonic() > until:
+                return
             harm.do(planned, theme)
             self._let_pass(system, harm, planned.pause)
 

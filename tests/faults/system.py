@@ -55,6 +55,9 @@ def _entry(
     }
 
 
+#: As of workers that look after no other ones.
+WORKER = ["-P", "prefork", "-c", "4", "-l", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+
 #: ``of``: the releases that know an entry. A rolling update goes on all the time.
 ENTRIES = {
     "two": _entry(2, "once", 0.1, key="two", marks=True),
@@ -117,18 +120,7 @@ class Member:
                 f"{self.name}.{self._starts}", schedule, environment=environment, **settings
             )
         else:
-            more = [
-                "--without-gossip",
-                "--without-mingle",
-                "--without-heartbeat",
-                "-l",
-                "INFO",
-                "-P",
-                "prefork",
-                "-c",
-                "4",
-            ]
-            arguments = ["worker", "-n", f"{self.name}@tests", "-Q", self.system.keeper.queue, *more]
+            arguments = ["worker", "-n", f"{self.name}@tests", "-Q", self.system.keeper.queue, *WORKER]
             settings["include"] = ["faults.bodies"]
             self.process = self.system.fleet._start(f"{self.name}.{self._starts}", arguments, settings, environment)
 
@@ -400,8 +392,14 @@ class _Thread:
 
     def _run(self) -> None:
         while not self._end.wait(self.every):
-            with contextlib.suppress(redis.RedisError):
+            try:
                 self.look()
+            except redis.RedisError:
+                continue
+            except Exception as exc:
+                # a witness that is gone would see nothing wrong any more
+                self.system.history.add("hang", time.monotonic(), who=f"{type(self).__name__} ended: {exc!r}", bound=0)
+                raise
 
     def end(self) -> None:
         self._end.set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from faults.report import verdict
 from faults.run import Run
 
 #: Of this one the first burst is one of all kinds of faults.
-SEED = 10
+SEED = 14
 
 
 @pytest.mark.processes
@@ -32,9 +33,15 @@ def test_nothing_that_was_promised_is_broken_by_a_burst_of_faults(tmp_path: Path
 
 def test_a_plan_is_the_same_for_its_seed():
     def planned(seed: int) -> list[object]:
-        plan = Plan(seed)
-        themes = plan.themes()
-        return [(theme, plan.fault(theme)) for theme in (next(themes) for _ in range(50))]
+        return [(theme, *islice(faults, 20)) for theme, faults in islice(Plan(seed).bursts(), 20)]
 
     assert planned(SEED) == planned(SEED) != planned(SEED + 1)
     assert planned(SEED)[0][0] == "all"
+
+
+def test_each_burst_of_a_plan_is_the_same_however_many_faults_there_was_time_for_before():
+    first, second = Plan(SEED).bursts(), Plan(SEED).bursts()
+    for number in range(12):
+        (theme, faults), (same, same_faults) = next(first), next(second)
+        assert theme == same
+        assert list(islice(faults, number)) == list(islice(same_faults, 12))[:number]
