@@ -7,6 +7,7 @@ import json
 import subprocess
 import time
 from collections import Counter
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -48,8 +49,8 @@ def start(make_app, server):
         yield start
 
 
-def save(app, name="a"):
-    return RedBeatSchedulerEntry(name, "t", schedule(1.0, app=app), app=app).save()
+def save(app, name="a", seconds=1.0):
+    return RedBeatSchedulerEntry(name, "t", schedule(seconds, app=app), app=app).save()
 
 
 @pytest.fixture
@@ -154,8 +155,6 @@ def test_a_redis_that_is_not_there_yet_or_for_a_while_is_waited_for(start, caplo
 def test_runs_that_cannot_be_written_down_are_settled_and_written_later(start, caplog):
     with Server(persistent=True) as entries:
         app, tick_until, runs = start(redbeat_redis_url=entries.url)
-        save(app)
-        tick_until(lambda: runs()["a", 1])
         sent = LockedRedBeatScheduler.record_runs
 
         def cut_off(self, keys):
@@ -165,8 +164,13 @@ def test_runs_that_cannot_be_written_down_are_settled_and_written_later(start, c
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(LockedRedBeatScheduler, "record_runs", cut_off)
-            tick_until(lambda: runs()["a", 2])
-        tick_until(lambda: RedBeatSchedulerEntry.from_key("redbeat:a", app=app).total_run_count == 2)
+            # due once, so that no other run writes in place of this one
+            save(app, seconds=3600.0).reschedule(last_run_at=app.now() - timedelta(hours=1))
+            tick_until(lambda: runs()["a", 1])
+        assert RedBeatSchedulerEntry.from_key("redbeat:a", app=app).total_run_count == 0
         assert "cannot write down runs" in caplog.text
-        tick_until(lambda: runs()["a", 3])
+        tick_until(lambda: RedBeatSchedulerEntry.from_key("redbeat:a", app=app).total_run_count == 1)
+        save(app, "b")
+        tick_until(lambda: runs()["b", 2])
     assert set(runs().values()) == {1}
+    assert runs()["a", 2] == 0
