@@ -108,7 +108,6 @@ def ticks_that_were_claimed(history: History) -> Iterator[Violation]:
 def marks(history: History) -> Iterator[Violation]:
     """Each mark of the clock that an entry is due at has one run; and has one if a beat was at work around it."""
     setting = history.setting
-    shifts = [line["at"] for line in history.of("shift")]
     for entry, told in setting["entries"].items():
         if not told["marks"]:
             continue
@@ -117,8 +116,7 @@ def marks(history: History) -> Iterator[Violation]:
         for message in _first_of_runs(history, entry):
             mark = round(message.due / every)
             known = seen.setdefault(mark, message)
-            # what a beat tells of the time is worth nothing while its clock is being set
-            if known.run != message.run and not _near(shifts, known.at, message.at):
+            if known.run != message.run and _clocks_were_right(history, known, message):
                 text = f"mark {mark * every} of {entry} has runs {known.run} and {message.run}"
                 yield violation("doubled tick", text, known.at, message.at, about=(entry, known.id, message.id))
         for mark in marks_to_check(history, entry):
@@ -165,13 +163,12 @@ def gaps(history: History) -> Iterator[Violation]:
 
 def early_ticks(history: History) -> Iterator[Violation]:
     """No two ticks of an interval are nearer to each other than it is long."""
-    shifts = [line["at"] for line in history.of("shift")]
     for entry, told in history.setting["entries"].items():
         if told["marks"]:
             continue
         for before, after in pairwise(_first_of_runs(history, entry)):
-            apart = _due(history, after) - _due(history, before)
-            if apart < told["every"] * 0.75 and not _near(shifts, before.at, after.at):
+            apart = after.due - before.due
+            if apart < told["every"] * 0.75 and _clocks_were_right(history, before, after):
                 text = f"runs {before.run} and {after.run} of {entry} were due within {apart:.2f} s of each other"
                 yield violation("doubled tick", text, before.at, after.at, about=(entry, before.id, after.id))
 
@@ -402,8 +399,11 @@ def _beats_that_know(history: History, entry: str) -> list[str]:
     return sorted({line["name"] for line in history.of("up") if entry in line["entries"]})
 
 
-def _near(moments: list[float], since: float, until: float) -> bool:
-    return any(since - 6 < at < until + 1 for at in moments)
+def _clocks_were_right(history: History, *messages: Message) -> bool:
+    """Whether the clock of every beat was right when these were due, and since: whoever claimed them, and published them."""
+    moments = [at for each in messages for at in (each.at, each.due - history.setting["wall"])]
+    # it takes some seconds until a tick that was claimed by a wrong clock is the last one no more
+    return not any(start < max(moments) + 1 and min(moments) - 6 < stop for start, stop in _clocks_off(history))
 
 
 def _clocks_off(history: History) -> list[tuple[float, float]]:
@@ -415,13 +415,3 @@ def _clocks_off(history: History) -> list[tuple[float, float]]:
         elif line["name"] in since:
             spans.append((since.pop(line["name"]), line["at"]))
     return spans + [(at, history.setting["ended"]) for at in since.values()]
-
-
-def _due(history: History, message: Message) -> float:
-    """When it was due, by the right clock."""
-    names = {line["pid"]: line["name"] for line in history.of("up")}
-    shift = 0.0
-    for line in history.of("shift"):
-        if line["name"] == names.get(message.pid) and line["at"] <= message.at:
-            shift = line["seconds"]
-    return message.due - shift

@@ -179,9 +179,9 @@ class Harm:
         if member is None:
             return False
         shift = (planned.how - 0.5) * 8
-        line = self._note("set the clock", member.name, seconds=4 * planned.seconds, by=round(shift, 2))
+        line = self._note("set the clock", member.name, seconds=2 * planned.seconds, by=round(shift, 2))
         member.set_clock(shift)
-        self._struck.put((time.monotonic() + 4 * planned.seconds, line, lambda: member.set_clock(0.0)))
+        self._struck.put((time.monotonic() + 2 * planned.seconds, line, lambda: member.set_clock(0.0)))
         return True
 
     # -- at a moment ---------------------------------------------------------------------------------------------------

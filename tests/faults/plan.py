@@ -15,7 +15,7 @@ KINDS: dict[str, dict[str, float]] = {
     "strike": {"beats": 8, "workers": 9, "all": 8, "deploys": 3},
     "kill beat": {"beats": 2, "all": 1, "deploys": 1},
     "freeze beat": {"beats": 3, "all": 1},
-    "set the clock": {"beats": 1, "deploys": 1},
+    "set the clock": {"beats": 1, "deploys": 0.5},
     "deploy": {"deploys": 4, "all": 0.5},
     "kill child": {"workers": 6, "all": 3},
     "freeze child": {"workers": 5, "all": 3},

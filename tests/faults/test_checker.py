@@ -257,7 +257,15 @@ def test_ticks_of_an_interval_that_are_too_near_to_each_other_are_doubled(past):
     past.change("message", {"due": 1012.5}, id="one-13")
     assert past.found() == {"doubled tick"}
     past.add("shift", 12.2, name="beat", seconds=-0.5)
+    past.add("shift", 15.2, name="beat", seconds=0.0)
     assert past.found() == set()
+
+
+def test_that_a_clock_was_wrong_long_before_excuses_nothing(past):
+    past.add("shift", 2.2, name="beat", seconds=-0.5)
+    past.add("shift", 4.2, name="beat", seconds=0.0)
+    past.change("message", {"due": 1012.5}, id="one-13")
+    assert past.found() == {"doubled tick"}
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------
