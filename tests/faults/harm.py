@@ -28,7 +28,9 @@ class Harm:
         self._strikes: list[tuple[float, Strike]] = []
         self._undo: list[tuple[float, dict[str, Any], Callable[[], object]]] = []
         self._struck: queue.SimpleQueue[tuple[float, dict[str, Any], Callable[[], object]]] = queue.SimpleQueue()
-        self._down: set[str] = set()  # servers
+        self._down: set[str] = set()  # servers, and ways to them
+        # a blow may fall just when all is being undone
+        system.undo = self.look
 
     def do(self, planned: Planned, theme: str) -> bool:
         """Do it, if there is somebody to do it to."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -88,7 +89,7 @@ class Run:
             self._burst(system, harm, theme, faults, until=time.monotonic() + self.burst)
             harm.heal()
             self._recover(system)
-            self._let_pass(system, harm, PEACE)
+            self._let_pass(system, PEACE)
         self._end(system)
         return history
 
@@ -97,12 +98,11 @@ class Run:
             if time.monotonic() > until:
                 return
             harm.do(planned, theme)
-            self._let_pass(system, harm, planned.pause)
+            self._let_pass(system, planned.pause)
 
-    def _let_pass(self, system: System, harm: Harm, seconds: float) -> None:
+    def _let_pass(self, system: System, seconds: float) -> None:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            harm.look()
             system.look()
             time.sleep(0.01)
 
@@ -189,6 +189,7 @@ def main() -> int:
         return _tell(history, _moments_of(history))
     seed = random.randrange(10**6) if asked.seed is None else asked.seed
     print(f"seed {seed}", flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by SIGTERM"))  # with all that it has started
     with tempfile.TemporaryDirectory(prefix="lockbeat-faults-", ignore_cleanup_errors=True) as directory:
         where = asked.keep or Path(directory)
         where.mkdir(parents=True, exist_ok=True)

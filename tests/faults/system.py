@@ -206,6 +206,7 @@ class System:
         self.directory, self.replica = directory, replica
         self.history = History()
         self.closing = False
+        self.undo: Callable[[], None] = lambda: None  # what is over of what was done to it
         self._stack = contextlib.ExitStack()
         self.witness, self.results = (self._stack.enter_context(Server()) for _ in range(2))
         self.broker = self._stack.enter_context(Server(persistent=True))
@@ -246,6 +247,7 @@ class System:
             member.start()
 
     def look(self) -> None:
+        self.undo()
         for member in self.members:
             member.look()
 
@@ -621,7 +623,9 @@ def wait(system: System, condition: Callable[[], object], seconds: float, who: s
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            system.history.add("hang", time.monotonic(), who=who if isinstance(who, str) else who(), bound=seconds)
+            told = who if isinstance(who, str) else who()
+            print(f"not within {seconds:g} s: {told}", flush=True)
+            system.history.add("hang", time.monotonic(), who=told, bound=seconds)
             return False
         system.look()
         time.sleep(0.02)
