@@ -102,5 +102,7 @@ make(
 #: The same, but for ticks that find the key held: these are skipped, and told so. It does not look at its lock before it
 #: writes, so that of two that write it is the guarded place that must refuse the older.
 make("skip", **{**AGAIN, "lock_on_lost": "fail"}, autoretry_for=(StoreUnavailable, LockLost))
+#: The same under a long lease: a dead child's lock is seen to be freed, not to run out.
+make("skip_long", **{**AGAIN, "lock_on_lost": "fail"}, lock_ttl=8, autoretry_for=(StoreUnavailable, LockLost))
 #: Acknowledged before it runs, as Celery does by default: at most once.
 make("early")

@@ -250,11 +250,12 @@ def _died(history: History, message: Message, bodies: list[Body], states: list[s
 def frees(history: History) -> Iterator[Violation]:
     """A dead holder's lock is free within a second of a pool child's death, within the ttl of its worker's; else at the end."""
     setting = history.setting
-    ttl, slack, grace = setting["ttl"], setting["slack"], setting["grace"]
+    slack, grace = setting["slack"], setting["grace"]
+    ttls = {told["key"]: told["ttl"] for told in setting["entries"].values()}
     over = {(body.key, body.token): body for body in history.bodies if body.over is not None}
     parents = {line["pid"] for line in history.of("up")}
     for line in history.of("lease"):
-        key, token, pid, until = line["key"], line["token"], line["pid"], line["until"]
+        key, token, pid, until, ttl = line["key"], line["token"], line["pid"], line["until"], ttls[line["key"]]
         died = history.deaths.get(pid)
         body = over.get((key, token))
         at = died if died is not None else body.over if body is not None else None

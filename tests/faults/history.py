@@ -104,9 +104,9 @@ class History:
 
     @property
     def setting(self) -> dict[str, Any]:
-        """The first line: ``seed``, ``started`` and ``ended``, ``wall`` (what to add to get to the wall clock), ``ttl``, ``claim_ttl``,
+        """The first line: ``seed``, ``started`` and ``ended``, ``wall`` (what to add to get to the wall clock), ``claim_ttl``,
         ``slack``, ``grace``, and ``entries``: name -> ``every`` (seconds), ``marks`` (true: at marks of the clock),
-        ``kind`` (once, skip, early) and ``key``."""
+        ``kind`` (once, skip, early), ``key`` and ``ttl``."""
         return self.lines[0]
 
     @cached_property

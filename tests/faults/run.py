@@ -18,7 +18,7 @@ from faults.history import History
 from faults.moments import STEPS, Cell, Sign
 from faults.plan import Plan, Planned
 from faults.report import verdict
-from faults.system import CLAIM_TTL, ENTRIES, GRACE, SLACK, TTL, System, wait
+from faults.system import CLAIM_TTL, ENTRIES, GRACE, SLACK, System, wait
 
 #: So long a burst of faults lasts, and so long is the peace between two of them, seconds.
 BURST, PEACE = 20.0, 3.0
@@ -66,12 +66,12 @@ class Run:
             seed=self.seed,
             started=began,
             wall=wall,
-            ttl=TTL,
             claim_ttl=CLAIM_TTL,
             slack=SLACK,
             grace=GRACE,
             entries={
-                name: {each: told[each] for each in ("every", "marks", "kind", "key")} for name, told in ENTRIES.items()
+                name: {each: told[each] for each in ("every", "marks", "kind", "key", "ttl")}
+                for name, told in ENTRIES.items()
             },
         )
         system.start()

@@ -42,7 +42,15 @@ GRACE = 5.0
 
 
 def _entry(
-    every: float, kind: str, seconds: float, *, key: str, marks: bool = False, task: str = "", of: str = "ab"
+    every: float,
+    kind: str,
+    seconds: float,
+    *,
+    key: str,
+    marks: bool = False,
+    task: str = "",
+    of: str = "ab",
+    ttl: float = TTL,
 ) -> dict[str, Any]:
     return {
         "every": every,
@@ -52,6 +60,7 @@ def _entry(
         "seconds": seconds,
         "key": key,
         "of": of,
+        "ttl": ttl,
     }
 
 
@@ -66,9 +75,9 @@ ENTRIES = {
     "fast": _entry(0.5, "early", 0.05, key="fast"),
     "turn-1": _entry(1.0, "once", 0.1, key="turn"),
     "turn-2": _entry(1.0, "once", 0.15, key="turn"),
-    # these outlive their interval, and their ttl
+    # these outlive their interval, and the first its ttl
     "long-1": _entry(3.0, "skip", 3.4, key="long-1"),
-    "long-2": _entry(4.0, "skip", 2.6, key="long-2"),
+    "long-2": _entry(2.5, "skip", 2.9, key="long-2", task="skip_long", ttl=8.0),
     "memory-1": _entry(1.0, "once", 0.1, key="memory", task="once_in_memory"),
     "memory-2": _entry(1.5, "once", 0.1, key="memory", task="once_in_memory"),
     "old": _entry(1.0, "early", 0.05, key="old", of="a"),

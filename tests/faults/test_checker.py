@@ -21,7 +21,7 @@ class Past:
     """A history of 30 s: a beat, a worker, and an entry of each kind, all well. Tests plant in it what should not be."""
 
     def __init__(self) -> None:
-        entry = {"every": 1.0, "marks": False, "kind": "once", "key": "k"}
+        entry = {"every": 1.0, "marks": False, "kind": "once", "key": "k", "ttl": TTL}
         self.lines = [
             {
                 "what": "setting",
@@ -30,7 +30,6 @@ class Past:
                 "started": 0.0,
                 "ended": 30.0,
                 "wall": 1000.0,
-                "ttl": TTL,
                 "claim_ttl": 1.5,
                 "slack": 1.0,
                 "grace": 3.0,
@@ -39,6 +38,7 @@ class Past:
                     "marked": {**entry, "marks": True, "every": 2, "key": "m"},
                     "early": {**entry, "kind": "early", "key": "e"},
                     "skip": {**entry, "kind": "skip", "key": "s"},
+                    "other": {**entry, "key": "other"},
                 },
             }
         ]
