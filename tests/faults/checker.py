@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from faults.history import Body, History, Message, grouped, healthy, without
+from faults.history import Body, Fault, History, Message, grouped, healthy, without
 
 
 @dataclass(frozen=True)
@@ -248,34 +248,35 @@ def _died(history: History, message: Message, bodies: list[Body], states: list[s
 
 
 def frees(history: History) -> Iterator[Violation]:
-    """A dead holder's lock is free within a second of a pool child's death, within the ttl of its worker's; else at the end."""
+    """A lock is free when its run is over, within a second of a pool child's death, and within the ttl of a worker's."""
     setting = history.setting
-    slack, grace = setting["slack"], setting["grace"]
     ttls = {told["key"]: told["ttl"] for told in setting["entries"].values()}
     over = {(body.key, body.token): body for body in history.bodies if body.over is not None}
-    parents = {line["pid"] for line in history.of("up")}
     for line in history.of("lease"):
-        key, token, pid, until, ttl = line["key"], line["token"], line["pid"], line["until"], ttls[line["key"]]
-        died = history.deaths.get(pid)
-        body = over.get((key, token))
-        at = died if died is not None else body.over if body is not None else None
-        if at is None or at < line["since"] - 1:
-            continue
-        alone = died is not None and not any(
-            pid in fault.killed and (parents & set(fault.killed) or len(fault.killed) > 1) for fault in history.faults
-        )
-        troubled = any(
-            fault.at < at + 2 + slack and fault.until + grace > at and {"store", "worker"} & set(fault.harms)
-            for fault in history.faults
-        )
-        if died is None:
-            bound = slack + (ttl + grace if troubled else 0)
+        key, token, pid, until = line["key"], line["token"], line["pid"], line["until"]
+        body, death = over.get((key, token)), history.deaths.get(pid)
+        if body is not None:
+            at, worker, bound, how = body.over or 0.0, body.worker, 0.0, "its run was over"
+        elif death is not None and death.at > line["since"] - 1:
+            bound = 1.0 if len(death.killed) == 1 else ttls[key]
+            at, worker, how = death.at, death.target, "its holder died"
         else:
-            bound = slack + (1.0 if alone and not troubled else ttl + (grace if troubled else 0))
-        if until > at + bound:
-            how = "its holder died" if died is not None else "its run was over"
+            continue
+        if _nobody_could_free(history, worker, at, but=death):
+            bound = ttls[key] + setting["grace"]
+        if until > at + bound + setting["slack"]:
             text = f"{key} was held {until - at:.1f} s after {how} (pid {pid}, token {token}); allowed: {bound:.1f} s"
             yield violation("orphan lock", text, at, until, about=(key, pid))
+
+
+def _nobody_could_free(history: History, worker: str, at: float, but: Fault | None) -> bool:
+    """Whether the store, or who frees the locks of that worker, was harmed just then, by another fault."""
+    slack, grace = history.setting["slack"], history.setting["grace"]
+    return any(
+        fault.at < at + 1 + slack and fault.until + (grace if "store" in fault.harms else slack) > at
+        for fault in history.faults
+        if {"store", worker} & set(fault.harms) and fault is not but
+    )
 
 
 # -- P7: stories -------------------------------------------------------------------------------------------------------

@@ -63,6 +63,8 @@ class Body:
     refused: float | None = None
     over: float | None = None
     state: str | None = None
+    #: the name of its worker
+    worker: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,10 +126,9 @@ class History:
     def bodies(self) -> list[Body]:
         bodies: dict[str, Body] = {}
         for line in self.of("begin"):
-            name, at = line["body"], line["at"]
-            bodies[name] = Body(
-                name, line["id"], line["key"], line["token"], line["pid"], at, line.get("retries", 0), at
-            )
+            name, at, worker = line["body"], line["at"], line.get("worker", "").partition("@")[0]
+            told = (name, line["id"], line["key"], line["token"], line["pid"], at)
+            bodies[name] = Body(*told, retries=line.get("retries", 0), held_until=at, worker=worker)
         for line in self.of("belief"):
             if line["body"] in bodies:
                 bodies[line["body"]].held_until = max(bodies[line["body"]].begun, line["until"])
@@ -156,9 +157,9 @@ class History:
         ]
 
     @cached_property
-    def deaths(self) -> dict[int, float]:
-        """When each process that was killed was."""
-        return {pid: fault.at for fault in self.faults for pid in fault.killed}
+    def deaths(self) -> dict[int, Fault]:
+        """What killed each process that was."""
+        return {pid: fault for fault in self.faults for pid in fault.killed}
 
     def save(self, path: Path) -> None:
         path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))

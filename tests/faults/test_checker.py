@@ -354,7 +354,7 @@ def test_a_dead_holders_lock_is_free_within_its_bound(past, killed, freed, orpha
     for n in 9, 10, 11, 12:
         past.drop("lease", key="k", token=n * 1000 + 100)
     past.add("lease", 9.1, key="k", token=9100, pid=5, since=9.1, until=freed)
-    past.fault(9.3, "kill", "worker", killed=killed)
+    past.fault(9.3, "kill", "worker", killed=killed, harms=["worker"] if 2 in killed else [])
     assert past.found() == ({"orphan lock"} if orphan else set())
 
 
