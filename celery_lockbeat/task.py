@@ -164,6 +164,7 @@ class _Run:
         self.kwargs = kwargs
         self.lock: Lock | None = None
         self.started: float | None = None
+        self.whole_is_over = False
         tick = _tick_of(request)
         self.story = Story(
             task,
@@ -251,6 +252,7 @@ class _Run:
     def _refused(self, key: str, refusal: Held | Finished) -> Exception:
         """What is raised in place of the run."""
         if isinstance(refusal, Finished):
+            self.whole_is_over = refusal.whole
             return TaskSkipped(f"duplicate: this run has ended before, under lock {key!r}", reason="duplicate", key=key)
         if refusal.same_run:
             return _SafetyCopy(refusal.remaining)
@@ -322,7 +324,7 @@ class _Run:
         if request is None or request.is_eager:
             return
         try:
-            if skipped.reason == "duplicate" and _answered(backend, request.id):
+            if skipped.reason == "duplicate" and _answered(backend, request.id, self.whole_is_over):
                 return
             # Not mark_as_revoked(): it forgets a chord around a chain whose member is skipped.
             backend.mark_as_failure(
@@ -417,9 +419,10 @@ def _postponed(request: Any) -> int:
     return min(count, 30) if isinstance(count, int) and count > 0 else 0
 
 
-def _answered(backend: Any, task_id: str) -> bool:
-    """Whether this task's result says more than that it has begun."""
+def _answered(backend: Any, task_id: str, whole_is_over: bool) -> bool:
+    """Whether this task's result says more than that it has begun; that there is to be another try is an answer until it is over."""
+    begun = {states.PENDING, states.RECEIVED, states.STARTED}
     try:
-        return backend.get_state(task_id) not in (states.PENDING, states.RECEIVED, states.STARTED)
+        return backend.get_state(task_id) not in (begun | {states.RETRY} if whole_is_over else begun)
     except Exception:  # noqa: BLE001  a backend that cannot tell, such as the disabled one
         return False

@@ -84,7 +84,9 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A refusal: this run, or the whole that it is a try of, has been released as finished, and is remembered."""
+    """A refusal: this run, or the ``whole`` that it is a try of, has been released as finished, and is remembered."""
+
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)

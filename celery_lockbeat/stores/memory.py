@@ -143,9 +143,9 @@ class MemoryStore(Store):
         row_key, ours, named, described = self._row_key(key), _exact(holder), _exact(run or ""), _readable(description)
 
         def take(connection: sqlite3.Connection, now: float) -> Lease | Held | Finished:
-            for mark in (each for each in (run, whole) if each is not None):
-                if _finished_by(connection, row_key, _exact(mark), now) is not None:
-                    return Finished()
+            for mark in (whole, run):
+                if mark is not None and _finished_by(connection, row_key, _exact(mark), now) is not None:
+                    return Finished(whole=mark == whole)
             token = int(self._wall() * 1_000_000)
             row = connection.execute(
                 "SELECT token, until, holder, run, description, process FROM lock WHERE key = ?", (row_key,)

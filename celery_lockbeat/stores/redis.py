@@ -132,7 +132,7 @@ class RedisStore(Store):
                 return Lease(key, holder, run, answer, whole)
             kind, *answer = answer
             if kind == b"finished":
-                return Finished()
+                return Finished(bool(answer[0]))
             if kind == b"held":
                 remaining, same_run, their_run, described = answer
                 return Held(_told(described), remaining / 1000, bool(same_run), unquote(their_run, errors="replace"))

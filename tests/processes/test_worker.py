@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -126,6 +127,21 @@ def test_a_copy_of_any_try_of_a_task_that_has_come_to_its_end_is_a_duplicate(pai
     skipped = pair.events(task_id=second.id, event="task_skipped")
     assert [event["reason"] for event in skipped] == ["duplicate"] * 2
     assert len(witness.entered(key, second)) == 1
+    assert second.get(timeout=10) == f"held {key}"
+
+
+def test_a_copy_answers_for_a_last_try_that_died_between_its_release_and_its_result(pair, witness, key):
+    first = pair.send("hold", key)
+    witness.wait_for(key, "enter", first)
+    run = pair.send("hold_in_turn", key, 0)
+    pair.told(run)
+    witness.let_go(first)
+    assert run.get(timeout=10) == f"held {key}"
+    backend = pair.client.backend
+    told = json.loads(backend.get(backend.get_key_for_task(run.id)))
+    backend.set(backend.get_key_for_task(run.id), json.dumps({**told, "status": "RETRY", "result": None}))
+    pair.send("hold_in_turn", key, 0, task_id=run.id, retries=1)
+    wait_until(lambda: pair.client.AsyncResult(run.id).state == "REVOKED", 20, "whoever waits for it is answered")
 
 
 def test_a_copy_of_a_run_that_goes_on_elsewhere_waits_and_is_a_duplicate_after_its_end(pair, witness, key):

@@ -7,13 +7,13 @@
 -- ARGV     holder, run, ttl ms, ttl + token memory ms, description, until when anybody waits for the answer (server ms;
 --          '0' for not known)
 -- Returns  token, when it is now in microseconds: granted, and the usual case: a lone number is what a client reads fastest;
---          {'granted', now ms, token} with any other token, or {'finished'}, or {'late', now ms}, or
+--          {'granted', now ms, token} with any other token, or {'finished', as a whole (0/1)}, or {'late', now ms}, or
 --          {'held', remaining ms, same run (0/1), run, description}
 -- Atomic:  the check for the mark, the compare of the holder and the new token must see one state, or two holders
 --          could both find the key free. All keys carry the lock key's hash tag, so Cluster runs it on one node.
 local found = redis.call('MGET', unpack(KEYS))
 if found[2] or found[3] then
-  return {'finished'}
+  return {'finished', found[3] and 1 or 0}
 end
 local time = redis.call('TIME')
 -- microseconds since the epoch stay below 2^53 until the year 2255: exact in Lua's doubles
