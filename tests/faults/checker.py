@@ -263,21 +263,24 @@ def frees(history: History) -> Iterator[Violation]:
         else:
             continue
         # what counts is the time in which somebody could have freed it
-        free_to = without([(at, until)], _nobody_could_free(history, worker, but=death)) if until > at else []
+        free_to = without([(at, until)], _nobody_could_free(history, worker, at, death)) if until > at else []
         waited = sum(stop - start for start, stop in free_to)
         if waited > bound + setting["slack"] or until > at + ttls[key] + setting["grace"] + setting["slack"]:
             text = f"{key} was held {until - at:.1f} s after {how} (pid {pid}, token {token}); allowed: {bound:.1f} s"
             yield violation("orphan lock", text, at, until, about=(key, pid))
 
 
-def _nobody_could_free(history: History, worker: str, but: Fault | None) -> list[tuple[float, float]]:
+def _nobody_could_free(history: History, worker: str, at: float, but: Fault | None) -> list[tuple[float, float]]:
     """When the store was harmed, or who frees the locks of that worker; a worker that is dead does not free them later."""
     grace, forever = history.setting["grace"], float("inf")
     return [
         # one that was frozen looks at once when it is thawed; a call that hangs has its time
         (fault.at, forever if fault.killed else fault.until + (0 if fault.frozen else grace))
         for fault in history.faults
-        if {"store", worker} & set(fault.harms) and fault is not but and not fault.target.endswith(" broker")
+        if {"store", worker} & set(fault.harms)
+        and fault is not but
+        and not fault.target.endswith(" broker")
+        and not (fault.killed and fault.at < at)  # another has taken its place since
     ]
 
 
