@@ -75,19 +75,35 @@ class Lock:
         story = Story(self, resolved.logging, kind=None)
         stores = stores_of(app)
         stores.options.check_timeouts(resolved, owner=f"Lock({key!r})")
-        self._prepare(key, resolved, stores, story, run=None, description=f"{socket.gethostname()} {os.getpid()}")
+        self._prepare(key, resolved, stores, story, description=f"{socket.gethostname()} {os.getpid()}")
 
     @classmethod
     def of_run(
-        cls, key: str, options: LockOptions, stores: Stores, story: Story, *, run: str | None, description: str
+        cls,
+        key: str,
+        options: LockOptions,
+        stores: Stores,
+        story: Story,
+        *,
+        run: str | None,
+        whole: str | None,
+        description: str,
     ) -> Self:
         """Make the lock of a task's run (see ``task.py``)."""
         lock = cls.__new__(cls)
-        lock._prepare(key, options, stores, story, run=run, description=description)
+        lock._prepare(key, options, stores, story, run=run, whole=whole, description=description)
         return lock
 
     def _prepare(
-        self, key: str, options: LockOptions, stores: Stores, story: Story, *, run: str | None, description: str
+        self,
+        key: str,
+        options: LockOptions,
+        stores: Stores,
+        story: Story,
+        *,
+        run: str | None = None,
+        whole: str | None = None,
+        description: str,
     ) -> None:
         self.key = key
         self.ttl = options.ttl
@@ -95,6 +111,7 @@ class Lock:
         self.attempt = options.attempt
         self._options = options
         self._run = run
+        self._whole = whole
         self._description = description
         self._story = story
         self._store, self._fallback = stores.choose(options.driver, options.connection)
@@ -205,11 +222,11 @@ class Lock:
         renewer_of(self._store).add(self)
         return None
 
-    def release(self, *, hold: bool = True, finished: bool = True) -> bool:
+    def release(self, *, hold: bool = True, finished: bool = True, whole: bool = True) -> bool:
         """End the hold; False: the lock had been lost before.
 
-        ``finished``: remember the run, so that a copy of its message is a duplicate. ``hold``: honour
-        ``hold_at_least``. A store that does not answer now changes nothing: the lock was ours until here, and its lease
+        ``finished``: remember the run, so that a copy of its message is a duplicate; ``whole``: and so are those of all
+        its other tries, earlier and later. ``hold``: honour ``hold_at_least``. A store that does not answer now changes nothing: the lock was ours until here, and its lease
         runs out by itself.
         """
         if self._state not in ("held", "lost") or self._pid != os.getpid():
@@ -230,13 +247,13 @@ class Lock:
         remember_for = self._options.dedupe_ttl if finished else 0.0
         lease = self.lease
         try:
-            released = self._store.release(lease, hold_for=hold_for, remember_for=remember_for)
+            released = self._store.release(lease, hold_for=hold_for, remember_for=remember_for, whole=whole)
         except StoreUnavailable as exc:
             text = "lock %r ends by its ttl of %g s, unless the store comes back before, for its release failed: %s"
             logger.warning(text, self.key, self.ttl, exc)
             self._settle_later(
                 self._store,
-                lambda store: store.release(lease, hold_for=hold_for, remember_for=remember_for),
+                lambda store: store.release(lease, hold_for=hold_for, remember_for=remember_for, whole=whole),
                 until=self._trusted_until,
             )
             return True
@@ -294,6 +311,7 @@ class Lock:
                 holder=self._story.execution_id,
                 ttl=self.ttl,
                 run=self._run,
+                whole=self._whole,
                 description=self._description,
             )
             if not isinstance(answer, Lease):

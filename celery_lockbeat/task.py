@@ -5,7 +5,8 @@ or has been brought to its end before, answers whoever waits for it; each run lo
 ``task_succeeded``, ``task_failed`` and ``task_skipped``, and one ``task_finished``.
 
 A run is one try of one task: its id, its retry number, and how often it was replaced (``self.replace()`` keeps the id
-and starts the retries anew).
+and starts the retries anew). When it comes to its end, so do all tries of that task, whatever copies of their messages
+are under way: a copy of a try that could not have its key would else start a second chain of tries.
 """
 
 from __future__ import annotations
@@ -190,6 +191,7 @@ class _Run:
         self.kwargs = kwargs
         self.lock: Lock | None = None
         self.started: float | None = None
+        self.whole_is_over = False
         tick = _tick_of(request)
         self.story = Story(
             task,
@@ -249,6 +251,7 @@ class _Run:
             stores_of(self.task.app),
             self.story,
             run=self._name(),
+            whole=self._name_of_all_tries(),
             description=f"{self._hostname()} pid {os.getpid()} {self.task.name}[{self.request and self.request.id}]",
         )
         self.lock = lock
@@ -263,12 +266,20 @@ class _Run:
             return None
         return f"{request.id}:{request.retries}:{request.replaced_task_nesting}"
 
+    def _name_of_all_tries(self) -> str | None:
+        """Name this run and its retries, the same in each of them; never what ``_name`` gives to any run."""
+        request = self.request
+        if request is None or request.is_eager:
+            return None
+        return f"{request.id}::{request.replaced_task_nesting}"
+
     def _hostname(self) -> str:
         return str((self.request and self.request.hostname) or socket.gethostname())
 
     def _refused(self, key: str, refusal: Held | Finished) -> Exception:
         """What is raised in place of the run."""
         if isinstance(refusal, Finished):
+            self.whole_is_over = refusal.whole
             return TaskSkipped(f"duplicate: this run has ended before, under lock {key!r}", reason="duplicate", key=key)
         if refusal.same_run:
             return _SafetyCopy(refusal.remaining)
@@ -309,7 +320,8 @@ class _Run:
         # down (SystemExit), is to run again. A try that ended in self.retry() is over: the next one has its own name,
         # but a late copy of this one would start a second chain of tries.
         over = exc is None or (isinstance(exc, Exception) and not isinstance(exc, Reject))
-        held = self.lock is None or self.lock.release(finished=over, hold=over and not isinstance(exc, Retry))
+        whole = over and not isinstance(exc, Retry)
+        held = self.lock is None or self.lock.release(finished=over, hold=whole, whole=whole)
         ending = exc
         if not held and self.lock is not None and self.lock.lost and self.options.on_lost != "warn" and _good(exc):
             ending = LockLost(f"lock {self.lock.key!r} was lost before the run ended")
@@ -339,7 +351,7 @@ class _Run:
         if request is None or request.is_eager:
             return
         try:
-            if skipped.reason == "duplicate" and _answered(backend, request.id):
+            if skipped.reason == "duplicate" and _answered(backend, request.id, self.whole_is_over):
                 return
             # Not mark_as_revoked(): it forgets a chord around a chain whose member is skipped.
             backend.mark_as_failure(
@@ -434,9 +446,10 @@ def _postponed(request: Any) -> int:
     return min(count, 30) if isinstance(count, int) and count > 0 else 0
 
 
-def _answered(backend: Any, task_id: str) -> bool:
-    """Whether this task's result says more than that it has begun."""
+def _answered(backend: Any, task_id: str, whole_is_over: bool) -> bool:
+    """Whether this task's result says more than that it has begun; that there is to be another try is an answer until it is over."""
+    begun = {states.PENDING, states.RECEIVED, states.STARTED}
     try:
-        return backend.get_state(task_id) not in (states.PENDING, states.RECEIVED, states.STARTED)
+        return backend.get_state(task_id) not in (begun | {states.RETRY} if whole_is_over else begun)
     except Exception:  # noqa: BLE001  a backend that cannot tell, such as the disabled one
         return False

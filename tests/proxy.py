@@ -21,8 +21,13 @@ class Trap:
         self.answer = answer
         self.dropped = False
         self.request = b""
+        self.client_port = 0  # whose conversation it is
         self._holding = threading.Event()
         self._open = threading.Event()
+
+    def springs(self, chunk: bytes, *, asks: bool) -> bool:
+        """Whether it is this that it was set for; ``asks``: a request, not an answer."""
+        return asks and self.matches(chunk)
 
     @property
     def caught(self) -> bool:
@@ -34,6 +39,9 @@ class Trap:
         self._holding.set()
         self._open.wait()
         return not self.dropped
+
+    def passed(self) -> None:
+        """Learn that what it has held was passed on."""
 
     def release(self) -> None:
         """Let pass what is held."""
@@ -48,7 +56,8 @@ class Trap:
 class _Link:
     """One connection through the proxy."""
 
-    def __init__(self) -> None:
+    def __init__(self, client_port: int) -> None:
+        self.client_port = client_port
         self.trap: Trap | None = None
 
 
@@ -71,6 +80,10 @@ class Proxy:
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self.cuts = 0  # connections that were open when they were cut
         threading.Thread(target=self._accept, daemon=True).start()
+
+    def lead_to(self, port: int) -> None:
+        """Forward the connections to come to another server."""
+        self._target = ("127.0.0.1", port)
 
     def cut(self) -> None:
         """Reset every open connection; new ones pass."""
@@ -96,9 +109,18 @@ class Proxy:
     def trap(self, matches: Callable[[bytes], bool], *, answer: bool = False) -> Trap:
         """Hold the next request that matches, or, with ``answer``, what the server answers to it."""
         trap = Trap(matches, answer=answer)
+        self.arm(trap)
+        return trap
+
+    def arm(self, trap: Trap) -> None:
+        """Set a trap; it may be set in several proxies, and springs once."""
         with self._mutex:
             self._traps.append(trap)
-        return trap
+
+    def disarm(self, trap: Trap) -> None:
+        """Take a trap away; what it holds already it goes on holding."""
+        with self._mutex, contextlib.suppress(ValueError):
+            self._traps.remove(trap)
 
     def black_hole(self) -> None:
         """Accept everything, and pass nothing on."""
@@ -127,12 +149,12 @@ class Proxy:
     def _accept(self) -> None:
         while not self._closed:
             try:
-                near, _ = self._listener.accept()
+                near, (_, client_port) = self._listener.accept()
             except OSError:
                 return
-            threading.Thread(target=self._connect, args=(near,), daemon=True).start()
+            threading.Thread(target=self._connect, args=(near, client_port), daemon=True).start()
 
-    def _connect(self, near: socket.socket) -> None:
+    def _connect(self, near: socket.socket, client_port: int) -> None:
         self._passing.wait()
         try:
             far = socket.create_connection(self._target, timeout=5)
@@ -146,15 +168,15 @@ class Proxy:
                 each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with self._mutex:
             self._sockets |= {near, far}
-        link = _Link()
+        link = _Link(client_port)
         for source, sink, asks in ((near, far, True), (far, near, False)):
             threading.Thread(target=self._pump, args=(link, source, sink, asks), daemon=True).start()
 
-    def _spring(self, link: _Link, request: bytes) -> None:
+    def _spring(self, link: _Link, chunk: bytes, *, asks: bool) -> None:
         with self._mutex:
             for trap in self._traps:
-                if not trap.request and trap.matches(request):
-                    trap.request, link.trap = request, trap
+                if not trap.request and trap.springs(chunk, asks=asks):
+                    trap.request, trap.client_port, link.trap = chunk, link.client_port, trap
                     return
 
     def _pump(self, link: _Link, source: socket.socket, sink: socket.socket, asks: bool) -> None:
@@ -164,12 +186,13 @@ class Proxy:
                 self._passing.wait()
                 if not asks:
                     self._answering.wait()
-                if asks:
-                    self._spring(link, chunk)
-                trap = link.trap
-                if trap is not None and asks != trap.answer and not trap.hold():
+                self._spring(link, chunk, asks=asks)
+                trap = link.trap if link.trap is not None and asks != link.trap.answer else None
+                if trap is not None and not trap.hold():
                     break
                 sink.sendall(chunk)
+                if trap is not None:
+                    trap.passed()
         for each in (source, sink):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)

@@ -69,7 +69,14 @@ class ScriptedStore(Store):
         return answer
 
     def acquire(
-        self, key: str, *, holder: str, ttl: float, run: str | None = None, description: str = ""
+        self,
+        key: str,
+        *,
+        holder: str,
+        ttl: float,
+        run: str | None = None,
+        whole: str | None = None,
+        description: str = "",
     ) -> Lease | Held | Finished:
         self.acquisitions.append(round(self._time.now, 3))
         answer = self._next()
@@ -83,7 +90,7 @@ class ScriptedStore(Store):
         answer = self._next()
         return [answer] * len(leases)
 
-    def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0) -> bool:
+    def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0, whole: bool = False) -> bool:
         self.releases.append({"hold_for": hold_for, "remember_for": remember_for})
         return bool(self._next())
 

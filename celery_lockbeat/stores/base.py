@@ -68,14 +68,15 @@ LISTED_AT_MOST: Final = 10_000
 class Lease:
     """A granted lock: what its owner needs to extend or to release it.
 
-    ``holder`` is unique per execution, ``run`` names what is executed (None: nothing to remember), and ``token`` is the
-    fencing token, greater than every earlier one of this key.
+    ``holder`` is unique per execution, ``run`` names what is executed (None: nothing to remember), ``whole`` what that is
+    a try of (None: of nothing), and ``token`` is the fencing token, greater than every earlier one of this key.
     """
 
     key: str
     holder: str
     run: str | None
     token: int
+    whole: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,9 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A refusal: this run has been released as finished, and is remembered."""
+    """A refusal: this run, or the ``whole`` that it is a try of, has been released as finished, and is remembered."""
+
+    whole: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,11 +217,18 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     def acquire(
-        self, key: str, *, holder: str, ttl: float, run: str | None = None, description: str = ""
+        self,
+        key: str,
+        *,
+        holder: str,
+        ttl: float,
+        run: str | None = None,
+        whole: str | None = None,
+        description: str = "",
     ) -> Lease | Held | Finished:
         """Take ``key`` for ``ttl`` seconds, or say why not.
 
-        First match counts: ``run`` is remembered as finished -> :class:`Finished`; the key is held live by another
+        First match counts: ``run`` or ``whole`` is remembered as finished -> :class:`Finished`; the key is held live by another
         ``holder`` -> :class:`Held`; it is held by this very ``holder`` -> its lease again, with the same token and a
         fresh ttl; else a new lease with a new token, ``max(last token + 1, the store's clock in microseconds)``.
         """
@@ -234,12 +244,12 @@ class Store(abc.ABC):
         """
 
     @abc.abstractmethod
-    def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0) -> bool:
+    def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0, whole: bool = False) -> bool:
         """End a lease; False: it was lost before.
 
         ``hold_for``: keep the key held for so much longer (the lease itself is over: it cannot be extended any more).
-        ``remember_for``: answer :class:`Finished` for ``lease.run`` during so long; ignored where the run is None or
-        the lease was lost. Releasing again gives the first release's answer, at least as long as the token or the
+        ``remember_for``: answer :class:`Finished` for ``lease.run`` during so long, or, if the ``whole`` is finished, for
+        whatever is a try of ``lease.whole``; ignored where that is None or the lease was lost. Releasing again gives the first release's answer, at least as long as the token or the
         run is remembered and nobody else has taken the key.
         """
 

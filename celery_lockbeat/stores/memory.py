@@ -140,13 +140,21 @@ class MemoryStore(Store):
             _stores.add(self)
 
     def acquire(
-        self, key: str, *, holder: str, ttl: float, run: str | None = None, description: str = ""
+        self,
+        key: str,
+        *,
+        holder: str,
+        ttl: float,
+        run: str | None = None,
+        whole: str | None = None,
+        description: str = "",
     ) -> Lease | Held | Finished:
         row_key, ours, named, described = self._row_key(key), _exact(holder), _exact(run or ""), _readable(description)
 
         def take(connection: sqlite3.Connection, now: float) -> Lease | Held | Finished:
-            if run is not None and _finished_by(connection, row_key, named, now) is not None:
-                return Finished()
+            for mark in (whole, run):
+                if mark is not None and _finished_by(connection, row_key, _exact(mark), now) is not None:
+                    return Finished(whole=mark == whole)
             token = int(self._wall() * 1_000_000)
             row = connection.execute(
                 "SELECT token, until, holder, run, description, process FROM lockbeat_lock WHERE key = ?", (row_key,)
@@ -162,7 +170,7 @@ class MemoryStore(Store):
                 "INSERT OR REPLACE INTO lockbeat_lock VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (row_key, token, now + ttl, ours, named, described, self._process, now + ttl + TOKEN_MEMORY),
             )
-            return Lease(key, holder, run, token)
+            return Lease(key, holder, run, token, whole)
 
         return self._atomically(take)
 
@@ -191,8 +199,9 @@ class MemoryStore(Store):
 
         return self._atomically(prolong) if leases else []
 
-    def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0) -> bool:
-        row_key, ours, run = self._row_key(lease.key), _exact(lease.holder), _exact(lease.run or "")
+    def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0, whole: bool = False) -> bool:
+        mark = lease.whole if whole else lease.run
+        row_key, ours, run = self._row_key(lease.key), _exact(lease.holder), _exact(mark or "")
 
         def free(connection: sqlite3.Connection, now: float) -> bool:
             row = connection.execute(
@@ -200,7 +209,7 @@ class MemoryStore(Store):
             ).fetchone()
             if row is None or row[0] != lease.token:
                 # another came after us: was our release carried out before?
-                return lease.run is not None and _finished_by(connection, row_key, run, now) == lease.token
+                return mark is not None and _finished_by(connection, row_key, run, now) == lease.token
             _, until, holder = row
             if not holder:
                 return True
@@ -211,7 +220,7 @@ class MemoryStore(Store):
                 "UPDATE lockbeat_lock SET until = ?, holder = ?, process = ?, forget = ? WHERE key = ?",
                 (now + hold_for, b"", NOBODY, now + hold_for + TOKEN_MEMORY, row_key),
             )
-            if lease.run is not None and remember_for > 0:
+            if mark is not None and remember_for > 0:
                 connection.execute(
                     "INSERT OR REPLACE INTO lockbeat_done VALUES (?, ?, ?, ?, ?)",
                     (row_key, run, lease.token, remember_for, now + remember_for),

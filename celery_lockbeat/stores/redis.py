@@ -157,9 +157,16 @@ class RedisStore(Store):
         self._set_aside, self._drop, self._probe = Script("set_aside"), Script("drop"), Script("probe")
 
     def acquire(
-        self, key: str, *, holder: str, ttl: float, run: str | None = None, description: str = ""
+        self,
+        key: str,
+        *,
+        holder: str,
+        ttl: float,
+        run: str | None = None,
+        whole: str | None = None,
+        description: str = "",
     ) -> Lease | Held | Finished:
-        keys = self._keys(key, run)
+        keys = self._keys(key, run, whole)
         fixed = (_plain(holder), _plain(run or ""), _ms(ttl), _ms(ttl + TOKEN_MEMORY), _readable(description))
         within = min(ttl, self._servers.time_allowed)  # a later answer grants nothing
         for _ in range(2):
@@ -168,10 +175,10 @@ class RedisStore(Store):
             answer = self._call(self._acquire, keys, args, replicated=True, within=within)
             if isinstance(answer, int):
                 self._seen = (asked, answer // 1000)
-                return Lease(key, holder, run, answer)
+                return Lease(key, holder, run, answer, whole)
             kind, *answer = answer
             if kind == b"finished":
-                return Finished()
+                return Finished(bool(answer[0]))
             if kind == b"unreadable":
                 where, what, begins = map(_text, answer)
                 raise UnreadableKey(
@@ -183,7 +190,7 @@ class RedisStore(Store):
                 return Held(_text(described), remaining / 1000, bool(same_run), unquote(their_run, errors="replace"))
             self._seen = (asked, answer[0])
             if kind == b"granted":
-                return Lease(key, holder, run, answer[1])
+                return Lease(key, holder, run, answer[1], whole)
             # Late: the answer took too long, or the server's clock was set forward; its time is known now.
         msg = "the Redis store takes longer to answer than lockbeat_redis_options['socket_timeout'] allows"
         raise StoreUnavailable(msg)
@@ -212,10 +219,10 @@ class RedisStore(Store):
             raise errors[0]
         return extended
 
-    def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0) -> bool:
+    def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0, whole: bool = False) -> bool:
         answer = self._call(
             self._release,
-            self._keys(lease.key, lease.run),
+            self._keys(lease.key, lease.whole if whole else lease.run),
             (
                 _digits(lease.token),
                 _plain(lease.holder),
@@ -224,7 +231,7 @@ class RedisStore(Store):
                 _ms(remember_for),
             ),
             # a run that is known to have ended must not be forgotten
-            replicated=lease.run is not None and remember_for > 0,
+            replicated=(lease.whole if whole else lease.run) is not None and remember_for > 0,
             released=lease.token,
         )
         return self._is_ours(lease, answer)
@@ -526,11 +533,11 @@ class RedisStore(Store):
         parents, self._servers = self._servers, self._servers.anew()
         return parents
 
-    def _keys(self, key: str, run: str | None = None) -> tuple[str, ...]:
+    def _keys(self, key: str, *runs: str | None) -> tuple[str, ...]:
         """Name the keys of one operation; the tag in braces puts them on one Cluster node."""
         tag = _plain(key)
-        lock = f"{self._prefix}lock:{{{tag}}}"
-        return (lock,) if run is None else (lock, f"{self._prefix}done:{{{tag}}}:{_plain(run)}")
+        marks = (f"{self._prefix}done:{{{tag}}}:{_plain(run)}" for run in runs if run is not None)
+        return (f"{self._prefix}lock:{{{tag}}}", *marks)
 
     def _beat_keys(self, app: str, *names: str) -> tuple[str, ...]:
         """Name keys of an app's beats; what stands before the app's name keeps the tag from being empty."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -109,6 +110,38 @@ def test_a_copy_of_a_finished_run_is_a_duplicate_and_leaves_its_result_alone(pai
     assert len(witness.entered(key)) == 1
     assert pair.client.AsyncResult(run.id).state == "SUCCESS"
     assert pair.client.AsyncResult(run.id).get(timeout=10) == f"held {key}"
+
+
+def test_a_copy_of_any_try_of_a_task_that_has_come_to_its_end_is_a_duplicate(pair, witness, key):
+    first = pair.send("hold", key)
+    witness.wait_for(key, "enter", first)
+    second = pair.send("hold_in_turn", key, 0)
+    pair.told(second)  # its first try could not have the key
+    witness.let_go(first)
+    assert second.get(timeout=10) == f"held {key}"
+    assert len(witness.entered(key, second)) == 1
+    tries = len(stories(pair.told(second, runs=2)))
+    for retries in (0, 59):
+        pair.send("hold_in_turn", key, 0, task_id=second.id, retries=retries)
+    pair.told(second, runs=tries + 2)
+    skipped = pair.events(task_id=second.id, event="task_skipped")
+    assert [event["reason"] for event in skipped] == ["duplicate"] * 2
+    assert len(witness.entered(key, second)) == 1
+    assert second.get(timeout=10) == f"held {key}"
+
+
+def test_a_copy_answers_for_a_last_try_that_died_between_its_release_and_its_result(pair, witness, key):
+    first = pair.send("hold", key)
+    witness.wait_for(key, "enter", first)
+    run = pair.send("hold_in_turn", key, 0)
+    pair.told(run)
+    witness.let_go(first)
+    assert run.get(timeout=10) == f"held {key}"
+    backend = pair.client.backend
+    told = json.loads(backend.get(backend.get_key_for_task(run.id)))
+    backend.set(backend.get_key_for_task(run.id), json.dumps({**told, "status": "RETRY", "result": None}))
+    pair.send("hold_in_turn", key, 0, task_id=run.id, retries=1)
+    wait_until(lambda: pair.client.AsyncResult(run.id).state == "REVOKED", 20, "whoever waits for it is answered")
 
 
 def test_a_copy_of_a_run_that_goes_on_elsewhere_waits_and_is_a_duplicate_after_its_end(pair, witness, key):

@@ -307,6 +307,17 @@ def test_a_finished_run_is_not_granted_again(store):
     take(store, holder="b", run="r2")
 
 
+def test_what_is_finished_as_a_whole_has_none_of_its_tries_granted_earlier_or_later(store):
+    store.release(take(store, run="r:1", whole="r"), remember_for=30)
+    assert store.acquire("key", holder="b", ttl=30, run="r:1", whole="r") == Finished()
+    last = take(store, holder="b", run="r:2", whole="r")
+    assert store.release(last, remember_for=30, whole=True)
+    assert store.release(last, remember_for=30, whole=True)
+    for number in range(4):
+        assert store.acquire("key", holder="c", ttl=30, run=f"r:{number}", whole="r") == Finished(whole=True)
+    take(store, holder="c", run="q:0", whole="q")
+
+
 def test_finished_counts_more_than_held(store):
     store.release(take(store, run="r"), remember_for=30)
     take(store, holder="b", run="r2")

@@ -124,22 +124,29 @@ class PostgresStore(Store):
         _stores.add(self)
 
     def acquire(
-        self, key: str, *, holder: str, ttl: float, run: str | None = None, description: str = ""
+        self,
+        key: str,
+        *,
+        holder: str,
+        ttl: float,
+        run: str | None = None,
+        whole: str | None = None,
+        description: str = "",
     ) -> Lease | Held | Finished:
-        named = None if run is None else _exact(run)
+        named, tried = (None if name is None else _exact(name) for name in (run, whole))
         described = description.encode("utf-8", "backslashreplace")
-        fixed = (self._row_key(key), _exact(holder), named, _us(ttl), _us(TOKEN_MEMORY), described)
+        fixed = (self._row_key(key), _exact(holder), named, tried, _us(ttl), _us(TOKEN_MEMORY), described)
         for _ in range(2):
             asked = monotonic()
             kind, *answer = self._call("lockbeat_acquire", *fixed, self._waits_until(asked))
             if kind == "finished":
-                return Finished()
+                return Finished(whole=answer[0])
             if kind == "held":
                 remaining, same_run, their_run, described = answer
                 return Held(_readable(described), remaining / 1e6, same_run, _readable(their_run))
             self._seen = (asked, answer[0])
             if kind == "granted":
-                return Lease(key, holder, run, answer[1])
+                return Lease(key, holder, run, answer[1], whole)
             # late: the answer took too long, or the server's clock was set forward; its time is known now
         raise self._unavailable("it takes longer than its time limit")
 
@@ -159,13 +166,14 @@ class PostgresStore(Store):
         )
         return answers
 
-    def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0) -> bool:
+    def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0, whole: bool = False) -> bool:
+        mark = lease.whole if whole else lease.run
         released: bool = self._call(
             "lockbeat_release",
             self._row_key(lease.key),
             lease.token,
             _exact(lease.holder),
-            None if lease.run is None else _exact(lease.run),
+            None if mark is None else _exact(mark),
             _us(hold_for),
             _us(remember_for),
             _us(TOKEN_MEMORY),

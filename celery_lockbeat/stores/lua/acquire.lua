@@ -1,19 +1,22 @@
 -- Take a key, or say why not.
 -- KEYS[1]  the lock (see lock.lua)
 -- KEYS[2]  the mark of this run as finished (see release.lua); absent where there is no run
+-- KEYS[3]  the mark of the whole that it is a try of; absent where there is none
 -- ARGV     holder, run, ttl ms, ttl + token memory ms, description, until when anybody waits for the answer (server ms;
 --          '0' for not known)
 -- Returns  token, when it is now in microseconds: granted, and the usual case: a lone number is what a client reads fastest;
---          {'granted', now ms, token} with any other token, or {'finished'}, or {'late', now ms}, or
+--          {'granted', now ms, token} with any other token, or {'finished', as a whole (0/1)}, or {'late', now ms}, or
 --          {'held', remaining ms, same run (0/1), run, description}, or {'unreadable', key, its type, the beginning of its value}
--- Atomic:  the check for the mark, the compare of the holder and the new token must see one state, or two holders
---          could both find the key free. Both keys carry the lock key's hash tag, so Cluster runs it on one node.
+-- Atomic:  the check for the marks, the compare of the holder and the new token must see one state, or two holders
+--          could both find the key free. All keys carry the lock key's hash tag, so Cluster runs it on one node.
 local function unreadable(key, value)
   return {'unreadable', key, redis.call('TYPE', key).ok, type(value) == 'string' and string.sub(value, 1, 64) or ''}
 end
-local mark = KEYS[2] and get(KEYS[2])
-if mark then
-  return type(mark) == 'string' and #mark == 16 and string.find(mark, '^%d+$') and {'finished'} or unreadable(KEYS[2], mark)
+for i = #KEYS, 2, -1 do
+  local mark = get(KEYS[i])
+  if mark then
+    return type(mark) == 'string' and #mark == 16 and string.find(mark, '^%d+$') and {'finished', i - 2} or unreadable(KEYS[i], mark)
+  end
 end
 local lock = get(KEYS[1])
 if lock and not is_lock(lock) then

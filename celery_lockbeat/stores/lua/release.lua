@@ -1,6 +1,7 @@
 -- End a live lease, and remember its run as finished.
 -- KEYS[1]  the lock (see lock.lua)
--- KEYS[2]  the mark of this run as finished, whose value is the token that finished it; absent where there is no run
+-- KEYS[2]  the mark of this run as finished, or of all that it is a try of, whose value is the token that finished it;
+--          absent where there is nothing to remember
 -- ARGV     token, holder, hold ms, hold + token memory ms, remember ms
 -- Returns  -token when released, now or by an earlier call whose answer was lost; 0 when the lease was lost before; -1:
 --          what is there now is no lock

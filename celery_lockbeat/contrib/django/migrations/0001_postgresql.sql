@@ -43,16 +43,18 @@ CREATE TABLE lockbeat_claim (
 CREATE INDEX lockbeat_claim_until ON lockbeat_claim (app, until);
 CREATE INDEX lockbeat_claim_entry ON lockbeat_claim (app, entry);
 
--- Take a key: ["granted", now, token], ["finished"], ["late", now] or ["held", remaining, same run, run, description].
+-- Take a key: ["granted", now, token], ["finished", as a whole], ["late", now] or ["held", remaining, same run, run, description].
 -- waits_until: until when anybody waits for the answer; NULL: not known. A server that hung carries out what it was sent
 -- meanwhile: a lock that nobody waits for any more would be nobody's, for a whole ttl.
 CREATE FUNCTION lockbeat_acquire(
-  p_key bytea, p_holder bytea, p_run bytea, p_ttl bigint, p_memory bigint, p_description bytea, p_waits_until bigint
+  p_key bytea, p_holder bytea, p_run bytea, p_whole bytea, p_ttl bigint, p_memory bigint, p_description bytea,
+  p_waits_until bigint
 ) RETURNS json LANGUAGE plpgsql SET lock_timeout = '1s' AS $$
 DECLARE
   v_now bigint;
   v_token bigint;
   v_lock lockbeat_lock;
+  v_whole boolean;
 BEGIN
   LOOP
     v_now := lockbeat_now();
@@ -74,13 +76,15 @@ BEGIN
       END IF;
     END IF;
     -- Now that its row is ours: whoever finished our run marked it together with the end of its lock.
-    IF p_run IS NOT NULL AND EXISTS (
-      SELECT FROM lockbeat_done WHERE key = p_key AND run = sha256(p_run) AND forget > lockbeat_now()
-    ) THEN
+    IF p_run IS NOT NULL THEN
+      SELECT bool_or(run = sha256(p_whole)) INTO v_whole FROM lockbeat_done
+      WHERE key = p_key AND run IN (sha256(p_run), sha256(p_whole)) AND forget > lockbeat_now() HAVING count(*) > 0;
+    END IF;
+    IF FOUND AND p_run IS NOT NULL THEN
       IF v_token IS NOT NULL THEN
         UPDATE lockbeat_lock SET until = lockbeat_now(), holder = '' WHERE key = p_key;
       END IF;
-      RETURN json_build_array('finished');
+      RETURN json_build_array('finished', coalesce(v_whole, false));
     END IF;
     IF v_token IS NOT NULL THEN
       IF lockbeat_now() > p_waits_until THEN

@@ -1,0 +1,424 @@
+"""The verdict: pure functions over a history, one per promise; each returns the violations that it finds.
+
+They share no code with the product, and excuse only what the promises themselves do:
+
+- A body that is frozen goes on for a moment when it is thawed, whoever holds its key by then. So "overlap" is about what
+  bodies *believe*: no two may believe at one moment that they hold one key; what the late one writes must be refused.
+- A worker that dies between a body's last deed and the release of its lock leaves nobody who knows that it has ended: with
+  ``acks_late`` that run begins, and may end, again. So "doubled" is a run that ends again though it was told to be over.
+- Acknowledged early (Celery's default), a run dies with its worker: at most once, and lost only by a death.
+- Ticks that come due while no beat is at work are one tick when one is, as in Celery.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+from faults.history import Body, Fault, History, Message, grouped, healthy, without
+
+
+@dataclass(frozen=True)
+class Violation:
+    """What must not be, when, and whom it is about (keys, entries, task ids, names and pids): its window of the history."""
+
+    rule: str
+    text: str
+    since: float
+    until: float
+    about: frozenset[object]
+
+
+def violation(rule: str, text: str, *moments: float, about: Iterator[object] | tuple[object, ...]) -> Violation:
+    return Violation(rule, text, min(moments), max(moments), frozenset(about))
+
+
+# -- P1: exclusion -----------------------------------------------------------------------------------------------------
+
+
+def overlaps(history: History) -> Iterator[Violation]:
+    """No two bodies believe at one moment that they hold one key."""
+    for key, bodies in grouped(history.bodies, "key").items():
+        last = bodies[0]
+        for body in bodies[1:]:
+            if body.begun <= last.held_until:
+                text = f"{key}: {_told(body)} began while {_told(last)} believed that it holds the key"
+                yield violation(
+                    "overlap", text, last.begun, body.begun, about=(key, last.id, body.id, last.pid, body.pid)
+                )
+            last = max(last, body, key=lambda each: each.held_until)
+
+
+# -- P5: tokens --------------------------------------------------------------------------------------------------------
+
+
+def tokens(history: History) -> Iterator[Violation]:
+    """Tokens only grow per key, and the guarded place refuses a write with an older one than it has seen."""
+    for key, bodies in grouped(history.bodies, "key").items():
+        for before, after in pairwise(bodies):
+            if after.token <= before.token:
+                text = f"{key}: {_told(after)} has token {after.token}, after {before.token} of {_told(before)}"
+                yield violation("token", text, before.begun, after.begun, about=(key, before.id, after.id))
+    seen: dict[str, int] = {}
+    for line in history.lines:
+        if line["what"] not in ("begin", "write"):
+            continue
+        key, token, greatest = line["key"], line["token"], seen.get(line["key"], 0)
+        if line["what"] == "write" and line["accepted"] != (token >= greatest):
+            text = f"{key}: a write with token {token} after {greatest} was {'accepted' if line['accepted'] else 'refused'}"
+            yield violation("token", text, line["at"], about=(key, line["id"]))
+        seen[key] = max(greatest, token)
+
+
+# -- P2: ticks ---------------------------------------------------------------------------------------------------------
+
+
+def ticks_under_one_id(history: History) -> Iterator[Violation]:
+    """Each run of an entry has one task id, and each task id one run."""
+    ids: dict[tuple[str, int], Message] = {}
+    runs: dict[str, Message] = {}
+    for message in history.messages:
+        first = ids.setdefault((message.entry, message.run), message)
+        if first.id != message.id:
+            text = f"run {message.run} of {message.entry} was published as {first.id} and as {message.id}"
+            yield violation("doubled tick", text, first.at, message.at, about=(message.entry, first.id, message.id))
+        first = runs.setdefault(message.id, message)
+        if (first.entry, first.run) != (message.entry, message.run):
+            text = f"{message.id} is run {first.run} of {first.entry} and run {message.run} of {message.entry}"
+            yield violation("doubled tick", text, first.at, message.at, about=(message.entry, message.id))
+
+
+def ticks_that_were_claimed(history: History) -> Iterator[Violation]:
+    """Of the runs that were claimed, 1 to n of each entry, each has been published."""
+    for entry, count in history.end["claimed"].items():
+        first = {message.run: message for message in reversed(history.messages) if message.entry == entry}
+        for run in range(1, count + 1):
+            if run not in first:
+                near = [first[each].at for each in (run - 1, run + 1) if each in first] or [history.setting["started"]]
+                yield violation(
+                    "lost tick", f"run {run} of {entry} was claimed and never published", *near, about=(entry,)
+                )
+        for run in first.keys() - range(1, count + 1):
+            text = f"run {run} of {entry} was published; it was claimed {count} times only"
+            yield violation("doubled tick", text, first[run].at, about=(entry, first[run].id))
+
+
+def marks(history: History) -> Iterator[Violation]:
+    """Each mark of the clock that an entry is due at has one run; and has one if a beat was at work around it."""
+    setting = history.setting
+    for entry, told in setting["entries"].items():
+        if not told["marks"]:
+            continue
+        every = told["every"]
+        seen: dict[int, Message] = {}
+        for message in _first_of_runs(history, entry):
+            mark = round(message.due / every)
+            known = seen.setdefault(mark, message)
+            if known.run != message.run and _clocks_were_right(history, known, message):
+                text = f"mark {mark * every} of {entry} has runs {known.run} and {message.run}"
+                yield violation("doubled tick", text, known.at, message.at, about=(entry, known.id, message.id))
+        for mark in marks_to_check(history, entry):
+            if mark not in seen:
+                at = mark * every - setting["wall"]
+                text = f"mark {mark * every} of {entry} has no run, though a beat was at work"
+                yield violation("lost tick", text, at, about=(entry,))
+
+
+def marks_to_check(history: History, entry: str) -> list[int]:
+    """The marks around which some beat that knows the entry was at work, undisturbed, with all clocks right."""
+    setting = history.setting
+    every, wall, slack = setting["entries"][entry]["every"], setting["wall"], setting["slack"]
+    off = _clocks_off(history)
+    spans = [
+        span
+        for name in _beats_that_know(history, entry)
+        for span in without(healthy(history, name, entry), ((a - slack, b + slack + every) for a, b in off))
+    ]
+    first, last = (int((setting[each] + wall) / every) for each in ("started", "ended"))
+    return [
+        mark
+        for mark in range(first, last + 1)
+        if any(a <= mark * every - wall - every and mark * every - wall + slack <= b for a, b in spans)
+    ]
+
+
+def gaps(history: History) -> Iterator[Violation]:
+    """While a beat is at work that knows an entry, it is due no later than its interval and the ttl of a claim allow."""
+    setting = history.setting
+    off = _clocks_off(history)
+    for entry, told in setting["entries"].items():
+        allowed = told["every"] + setting["claim_ttl"] + setting["slack"]
+        arrivals = [message.at for message in history.messages if message.entry == entry]
+        arrivals = [setting["started"], *arrivals, setting["ended"]]
+        for name in _beats_that_know(history, entry):
+            spans = without(healthy(history, name, entry), ((a, b + told["every"] + setting["slack"]) for a, b in off))
+            for before, after in pairwise(arrivals):
+                for a, b in spans:
+                    if min(b, after) - max(a, before) > allowed:
+                        text = f"{entry} was not published for {after - before:.1f} s, though beat {name} was at work"
+                        yield violation("late tick", text, before, after, about=(entry, name))
+
+
+def early_ticks(history: History) -> Iterator[Violation]:
+    """No two ticks of an interval are nearer to each other than it is long."""
+    for entry, told in history.setting["entries"].items():
+        if told["marks"]:
+            continue
+        for before, after in pairwise(_first_of_runs(history, entry)):
+            apart = after.due - before.due
+            if apart < told["every"] * 0.75 and _clocks_were_right(history, before, after):
+                text = f"runs {before.run} and {after.run} of {entry} were due within {apart:.2f} s of each other"
+                yield violation("doubled tick", text, before.at, after.at, about=(entry, before.id, after.id))
+
+
+# -- P2: runs ----------------------------------------------------------------------------------------------------------
+
+
+def runs(history: History) -> Iterator[Violation]:
+    """Each published tick is brought to its end at most once; and once, if its kind says so."""
+    bodies, overs = grouped(history.bodies, "id"), defaultdict(list)
+    for line in history.of("over"):
+        overs[line["id"]].append(line)
+    for message in {each.id: each for each in reversed(history.messages)}.values():
+        told = history.setting["entries"][message.entry]
+        yield from _ended_again(history, message, bodies.get(message.id, []))
+        if any(body.ended for body in bodies.get(message.id, [])):
+            continue
+        states = [line["state"] for line in overs[message.id]]
+        if told["kind"] == "skip" and "TaskSkipped" in states:
+            continue
+        if told["kind"] == "early" and _died(history, message, bodies.get(message.id, []), states):
+            continue
+        text = f"run {message.run} of {message.entry} ({message.id}) has not come to its end; told of it: {states}"
+        yield violation("lost run", text, message.at, about=(message.entry, message.id, told["key"]))
+
+
+def _ended_again(history: History, message: Message, bodies: list[Body]) -> Iterator[Violation]:
+    for before, after in pairwise([body for body in bodies if body.ended is not None]):
+        if before.state == "SUCCESS" and not _unheard(history, before):
+            text = f"run {message.run} of {message.entry} ended in {_told(before)}, and again in {_told(after)}"
+            yield violation(
+                "doubled run", text, before.begun, after.ended or after.begun, about=(message.id, before.key)
+            )
+    for before in bodies:
+        again = [body for body in bodies if before.over is not None and body.begun > before.over and body.ended is None]
+        if before.state == "SUCCESS" and again and not _unheard(history, before):
+            text = f"run {message.run} of {message.entry} was over, and {_told(again[0])} began all the same"
+            yield violation("doubled run", text, before.begun, again[0].begun, about=(message.id, before.key))
+
+
+def _unheard(history: History, body: Body) -> bool:
+    """Whether the store may not have heard that this body has ended: it, or the way to it, was harmed at that time."""
+    since, until = body.ended or body.begun, body.over or body.begun
+    return any(
+        # a release is not waited for until a replica has it
+        fault.at < until + (1 if fault.kind == "fail over" else 0)
+        and fault.until + 1 > since
+        and ({"store", "worker's store"} & set(fault.harms) or body.pid in fault.frozen)
+        for fault in history.faults
+    )
+
+
+def ended_again(history: History) -> list[Body]:
+    """Those that had ended, in workers that could not tell so any more, before their runs began once more."""
+    return [
+        before
+        for bodies in grouped(history.bodies, "id").values()
+        for before, _ in pairwise([body for body in bodies if body.ended is not None])
+    ]
+
+
+def _died(history: History, message: Message, bodies: list[Body], states: list[str]) -> bool:
+    """Whether a run that is acknowledged early may have been lost, by its worker's death or its own failure."""
+    if any(body.pid in history.deaths for body in bodies) or set(states) - {"SUCCESS", "Ignore"}:
+        return True
+    # it may have died in a worker's hands before it began
+    workers = {line["name"] for line in history.of("up") if not line["entries"]} | {"broker"}
+    return not bodies and any(
+        (fault.killed or "broker" in fault.harms)
+        and workers & {fault.target, *fault.harms}
+        and fault.until > message.at
+        for fault in history.faults
+    )
+
+
+# -- P6: frees ---------------------------------------------------------------------------------------------------------
+
+
+def frees(history: History) -> Iterator[Violation]:
+    """A lock is free when its run is over, within a second of a pool child's death, and within the ttl of a worker's."""
+    setting = history.setting
+    ttls = {told["key"]: told["ttl"] for told in setting["entries"].values()}
+    over = {(body.key, body.token): body for body in history.bodies if body.over is not None}
+    for line in history.of("lease"):
+        key, token, pid, until = line["key"], line["token"], line["pid"], line["until"]
+        body, death = over.get((key, token)), history.deaths.get(pid)
+        if body is not None:
+            at, worker, bound, how = body.over or 0.0, body.worker, 0.0, "its run was over"
+        elif death is not None and death.at > line["since"] - 1:
+            bound = 1.0 if len(death.killed) == 1 else ttls[key]
+            at, worker, how = death.at, death.target, "its holder died"
+        else:
+            continue
+        # what counts is the time in which somebody could have freed it
+        free_to = without([(at, until)], _nobody_could_free(history, worker, at, death)) if until > at else []
+        waited = sum(stop - start for start, stop in free_to)
+        if waited > bound + setting["slack"] or until > at + ttls[key] + setting["grace"] + setting["slack"]:
+            text = f"{key} was held {until - at:.1f} s after {how} (pid {pid}, token {token}); allowed: {bound:.1f} s"
+            yield violation("orphan lock", text, at, until, about=(key, pid))
+
+
+def _nobody_could_free(history: History, worker: str, at: float, but: Fault | None) -> list[tuple[float, float]]:
+    """When the store was harmed, or who frees the locks of that worker; a worker that is dead does not free them later."""
+    grace, forever = history.setting["grace"], float("inf")
+    return [
+        # one that was frozen looks at once when it is thawed; a call that hangs has its time
+        (fault.at, forever if fault.killed else fault.until + (0 if fault.frozen else grace))
+        for fault in history.faults
+        if {"store", worker} & set(fault.harms)
+        and fault is not but
+        and not fault.target.endswith(" broker")
+        and not (fault.killed and fault.at < at)  # another has taken its place since
+    ]
+
+
+# -- P7: stories -------------------------------------------------------------------------------------------------------
+
+#: How an execution may fail in these runs.
+EXPECTED = {"StoreUnavailable", "LockLost", "LockNotAcquired", "Retry", "Reject", "WorkerLostError", "WorkerShutdown"}
+
+
+def stories(history: History) -> Iterator[Violation]:
+    """Each execution tells of its start, of one ending, and of its end, in this order; a killed one, of a part of it."""
+    for line in history.of("story"):
+        told = [name for name in line["events"] if name.startswith("task_")]
+        wholes = [["task_started", how, "task_finished"] for how in ("task_succeeded", "task_failed", "task_skipped")]
+        killed = line["pid"] in history.deaths
+        if told not in wholes and not (killed and any(whole[: len(told)] == told for whole in wholes)):
+            text = f"execution {line['execution']} of {line['id']} told {told}"
+            yield violation("story", text, line["at"], about=(line["id"], line["pid"]))
+        for error in set(line["errors"]) - EXPECTED:
+            yield violation("story", f"{line['id']} failed of {error}", line["at"], about=(line["id"], line["pid"]))
+
+
+# -- P8: hangs, leftovers ----------------------------------------------------------------------------------------------
+
+
+def hangs(history: History) -> Iterator[Violation]:
+    """No process ends by itself, all comes about within its bound, and whoever asked for a result has an answer."""
+    for line in history.of("fault"):
+        if line["kind"] == "ended by itself":
+            yield violation(
+                "hang", f"{line['target']} ended by itself: {line['why']}", line["at"], about=(line["target"],)
+            )
+    for line in history.of("hang"):
+        yield violation(
+            "hang",
+            f"{line['who']}: not within {line['bound']:g} s",
+            line["at"] - line["bound"],
+            line["at"],
+            about=(line["who"],),
+        )
+    for task_id in history.end["unanswered"]:
+        over = [line for line in history.of("over") if line["id"] == task_id]
+        yield violation("hang", f"{task_id} is over, and has no result", over[-1]["at"], about=(task_id,))
+
+
+def leftovers(history: History) -> Iterator[Violation]:
+    """Nothing is left: no process, no live lock, no claim, no key without an end."""
+    for what, rule in (
+        ("held", "orphan lock"),
+        ("pending", "lost tick"),
+        ("lasting", "key left behind"),
+        ("processes", "process left behind"),
+    ):
+        for each in history.end[what]:
+            yield violation(rule, f"left at the end: {what} {each}", history.end["at"], about=(each,))
+
+
+# -- all of it ---------------------------------------------------------------------------------------------------------
+
+RULES: tuple[Callable[[History], Iterator[Violation]], ...] = (
+    overlaps,
+    tokens,
+    ticks_under_one_id,
+    ticks_that_were_claimed,
+    marks,
+    gaps,
+    early_ticks,
+    runs,
+    frees,
+    stories,
+    hangs,
+    leftovers,
+)
+
+
+def check(history: History) -> list[Violation]:
+    """Return all violations, in order of time."""
+    return sorted((each for rule in RULES for each in rule(history)), key=lambda each: each.since)
+
+
+def counts(history: History) -> dict[str, int]:
+    """How much there was to check: a verdict over nothing is worth nothing."""
+    entries = history.setting["entries"]
+    first = {message.id: message for message in reversed(history.messages)}
+    states = Counter(line["state"] for line in history.of("over"))
+    reasons = Counter(line["reason"] for line in history.of("over") if line["state"] == "TaskSkipped")
+    begun = Counter(body.id for body in history.bodies)
+    return {
+        "faults": len(history.faults),
+        "ticks published": len(first),
+        "messages in the broker": len(history.messages),
+        "messages given to workers, copies included": len(history.of("copy")),
+        "bodies begun": len(history.bodies),
+        "bodies ended": sum(body.ended is not None for body in history.bodies),
+        "runs begun more than once": sum(count > 1 for count in begun.values()),
+        "runs ended again, their first end untold": len(ended_again(history)),
+        "writes refused for an older token": sum(body.refused is not None for body in history.bodies),
+        "locks lost, and known to be": sum(
+            "lock_expired_before_finish" in line["events"] for line in history.of("story")
+        ),
+        "skipped, key held": reasons["locked"],
+        "skipped, duplicates": reasons["duplicate"],
+        "copies postponed": states["Ignore"],
+        "marks of the clock that had to have a run": sum(
+            len(marks_to_check(history, name)) for name, told in entries.items() if told["marks"]
+        ),
+        "leases watched": len(history.of("lease")),
+        "executions that told their story": len(history.of("story")),
+        "times that all was at work again": len(history.of("quiet")),
+    }
+
+
+def _told(body: Body) -> str:
+    return f"{body.id}#{body.retries} (pid {body.pid}, token {body.token})"
+
+
+def _first_of_runs(history: History, entry: str) -> list[Message]:
+    first = {message.run: message for message in reversed(history.messages) if message.entry == entry}
+    return [first[run] for run in sorted(first)]
+
+
+def _beats_that_know(history: History, entry: str) -> list[str]:
+    return sorted({line["name"] for line in history.of("up") if entry in line["entries"]})
+
+
+def _clocks_were_right(history: History, *messages: Message) -> bool:
+    """Whether the clock of every beat was right when these were due, and since: whoever claimed them, and published them."""
+    moments = [at for each in messages for at in (each.at, each.due - history.setting["wall"])]
+    # it takes some seconds until a tick that was claimed by a wrong clock is the last one no more
+    return not any(start < max(moments) + 1 and min(moments) - 6 < stop for start, stop in _clocks_off(history))
+
+
+def _clocks_off(history: History) -> list[tuple[float, float]]:
+    """When the clock of some beat was wrong."""
+    spans, since = [], {}
+    for line in history.of("shift"):
+        if line["seconds"]:
+            since.setdefault(line["name"], line["at"])
+        elif line["name"] in since:
+            spans.append((since.pop(line["name"]), line["at"]))
+    return spans + [(at, history.setting["ended"]) for at in since.values()]
