@@ -16,9 +16,12 @@ _names = itertools.count()
 @pytest.fixture(autouse=True)
 def no_shared_tasks() -> Iterator[None]:
     """Celery makes each task of an app one of all later apps too: those of a test end with it."""
-    before = set(_state._on_app_finalizers)
+    finalizers, apps = set(_state._on_app_finalizers), set(_state._apps)
     yield
-    _state._on_app_finalizers.intersection_update(before)
+    _state._on_app_finalizers.intersection_update(finalizers)
+    for app in set(_state._apps) - apps:
+        # and a later shared task is made one of each app that is still there
+        _state._deregister_app(app)
 
 
 @pytest.fixture(scope="session")

@@ -95,7 +95,7 @@ def test_what_redbeat_has_begun_several_of_our_beats_go_on_with(run_page, server
         wait_until(lambda: len(tick(*ours)) == 5)
         for scheduler in ours:
             scheduler.close()
-        assert all(0.9 < later - earlier < 1.9 for earlier, later in pairwise(sent))
+        assert all(0.9 < later - earlier < 4 for earlier, later in pairwise(sent))
         headers = [json.loads(message)["headers"] for message in client.lrange("celery", 0, -1)]
     runs = Counter(each["lockbeat"]["run"] for each in headers if "lockbeat" in each)
     assert runs == {3: 1, 4: 1, 5: 1}
@@ -134,7 +134,7 @@ def test_what_django_celery_beat_has_begun_several_of_our_beats_go_on_with(run_p
         wait_until(lambda: len(tick(*ours)) == 5)
         for scheduler in ours:
             scheduler.close()
-        assert all(0.9 < later - earlier < 1.9 for earlier, later in pairwise(sent))
+        assert all(0.9 < later - earlier < 4 for earlier, later in pairwise(sent))
         headers = [json.loads(message)["headers"] for message in client.lrange("celery", 0, -1)]
     runs = Counter(each["lockbeat"]["run"] for each in headers if "lockbeat" in each)
     assert runs == {3: 1, 4: 1, 5: 1}

@@ -234,7 +234,7 @@ def _unframed(answer: Any, command: Sequence[Any], number: int | None, told: int
     """Take off an answer the number of its request. Raises LostConnection, if it was another's."""
     if isinstance(answer, Exception):
         if isinstance(answer, NoScriptError) and command[0] == "EVAL":
-            raise LostConnection("an answer is to another request")
+            raise LostConnection(f"an answer is to another request: {answer}")
         return answer
     if number is None:
         if not isinstance(answer, list):

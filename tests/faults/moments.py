@@ -12,23 +12,20 @@ frozen there and then, with no hook in the product.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 from proxy import Trap
+from scripts import sha_of
 
 from faults.system import Member
-
-LUA = Path(__file__).parents[2] / "celery_lockbeat" / "stores" / "lua"
 
 SIDES = ("before the request", "after the request", "before the answer", "after the answer")
 BLOWS = ("kill", "freeze")
 
 
 def _script(name: str, *texts: bytes) -> Callable[[bytes], bool]:
-    sha = hashlib.sha1((LUA / f"{name}.lua").read_bytes()).hexdigest().encode()
+    sha = sha_of(name)
     return lambda chunk: sha in chunk and all(text in chunk for text in texts)
 
 

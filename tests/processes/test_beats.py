@@ -20,10 +20,9 @@ from typing import Any
 import pytest
 from fleet import HERE, Fleet, Process
 from proxy import Proxy, Trap
+from scripts import sha_of
 from servers import Server, wait_until
 from ticks import Arrival, Book, Pending, Reader
-
-from celery_lockbeat.stores.servers import Script
 
 #: What two noisy cores, on which beats start all the time, may add to any deadline.
 SLACK = 1.5
@@ -162,7 +161,7 @@ def test_no_tick_is_lost_or_doubled_or_late_however_many_beats_are_killed(make_b
 #                 |                 |                       |
 #       the answer is held   the message is held     the request is held
 
-CLAIM, SETTLE = (Script(name).sha.encode() for name in ("claim", "settle"))
+CLAIM, SETTLE = sha_of("claim"), sha_of("settle")
 
 CLAIM_TTL = 1.5
 
