@@ -591,7 +591,9 @@ class Disk:
             return []
         with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
             now = time.clock_gettime(time.CLOCK_BOOTTIME)
-            rows = connection.execute("SELECT key, description FROM lockbeat_lock WHERE until > ? AND holder <> x''", (now,))
+            rows = connection.execute(
+                "SELECT key, description FROM lockbeat_lock WHERE until > ? AND holder <> x''", (now,)
+            )
             return [f"{key!r} by {description}" for key, description in rows]
 
     def close(self) -> None:

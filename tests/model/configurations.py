@@ -16,12 +16,12 @@ HOLD: dict[str, Model] = {
         beats=2, entries=1, ticks=1, late_requests=True, frozen_in_publish=True
     ),
     "3 workers, 2 runs, 2 copies of each": Locks(runs=2),
-    "3 workers, 3 runs": Locks(copies=1),
 }
 
 #: These take a minute each.
 WHOLE: dict[str, Model] = {
     "3 beats, 2 entries, 3 ticks": Beats(),
+    "3 workers, 3 runs": Locks(copies=1),
     "2 beats, 2 entries, 2 ticks, frozen between the check and the publish": Beats(
         beats=2, ticks=2, frozen_in_publish=True
     ),

@@ -18,7 +18,7 @@ PAGE = ROOT / "docs" / "protocol.md"
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("what", [*HOLD, "3 beats, 2 entries, 3 ticks"])
+@pytest.mark.parametrize("what", [*HOLD, *(pytest.param(what, marks=pytest.mark.soak) for what in WHOLE)])
 def test_no_state_that_can_be_reached_is_broken(what):
     found = explore({**HOLD, **WHOLE}[what])
     assert found.broken is None, str(found)

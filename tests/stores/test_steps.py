@@ -44,8 +44,10 @@ class Case:
         self.take("thief", lease.key)
         return lease
 
-    def pending(self, replica="b", ttl=0):
-        assert self.direct.claim(self.app, replica, [tick("e", task_id="id")], ttl=ttl).refusals == [None]
+    def pending(self, replica="b", *, overdue=True):
+        assert self.direct.claim(self.app, replica, [tick("e", task_id="id")], ttl=LONG).refusals == [None]
+        if overdue:
+            self.direct.settle(self.app, replica, [], handed_over=["id"])
 
     def count_pending(self):
         self.direct.settle(self.app, "a", [], handed_over=["id"])
@@ -212,7 +214,7 @@ class ClaimIt(Case):
 
 class ClaimWhatIsAnothers(ClaimIt):
     def before(self):
-        self.pending(ttl=LONG)
+        self.pending(overdue=False)
 
     def call(self):
         return self.proxied.claim(self.app, "a", [tick("e", task_id="mine")], ttl=LONG).refusals
@@ -244,7 +246,7 @@ class TakeOver(Case):
 
 class TakeOverWhatIsAnothers(TakeOver):
     def before(self):
-        self.pending(ttl=LONG)
+        self.pending(overdue=False)
 
     def true(self, told):
         assert told == [False]
@@ -256,7 +258,7 @@ class TakeOverWhatIsAnothers(TakeOver):
 
 class Settle(Case):
     def before(self):
-        self.pending("a", LONG)
+        self.pending("a", overdue=False)
 
     def call(self):
         return self.proxied.settle(self.app, "a", [("id", "e")])
@@ -272,7 +274,7 @@ class Settle(Case):
 
 class SettleWhatIsAnothers(Settle):
     def before(self):
-        self.pending("b", LONG)
+        self.pending("b", overdue=False)
 
     def true(self, told):
         assert told == [False]
