@@ -91,11 +91,12 @@ def ticks_under_one_id(history: History) -> Iterator[Violation]:
 
 
 def ticks_that_were_claimed(history: History) -> Iterator[Violation]:
-    """Of the runs that were claimed, 1 to n of each entry, each has been published."""
+    """Of the runs that were claimed, 1 to n of each entry, each has been published, or is there to be taken over."""
+    kept = {(entry, run) for entry, run in history.end.get("handed_over", [])}
     for entry, count in history.end["claimed"].items():
         first = {message.run: message for message in reversed(history.messages) if message.entry == entry}
         for run in range(1, count + 1):
-            if run not in first:
+            if run not in first and (entry, run) not in kept:
                 near = [first[each].at for each in (run - 1, run + 1) if each in first] or [history.setting["started"]]
                 yield violation(
                     "lost tick", f"run {run} of {entry} was claimed and never published", *near, about=(entry,)

@@ -303,7 +303,9 @@ class System:
         ready = ("SUCCESS", "FAILURE", "REVOKED")
         return {
             "claimed": {name: count for name, count in claimed.items() if count},
-            "pending": [str(each) for each in pending],
+            # the last beat to end hands over what it has in its hands, to beats that are to come
+            "handed_over": [[each.entry, each.run] for each in pending if each.overdue],
+            "pending": [str(each) for each in pending if not each.overdue],
             "held": held,
             "lasting": lasting,
             "processes": processes,

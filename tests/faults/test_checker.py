@@ -180,6 +180,12 @@ def test_a_tick_that_was_claimed_and_never_published_is_lost(past):
     assert [each.text.split()[1] for each in found] == ["12", "30"]
 
 
+def test_what_the_last_beat_handed_over_is_not_lost(past):
+    past.claimed["one"] = 30
+    past.left["handed_over"] = [["one", 30]]
+    assert past.found() == set()
+
+
 def test_a_run_that_was_never_claimed_is_found(past):
     past.tick("one", 30, 30.0)
     past.body("k", "one-30", 30.1, 30.2)

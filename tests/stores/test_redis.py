@@ -10,7 +10,7 @@ from servers import Server, free_port, wait_until
 
 from celery_lockbeat import LockedTask
 from celery_lockbeat.exceptions import StoreUnavailable
-from celery_lockbeat.stores.base import Held, Lease
+from celery_lockbeat.stores.base import Claim, EntryState, Held, Lease
 from celery_lockbeat.stores.redis import RedisStore
 
 IMPATIENT = {"socket_timeout": 0.3, "socket_connect_timeout": 0.3}
@@ -218,4 +218,14 @@ def test_every_key_in_the_server_has_the_prefix_and_an_end(server: Server):
         assert key.startswith("mine:")
         assert key.count("{") == key.count("}") == 1, "one Cluster hash tag"
         assert client.ttl(key) > 0
+    store.close()
+
+
+def test_no_key_of_the_beats_is_kept_for_ever(server):
+    store = RedisStore(server.url)
+    store.join("app", "a")
+    store.list_entries("app", "a", [("e", EntryState(0, "then"))], complete=True)
+    assert store.claim("app", "a", [Claim("id", "e", EntryState(1, "now"), {})], ttl=60).refusals == [None]
+    with server.client() as client:
+        assert {key: client.ttl(key) for key in client.scan_iter() if client.ttl(key) < 0} == {}
     store.close()

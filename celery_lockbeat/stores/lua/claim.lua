@@ -70,6 +70,10 @@ if #names > 0 then
   end
   if #pending_set > 0 then
     redis.call('ZADD', KEYS[3], unpack(pending_set))
+    -- these may be new, and no beat may be there later to keep or to end them
+    for i = 1, 3 do
+      redis.call('PEXPIRE', KEYS[i], ARGV[4])
+    end
   end
 end
 
