@@ -46,7 +46,7 @@ from celery_lockbeat.stores.base import (
     Store,
     StoredEntry,
 )
-from celery_lockbeat.stores.servers import SLOTS, Call, Cluster, Node, Script, open_servers, why
+from celery_lockbeat.stores.servers import SLOTS, Call, Cluster, Node, Script, info_of, open_servers, why
 
 __all__ = ["RedisStore", "ServerFacts"]
 
@@ -110,8 +110,7 @@ class ServerFacts:
     """What a server tells about itself, to those who look for trouble before it comes.
 
     ``info`` is its answer to INFO, empty where that is not permitted, and ``save`` its setting, None likewise.
-    ``server_time`` is its wall clock, ``clock_ahead`` by how much that of this host is ahead of it; ``round_trips`` are
-    seconds. ``refused`` are the commands that the store needs and may not use, by what was tried on which key, and
+    ``clock_ahead`` is by how much the wall clock of this host is ahead of its own; ``round_trips`` are seconds. ``refused`` are the commands that the store needs and may not use, by what was tried on which key, and
     ``failing`` those that failed for another reason, each with the server's words. ``asks_cluster``: whether the client
     knows clusters.
     """
@@ -627,10 +626,8 @@ def _seconds(answer: Any) -> float:
 
 
 def _info(answer: Any) -> dict[str, Any]:
-    """Read an answer to INFO; nothing where it was refused."""
-    lines = answer.decode("utf-8", "replace").splitlines() if isinstance(answer, bytes) else []
-    pairs = (line.partition(":") for line in lines)
-    return {name: int(value) if value.isdigit() else value for name, colon, value in pairs if colon}
+    """Read an answer to INFO, its numbers as such."""
+    return {name: int(value) if value.isdigit() else value for name, value in info_of(answer).items()}
 
 
 def _pairs(answer: Any) -> Any:

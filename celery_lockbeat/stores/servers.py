@@ -45,7 +45,7 @@ from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.options import timeouts
 
-__all__ = ["SLOTS", "Call", "Cluster", "Node", "Script", "Servers", "open_servers", "why"]
+__all__ = ["SLOTS", "Call", "Cluster", "Node", "Script", "Servers", "info_of", "open_servers", "why"]
 
 #: Slots of a Cluster.
 SLOTS: Final = 16384
@@ -470,11 +470,12 @@ def _facts(node: Node, timeout: float) -> tuple[str | None, dict[str, str]]:
     hello, server, memory = node.converse([("HELLO",), ("INFO", "server"), ("INFO", "memory")], timeout)
     if isinstance(hello, list):
         hello = dict(zip(hello[::2], hello[1::2], strict=True))
-    version = hello.get(b"version") if isinstance(hello, dict) else _info(server).get("redis_version")
-    return version.decode() if isinstance(version, bytes) else version, _info(memory)
+    version = hello.get(b"version") if isinstance(hello, dict) else info_of(server).get("redis_version")
+    return version.decode() if isinstance(version, bytes) else version, info_of(memory)
 
 
-def _info(answer: Any) -> dict[str, str]:
+def info_of(answer: Any) -> dict[str, str]:
+    """Read an answer to INFO; nothing where it was refused."""
     lines = answer.decode("utf-8", "replace").splitlines() if isinstance(answer, bytes) else []
     return {name: value for name, colon, value in (line.partition(":") for line in lines) if colon}
 
