@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections import Counter
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -75,16 +76,19 @@ def test_after_the_migration_the_second_run_is_skipped_or_fails(run_page, page):
     assert strict.apply([1]).state == states.SUCCESS
 
 
+def tick_and_count(client, sent, *schedulers):
+    """Let schedulers tick; ``sent`` has for each message when it was first seen."""
+    for scheduler in schedulers:
+        scheduler.tick()
+    sent.extend([time.monotonic()] * (client.llen("celery") - len(sent)))
+    return sent
+
+
 def test_what_redbeat_has_begun_several_of_our_beats_go_on_with(run_page, server):
     before = run_page("migrate-from-redbeat", "Before")["app"]
     sent = []
     with server.client() as client:
-
-        def tick(*schedulers):
-            for scheduler in schedulers:
-                scheduler.tick()
-            sent.extend([time.monotonic()] * (client.llen("celery") - len(sent)))
-            return sent
+        tick = partial(tick_and_count, client, sent)
 
         plain = Service(before, scheduler_cls=before.conf.beat_scheduler).scheduler
         plain.lock_key = None  # it is taken by a signal of a beat that is a process
@@ -119,12 +123,7 @@ def test_what_django_celery_beat_has_begun_several_of_our_beats_go_on_with(run_p
     before = run_page("migrate-from-django-celery-beat", "Before")["app"]
     sent = []
     with server.client() as client:
-
-        def tick(*schedulers):
-            for scheduler in schedulers:
-                scheduler.tick()
-            sent.extend([time.monotonic()] * (client.llen("celery") - len(sent)))
-            return sent
+        tick = partial(tick_and_count, client, sent)
 
         plain = Service(before, scheduler_cls=before.conf.beat_scheduler).scheduler
         wait_until(lambda: len(tick(plain)) == 2)
