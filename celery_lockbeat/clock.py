@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -14,7 +15,7 @@ def _pick() -> Callable[[], float]:
     if not hasattr(time, "CLOCK_BOOTTIME"):
         return time.monotonic
     # Linux's CLOCK_MONOTONIC, which time.monotonic() reads, stops while the machine sleeps; the store's clock does not
-    return lambda: time.clock_gettime(time.CLOCK_BOOTTIME)
+    return partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 
 
 monotonic: Final = _pick()

@@ -108,7 +108,6 @@ class Lock:
         self.key = key
         self.ttl = options.ttl
         self.auto_extend = options.auto_extend
-        self.attempt = options.attempt
         self._options = options
         self._run = run
         self._whole = whole
@@ -155,6 +154,11 @@ class Lock:
         if self._state != "held" or self._pid != os.getpid():
             return 0.0
         return max(0.0, self._trusted_until - monotonic())
+
+    @property
+    def attempt(self) -> float:
+        """Seconds that an attempt to extend may take."""
+        return self._options.attempt
 
     def check(self) -> None:
         """Raise LockLost unless the lock is ours now."""

@@ -38,12 +38,14 @@ class Renewable(Protocol):
 
     lease: Lease | None
     ttl: float
-    #: how many seconds an attempt to extend may take
-    attempt: float
     #: when to act next, on the local clock; None: no more
     next_action: float | None
     #: whether the next action is an extension, or just to notice that the lease has run out
     auto_extend: bool
+
+    @property
+    def attempt(self) -> float:
+        """Seconds that an attempt to extend may take."""
 
     @property
     def remaining(self) -> float:

@@ -22,12 +22,20 @@ class Stores:
     def __init__(self, options: AppOptions) -> None:
         self.options: Final = options
         self._opened: dict[object, Store] = {}
+        self._chosen: dict[tuple[str, str], tuple[Store, Store | None]] = {}
 
     def choose(self, driver: str, connection: str) -> tuple[Store, Store | None]:
         """Return the store of a lock, and the one to fall back to while it is out of reach (``auto`` only).
 
         Raises ConfigurationError.
         """
+        chosen = self._chosen.get((driver, connection))
+        if chosen is None:
+            # two threads may both come here: they choose the same
+            chosen = self._chosen[driver, connection] = self._choose(driver, connection)
+        return chosen
+
+    def _choose(self, driver: str, connection: str) -> tuple[Store, Store | None]:
         arguments = self.options.connection(driver, connection)
         if arguments is None:
             return self._open(None, arguments), None

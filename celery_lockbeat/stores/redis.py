@@ -46,7 +46,7 @@ from celery_lockbeat.stores.base import (
     Store,
     StoredEntry,
 )
-from celery_lockbeat.stores.servers import SLOTS, Call, Cluster, Node, Script, info_of, open_servers, why
+from celery_lockbeat.stores.servers import SLOTS, Call, Cluster, Node, Request, Script, info_of, open_servers, why
 
 __all__ = ["RedisStore", "ServerFacts"]
 
@@ -95,7 +95,7 @@ _LOCK: Final = re.compile(
 _TRIAL: Final = "%~trial"
 
 #: What needs no quoting and no cutting: nearly all keys, holders and runs.
-_PLAIN: Final = re.compile(rf"[\w!$&'()*+,/:;=@.~-]{{0,{LONGEST_KEY}}}", re.ASCII)
+_is_plain: Final = re.compile(rf"[\w!$&'()*+,/:;=@.~-]{{0,{LONGEST_KEY}}}", re.ASCII).fullmatch
 
 
 #: As many keys or fields are asked for in one round trip of a listing.
@@ -483,7 +483,7 @@ class RedisStore(Store):
     def _answers(self, node: Node, *commands: tuple[Any, ...]) -> list[Any]:
         """Carry out commands; a refusal is an answer too. Raises StoreUnavailable."""
         try:
-            return node.converse(commands, self._servers.timeout)
+            return node.converse([Request.of(*words) for words in commands], self._servers.timeout)
         except (RedisError, OSError) as exc:
             raise self._away(exc) from exc
 
@@ -535,8 +535,8 @@ class RedisStore(Store):
     def _keys(self, key: str, *runs: str | None) -> tuple[str, ...]:
         """Name the keys of one operation; the tag in braces puts them on one Cluster node."""
         tag = _plain(key)
-        marks = (f"{self._prefix}done:{{{tag}}}:{_plain(run)}" for run in runs if run is not None)
-        return (f"{self._prefix}lock:{{{tag}}}", *marks)
+        lock, done = f"{self._prefix}lock:{{{tag}}}", f"{self._prefix}done:{{{tag}}}:"
+        return (lock, *[done + _plain(run) for run in runs if run is not None])
 
     def _beat_keys(self, app: str, *names: str) -> tuple[str, ...]:
         """Name keys of an app's beats; what stands before the app's name keeps the tag from being empty."""
@@ -700,7 +700,7 @@ def _plain(text: str) -> str:
 
     ``quote`` puts out no ``%`` that two hex digits do not follow: ``%~`` can come from nowhere else.
     """
-    if _PLAIN.fullmatch(text):
+    if _is_plain(text):
         return text
     quoted = quote(text, safe="!$&'()*+,/:;=@", errors="surrogatepass")
     if len(quoted) <= LONGEST_KEY:
