@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import itertools
 import json
 import math
@@ -28,6 +27,7 @@ from celery_lockbeat.scheduler import LockedSchedulerMixin
 from celery_lockbeat.stores import stores_of
 from celery_lockbeat.stores.memory import MemoryStore
 from celery_lockbeat.stores.redis import RedisStore
+from celery_lockbeat.stores.servers import Script
 
 #: Seconds until the next call of a ``tick`` that wants no sleep. Celery's beat wakes 10 ms early and then spins: 5 calls.
 COST = 0.002
@@ -218,11 +218,10 @@ class SimulatedRedis(RedisStore):
         super().__init__(url)
         self._world = world
         self._time = redis.Redis.from_url(url)
-        for script in (self._join, self._list, self._claim, self._take_over, self._settle, self._leave):
-            script.source = script.source.replace(
-                "redis.call('TIME')", "cjson.decode(redis.call('GET', 'simulated time'))"
-            )
-            script.sha = hashlib.sha1(script.source.encode()).hexdigest()
+        for name in ("_join", "_list", "_claim", "_take_over", "_settle", "_leave"):
+            source = getattr(self, name).source
+            simulated = source.replace("redis.call('TIME')", "cjson.decode(redis.call('GET', 'simulated time'))")
+            setattr(self, name, Script(simulated))
 
     def _call(self, *args: Any, **options: Any) -> Any:
         micros = round(self._world.true_time() * 1_000_000)

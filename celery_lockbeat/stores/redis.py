@@ -150,10 +150,10 @@ class RedisStore(Store):
         self._checked = False
         _stores.add(self)
         locks, beats = ("acquire", "extend", "release", "free", "join"), ("list", "claim", "settle")
-        self._acquire, self._extend, self._release, self._free, self._join = (Script("lock", name) for name in locks)
-        self._list, self._claim, self._settle = (Script("state", name) for name in beats)
-        self._take_over, self._leave = Script("take_over"), Script("leave")
-        self._set_aside, self._drop, self._probe = Script("set_aside"), Script("drop"), Script("probe")
+        self._acquire, self._extend, self._release, self._free, self._join = (Script.of("lock", name) for name in locks)
+        self._list, self._claim, self._settle = (Script.of("state", name) for name in beats)
+        self._take_over, self._leave = Script.of("take_over"), Script.of("leave")
+        self._set_aside, self._drop, self._probe = Script.of("set_aside"), Script.of("drop"), Script.of("probe")
 
     def acquire(
         self,

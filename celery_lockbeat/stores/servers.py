@@ -99,14 +99,19 @@ _numbers: Final = count(1)
 
 
 class Script:
-    """A script of Lua files, and its digest, for EVALSHA."""
+    """A script, and its digest, for EVALSHA."""
 
-    def __init__(self, *names: str) -> None:
-        lua = files("celery_lockbeat.stores").joinpath("lua")
-        self.source: Final = _FRAME % "".join(lua.joinpath(f"{name}.lua").read_text("utf-8") for name in names)
+    def __init__(self, source: str) -> None:
+        self.source: Final = source
         self.sha: Final = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
         #: how a command begins that names it by its digest, and how one that has its source
         self.packed: Final = _packed(("EVALSHA", self.sha)), _packed(("EVAL", self.source))
+
+    @classmethod
+    def of(cls, *names: str) -> Script:
+        """Make one of Lua files."""
+        lua = files("celery_lockbeat.stores").joinpath("lua")
+        return cls(_FRAME % "".join(lua.joinpath(f"{name}.lua").read_text("utf-8") for name in names))
 
     def command_at(self, line: int) -> str:
         """Return what a line of the source calls."""

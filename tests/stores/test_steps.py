@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -374,10 +373,7 @@ def unknown_to_the_server(store):
     """Let the store have scripts that the server has never seen."""
     for name, script in list(vars(store).items()):
         if isinstance(script, Script):
-            fresh = object.__new__(Script)
-            fresh.source = f"{script.source}-- {next(_numbers)}"
-            fresh.sha = hashlib.sha1(fresh.source.encode()).hexdigest()
-            setattr(store, name, fresh)
+            setattr(store, name, Script(f"{script.source}-- {next(_numbers)}"))
 
 
 @pytest.fixture(scope="module")

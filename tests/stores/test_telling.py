@@ -206,7 +206,7 @@ def limited(server):
 
 
 @pytest.mark.parametrize(
-    "command", [*sorted(set(re.findall(r"try\('(\w+)'", redis.Script("probe").source))), "EVALSHA", "WAIT"]
+    "command", [*sorted(set(re.findall(r"try\('(\w+)'", redis.Script.of("probe").source))), "EVALSHA", "WAIT"]
 )
 def test_each_command_that_is_not_permitted_is_told_and_keeps_no_trace(server, limited, command):
     facts = limited("~lockbeat:*", "+@all", f"-{command}", min_replicas=1).facts("shop")[0]
@@ -260,7 +260,7 @@ def test_who_may_not_list_is_told_which_command(limited):
 
 
 def test_the_permissions_on_the_page_are_enough_and_all_needed(limited):
-    scripts = re.findall(r"try\('(\w+)'", redis.Script("probe").source)
+    scripts = re.findall(r"try\('(\w+)'", redis.Script.of("probe").source)
     workers = [f"+{command.lower()}" for command in {*scripts, "EVAL", "EVALSHA"}]
     (more,) = re.findall(r"^\+info .*$", (docs.DOCS / "how-to" / "doctor.md").read_text(), re.MULTILINE)
 
