@@ -245,7 +245,8 @@ class Lock:
                 self.next_action = None
         if lost:
             self._let_the_loss_be_told()
-            self._settle()
+            # a server that hung may yet carry out an extension, and keep the key for a whole ttl
+            self.abandon()
             return False
         hold_for = max(0.0, self._options.hold_at_least - (monotonic() - self._acquired_at)) if hold else 0.0
         remember_for = self._options.dedupe_ttl if finished else 0.0

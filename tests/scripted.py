@@ -57,6 +57,7 @@ class ScriptedStore(Store):
         self.extensions: list[tuple[float, set[str]]] = []
         self.acquisitions: list[float] = []
         self.releases: list[dict[str, float]] = []
+        self.freed: list[tuple[float, str, str]] = []
         self.tokens = 0
 
     def _next(self) -> Any:
@@ -92,6 +93,10 @@ class ScriptedStore(Store):
 
     def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0, whole: bool = False) -> bool:
         self.releases.append({"hold_for": hold_for, "remember_for": remember_for})
+        return bool(self._next())
+
+    def free(self, key: str, *, holder: str) -> bool:
+        self.freed.append((round(self._time.now, 3), key, holder))
         return bool(self._next())
 
     def close(self) -> None:

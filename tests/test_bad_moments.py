@@ -12,6 +12,7 @@ from proxy import Proxy
 from servers import wait_until
 
 from celery_lockbeat import Lock, LockedTask, LockNotAcquired, StoreUnavailable, lifecycle
+from celery_lockbeat.stores import stores_of
 from celery_lockbeat.stores.redis import RedisStore
 
 PATIENCE = {"lockbeat_redis_options": {"socket_timeout": 0.2, "socket_connect_timeout": 0.2}}
@@ -164,6 +165,17 @@ def test_a_store_that_hangs_in_a_renewal_does_not_delay_the_news_of_the_loss(mak
             assert told[0][1] - began < 2
     finally:
         signals.lock_expired_before_finish.disconnect(receiver)
+
+
+def test_a_renewal_whose_answer_was_lost_keeps_the_key_of_a_lost_lock_from_nobody(make_app, proxy, direct):
+    app = make_app(lockbeat_redis_url=proxy.url, lockbeat_driver="redis")
+    with Lock("k", app=app, ttl=1, auto_extend=False, on_lost="warn") as lock:
+        proxy.black_hole()
+        # as a server would that hung and then carried out what it had been sent
+        assert stores_of(direct).choose("redis", "default")[0].extend([(lock.lease, 300)]) == [True]
+        wait_until(lambda: lock.lost, 4)
+    proxy.restore()
+    wait_until(lambda: is_free(direct, "k"), 10)
 
 
 # -- the page that a child shares with its parent ----------------------------------------------------------------------

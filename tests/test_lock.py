@@ -100,6 +100,17 @@ def test_a_lost_lock_is_neither_renewed_nor_released_and_ends_its_block_with_loc
     assert stage.told() == LOST
 
 
+def test_the_key_of_a_lost_lock_is_freed_for_a_renewal_may_be_carried_out_late(stage):
+    stage = stage(True, *[DOWN] * 22, True)
+    stage.lock.acquire()
+    stage.run_until(TRUST)
+    assert stage.lock.release() is False
+    stage.run_until(40)
+    # the store is asked until it answers
+    holder = stage.lock._story.execution_id
+    assert stage.store.freed == [(TRUST + second, "key", holder) for second in (0, 1, 2)]
+
+
 def test_a_loss_that_nobody_noticed_is_told_at_the_release(stage):
     stage = stage(auto_extend=False)
     stage.lock.acquire()
