@@ -16,6 +16,8 @@ from benchmarks.store import Pairs
 
 NAMES = {"lockbeat": "celery-lockbeat", "redbeat": "RedBeat", "celery": "celery's beat", "bare": "bare send loop"}
 COLOURS = {"lockbeat": "#0b6e4f", "redbeat": "#c0392b", "celery": "#8e5a00", "bare": "#5b6b7b", "due": "#9aa5b1"}
+INTRODUCTION = """Written by `python -m benchmarks`. Each number is a median, with the least and the most of its rounds
+behind it; the rounds of what is compared took turns. Read the ratios, not the absolutes."""
 BEGIN, END = "<!-- benchmarks -->", "<!-- /benchmarks -->"
 
 
@@ -104,8 +106,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def markdown(results: Results, chart: str = "benchmarks.svg") -> str:
     parts = [
         "# Measured",
-        "Written by `python -m benchmarks`. Each number is a median, with the least and the most of its rounds behind it; "
-        "the rounds of what is compared took turns. Read the ratios, not the absolutes.",
+        INTRODUCTION,
         "\n".join(f"- {name}: {value}" for name, value in results.head.items()),
         f"![messages per second against the number of entries]({chart})",
     ]
