@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def test_the_chart_is_xml_with_a_line_each_and_no_label_upon_another():
     assert all(0 < x < width and 0 < y < height for x, y in places)
     ends = sorted(y for x, y in places if x == report.LEFT + report.WIDTH + 12)
     assert len(ends) == 5
-    assert all(later - earlier >= 16 for earlier, later in zip(ends, ends[1:], strict=False))
+    assert all(later - earlier >= 16 for earlier, later in pairwise(ends))
 
 
 def test_a_silence_lasts_from_before_the_kill_to_the_next_message_or_the_end():
