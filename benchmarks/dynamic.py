@@ -11,14 +11,23 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import sys
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "tests")]
-from beat import SCHEDULERS, run_scheduler  # noqa: E402
-from servers import Server  # noqa: E402
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from benchmarks.beat import (
+    SCHEDULERS,
+    Measured,
+    Server,
+    add_load,
+    ask_child,
+    best_of_turns,
+    load_of,
+    ratios,
+    run_scheduler,
+)
 
 SCHEDULERS["lockbeat-redbeat"] = "celery_lockbeat.contrib.redbeat:LockedRedBeatScheduler"
 CANDIDATES = ("redbeat", "lockbeat-redbeat")
@@ -28,7 +37,7 @@ def make_app(arguments: argparse.Namespace):
     from celery import Celery
 
     app = Celery("benchmark", broker=arguments.url, set_as_current=False)
-    app.conf.update(redbeat_redis_url=arguments.url, task_ignore_result=True, benchmark_interval=arguments.interval)
+    app.conf.update(redbeat_redis_url=arguments.url, task_ignore_result=True)
     app.conf.beat_schedule_filename = None
 
     @app.task(name="work")
@@ -53,46 +62,31 @@ def save_entries(app, arguments: argparse.Namespace) -> None:
 def child(arguments: argparse.Namespace) -> None:
     app = make_app(arguments)
     save_entries(app, arguments)
-    print(json.dumps(run_scheduler(app, arguments.child, arguments.url, arguments.seconds)))
+    print(json.dumps(asdict(run_scheduler(app, arguments.child, arguments.url, load_of(arguments)))))
 
 
-def measure(name: str, arguments: list[str]) -> dict[str, float]:
+def measure(name: str) -> Measured:
     with Server() as server:
-        command = [sys.executable, "-W", "ignore", __file__, *arguments, "--child", name, "--url", server.url]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-        if done.returncode:
-            sys.exit(f"{name} ended with {done.returncode}")
-        return json.loads(done.stdout.splitlines()[-1])
+        return Measured(**ask_child(__file__, *sys.argv[1:], "--child", name, "--url", server.url))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--entries", type=int, default=1000)
-    parser.add_argument("--interval", type=float, default=5.0)
-    parser.add_argument("--seconds", type=float, default=15.0)
-    parser.add_argument("--rounds", type=int, default=2)
+    add_load(parser, entries=1000)
     parser.add_argument("--together", action="store_true")
-    parser.add_argument("--child")
-    parser.add_argument("--url")
     arguments = parser.parse_args()
     if arguments.child:
         child(arguments)
         return
-    best: dict[str, dict[str, float]] = {}
-    for _ in range(arguments.rounds):
-        for name in CANDIDATES:
-            result = measure(name, sys.argv[1:])
-            if name not in best or result["per_cpu"] > best[name]["per_cpu"]:
-                best[name] = result
-    print(f"{arguments.entries} dynamic entries, {arguments.entries / arguments.interval:.0f} due per second")
+    best = best_of_turns(CANDIDATES, measure, arguments.rounds)
+    print(f"{arguments.entries} dynamic entries, {load_of(arguments).due:.0f} due per second")
     for name, result in best.items():
         print(
-            f"{name:16} {result['rate']:6.0f} messages/s  {result['per_cpu']:6.0f} per CPU second"
-            f"  {result['commands']:5.2f} commands per message"
+            f"{name:16} {result.rate:6.0f} messages/s  {result.per_cpu:6.0f} per CPU second"
+            f"  {result.commands:5.2f} commands per message"
         )
     theirs, ours = (best[name] for name in CANDIDATES)
-    ratios = ", ".join(f"{ours[what] / theirs[what]:.2f} {what}" for what in ("rate", "per_cpu", "commands"))
-    print(f"lockbeat-redbeat / redbeat: {ratios}")
+    print(f"lockbeat-redbeat / redbeat: {ratios(ours, theirs, ('rate', 'per_cpu', 'commands'))}")
 
 
 if __name__ == "__main__":

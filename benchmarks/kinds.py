@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import struct
+import threading
 from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,7 +18,11 @@ from celery import Celery, signals
 from celery_lockbeat import LockedTask
 
 URL = os.environ["LOCKBEAT_BENCH_URL"]
-CHILDREN = 2
+POOL = os.environ.get("LOCKBEAT_BENCH_POOL", "prefork")
+#: how many tasks run at a time in each pool
+CONCURRENCY = {"prefork": 2, "threads": 8, "gevent": 50, "solo": 1}
+#: processes of the pool
+CHILDREN = CONCURRENCY["prefork"] if POOL == "prefork" else 1
 
 app = Celery("kinds", broker=URL)
 app.conf.task_default_queue = "bench"
@@ -101,21 +106,26 @@ def two_scripts(n: int) -> None:
 
 
 class Witness:
-    """How many runs the pool's children have finished: a counter of each, in a file that all of them map."""
+    """How many runs the processes of the pool have finished: a counter of each, in a file that all of them map."""
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()  # of the threads and greenlets of one process
         with Path(os.environ["LOCKBEAT_BENCH_WITNESS"]).open("r+b") as file:
             self._page = mmap.mmap(file.fileno(), 8 * CHILDREN)
 
     def count(self, child: int) -> None:
-        struct.pack_into("q", self._page, 8 * child, struct.unpack_from("q", self._page, 8 * child)[0] + 1)
+        with self._lock:
+            struct.pack_into("q", self._page, 8 * child, struct.unpack_from("q", self._page, 8 * child)[0] + 1)
 
     def total(self) -> int:
         return sum(struct.unpack(f"{CHILDREN}q", self._page))
 
 
-@signals.worker_process_init.connect
 def count_runs(**_: object) -> None:
-    witness, child = Witness(), current_process().index
+    witness, child = Witness(), current_process().index if POOL == "prefork" else 0
     # after all that a lock does at the end of a run
     signals.task_postrun.connect(lambda **_: witness.count(child), weak=False)
+
+
+# only a child of prefork has an index; the other pools run their tasks in the worker itself
+(signals.worker_process_init if POOL == "prefork" else signals.worker_init).connect(count_runs)

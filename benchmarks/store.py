@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
@@ -27,7 +28,23 @@ from celery_lockbeat.stores.redis import RedisStore
 ROUNDS, PAIRS = 300, 30
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class Pairs:
+    """Microseconds per acquire + release, a value a round, and how many round trips ours takes."""
+
+    times: dict[str, list[float]]
+    trips: int
+
+    def median(self, name: str) -> float:
+        return statistics.median(self.times[name])
+
+    def ratio(self, other: str) -> float:
+        return statistics.median(
+            ours / its for ours, its in zip(self.times["lockbeat"], self.times[other], strict=True)
+        )
+
+
+def measure(rounds: int = ROUNDS) -> Pairs:
     with Server() as server:
         store, client = RedisStore(server.url), redis.Redis.from_url(server.url)
         single = client.client()
@@ -67,22 +84,26 @@ def main() -> None:
             two_scripts: [],
             same_connection: [],
         }
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for pair, seen in times.items():
                 started = time.perf_counter()
                 for _ in range(PAIRS):
                     pair()
                 seen.append((time.perf_counter() - started) / PAIRS * 1e6)
-        for pair, seen in times.items():
-            print(f"{pair.__name__:16} {statistics.median(seen):6.0f} us per acquire + release")
-        print(f"round trips of ours: {trips}")
-        for other, what in (
-            (two_scripts, "two bare scripts"),
-            (same_connection, "two bare scripts on one connection"),
-            (redis_py, "redis-py's Lock"),
-        ):
-            ratio = statistics.median(ours / its for ours, its in zip(times[lockbeat], times[other], strict=True))
-            print(f"ours / {what}: {ratio:.2f}")
+    return Pairs({pair.__name__: seen for pair, seen in times.items()}, trips)
+
+
+def main() -> None:
+    pairs = measure()
+    for name in pairs.times:
+        print(f"{name:16} {pairs.median(name):6.0f} us per acquire + release")
+    print(f"round trips of ours: {pairs.trips}")
+    for other, what in (
+        ("two_scripts", "two bare scripts"),
+        ("same_connection", "two bare scripts on one connection"),
+        ("redis_py", "redis-py's Lock"),
+    ):
+        print(f"ours / {what}: {pairs.ratio(other):.2f}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What a lock costs a worker: tasks per second through a real prefork worker, ours beside none and beside the peers.
+"""What a lock costs a worker: tasks per second through a real worker, ours beside none and beside the peers.
 
     pip install -e '.[dev,bench]'
-    python benchmarks/tasks.py [--messages 1000] [--rounds 15] [--results] [--only plain,locked]
+    python benchmarks/tasks.py [--messages 1000] [--rounds 15] [--results] [--only plain,locked] [--pool threads]
 
-One ``celery worker -P prefork -c 2`` runs them all, on a real Redis broker, with Celery's defaults: its log level
+One ``celery worker``, prefork with two children unless ``--pool`` says another, runs them all, on a real Redis broker, with Celery's defaults: its log level
 (WARNING), its prefetching, no task events. The body does nothing, so a lock is all there is beside Celery's own work: any
 real body makes the ratios better. Results are ignored, so that their store is not what is measured; ``--results`` stores
 them in the same server, as many projects do.
@@ -24,6 +24,7 @@ trips cost with redis-py.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import statistics
@@ -32,7 +33,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
@@ -60,23 +61,28 @@ def main() -> None:
     parser.add_argument("--results", action="store_true", help="store results, in the broker's server")
     parser.add_argument("--only", help="names of tasks in kinds.py")
     parser.add_argument("--loglevel", default="WARNING", help="the worker's")
+    parser.add_argument("--pool", default="prefork", choices=["prefork", "threads", "gevent", "solo"])
+    parser.add_argument("--json", action="store_true", help="print each round's numbers, not a table")
     options = parser.parse_args()
     with Server() as server, tempfile.NamedTemporaryFile() as page:
         page.truncate(1024)
         os.environ |= {"LOCKBEAT_BENCH_URL": server.url, "LOCKBEAT_BENCH_WITNESS": page.name}
+        os.environ["LOCKBEAT_BENCH_POOL"] = options.pool
         if options.results:
             os.environ["LOCKBEAT_BENCH_RESULTS"] = "1"
         import kinds  # reads these
 
         for package in sorted(kinds.missing):
-            print(f"NOT MEASURED, for {package} is missing: pip install -e '.[dev,bench]'")
+            print(f"NOT MEASURED, for {package} is missing: pip install -e '.[dev,bench]'", file=sys.stderr)
         chosen = {
             label: task
             for label, task in kinds.kinds.items()
             if not options.only or task.name in options.only.split(",") or label == "plain task"
         }
         path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-        command = f"-m celery -A kinds worker -P prefork -c {kinds.CHILDREN} -l {options.loglevel}"
+        command = (
+            f"-m celery -A kinds worker -P {options.pool} -c {kinds.CONCURRENCY[options.pool]} -l {options.loglevel}"
+        )
         with Path(server.directory, "worker.log").open("wb") as log:
             worker = subprocess.Popen(
                 [sys.executable, *command.split()],
@@ -86,10 +92,14 @@ def main() -> None:
                 stderr=log,
             )
         try:
-            report(measure(server, worker, kinds.Witness(), chosen, options.messages, options.rounds))
+            seen = measure(server, worker, kinds.Witness(), chosen, options.messages, options.rounds)
         finally:
             worker.send_signal(signal.SIGTERM)
             worker.wait()
+    if options.json:
+        print(json.dumps({label: [asdict(each) for each in rounds] for label, rounds in seen.items()}))
+    else:
+        report(seen)
 
 
 def measure(
@@ -139,22 +149,24 @@ def cpu_seconds(server: Server, worker: subprocess.Popen) -> float:
     return sum(sum(process.cpu_times()[:2]) for process in family)
 
 
+def median(rounds: list[Round], field: str) -> float:
+    return statistics.median(getattr(each, field) for each in rounds)
+
+
+def ratio(rounds: list[Round], plain: list[Round], field: str) -> float:
+    return statistics.median(
+        getattr(ours, field) / getattr(its, field) for ours, its in zip(rounds, plain, strict=True)
+    )
+
+
 def report(seen: dict[str, list[Round]]) -> None:
     plain = seen["plain task"]
-
-    def median(rounds: list[Round], field: str) -> float:
-        return statistics.median(getattr(each, field) for each in rounds)
-
-    def ratio(rounds: list[Round], field: str) -> float:
-        pairs = zip(rounds, plain, strict=True)
-        return statistics.median(getattr(ours, field) / getattr(its, field) for ours, its in pairs)
-
     print(f"\n{'':38}   tasks/s  /plain   worker/s  /plain   CPU us  /plain")
     for label, rounds in seen.items():
         print(
-            f"{label:38} {median(rounds, 'throughput'):9.0f}  {ratio(rounds, 'throughput'):6.2f}"
-            f" {median(rounds, 'worker'):10.0f}  {ratio(rounds, 'worker'):6.2f}"
-            f" {median(rounds, 'cpu') * 1e6:8.0f}  {ratio(rounds, 'cpu'):6.2f}"
+            f"{label:38} {median(rounds, 'throughput'):9.0f}  {ratio(rounds, plain, 'throughput'):6.2f}"
+            f" {median(rounds, 'worker'):10.0f}  {ratio(rounds, plain, 'worker'):6.2f}"
+            f" {median(rounds, 'cpu') * 1e6:8.0f}  {ratio(rounds, plain, 'cpu'):6.2f}"
         )
     print(f"\nload average: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 
