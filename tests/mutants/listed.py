@@ -283,7 +283,7 @@ MUTANTS = [
     Mutant(
         "a lost lock is released",
         "lock.py",
-        "            self._let_the_loss_be_told()\n            self._settle()\n            return False\n",
+        "            self.abandon()\n            return False\n",
         "            self._store.release(self.lease)\n            return False\n",
         (LOCK + "test_a_lost_lock_is_neither_renewed_nor_released_and_ends_its_block_with_lock_lost",),
     ),
