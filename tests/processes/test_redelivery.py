@@ -78,7 +78,7 @@ def test_of_200_runs_whose_children_are_killed_at_random_each_ends_once(fleet, w
             assert killed[end["pid"]] - end["at"] < 0.5, told
             ended_again += 1
     print(f"{len(killed)} killed, {begun_again} of {RUNS} begun again, {ended_again} killed after their last line")
-    assert len(killed) >= 20
+    assert len(killed) >= 10
     assert begun_again >= 5
     assert ended_again <= begun_again / 4
     assert not any(event["event"] == "lock_expired_before_finish" for event in fleet.events())
