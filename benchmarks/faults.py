@@ -109,7 +109,7 @@ def judge_beats(
         doubled += twice(times)
         for earlier, later in pairwise([watched[0], *times, watched[1]]):
             gap = without((earlier, later), away)
-            missed += max(0, round(gap) - 1)
+            missed += max(0, math.floor(gap + 0.1) - 1)
             if gap > longest:
                 longest, still = gap, later == watched[1]
     return Row(label, faults, sum(map(len, sent.values())), missed, doubled, None, longest, still)
