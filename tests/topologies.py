@@ -22,9 +22,7 @@ class Trio:
     ``user``: replicas read as this user of the primary, so that :meth:`cut_replicas` can keep writes from them.
     """
 
-    def __init__(
-        self, directory: Path, *options: str, password: str | None = None, persistent: bool = False
-    ) -> None:
+    def __init__(self, directory: Path, *options: str, password: str | None = None, persistent: bool = False) -> None:
         self._stack = contextlib.ExitStack()
         self.password = password
         self._options, self._persistent = options, persistent

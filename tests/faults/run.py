@@ -192,7 +192,9 @@ def main() -> int:
         "--replica", action="store_true", help="the store has a replica, which takes its place at times"
     )
     parser.add_argument(
-        "--sentinels", action="store_true", help="the store has two replicas and three Sentinels, which choose the primary"
+        "--sentinels",
+        action="store_true",
+        help="the store has two replicas and three Sentinels, which choose the primary",
     )
     parser.add_argument("--keep", type=Path, help="a directory for the history and the logs")
     parser.add_argument("--check", type=Path, help="only check the history in this file again")
