@@ -62,10 +62,14 @@ class _Link:
 
 
 class Proxy:
-    """Forwards connections to ``port``. What a black hole swallows arrives late, when it is over, as TCP would have it."""
+    """Forwards connections to ``port``. What a black hole swallows arrives late, when it is over, as TCP would have it.
 
-    def __init__(self, port: int) -> None:
+    ``rewrite``: what to make of each chunk of an answer.
+    """
+
+    def __init__(self, port: int, rewrite: Callable[[bytes], bytes] = lambda answer: answer) -> None:
         self._target = ("127.0.0.1", port)
+        self._rewrite = rewrite
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self._passing = threading.Event()
         self._passing.set()
@@ -186,6 +190,7 @@ class Proxy:
                 self._passing.wait()
                 if not asks:
                     self._answering.wait()
+                    chunk = self._rewrite(chunk)
                 self._spring(link, chunk, asks=asks)
                 trap = link.trap if link.trap is not None and asks != link.trap.answer else None
                 if trap is not None and not trap.hold():

@@ -22,9 +22,10 @@ class Trio:
     ``user``: replicas read as this user of the primary, so that :meth:`cut_replicas` can keep writes from them.
     """
 
-    def __init__(self, directory: Path, *, password: str | None = None) -> None:
+    def __init__(self, directory: Path, *options: str, password: str | None = None, persistent: bool = False) -> None:
         self._stack = contextlib.ExitStack()
         self.password = password
+        self._options, self._persistent = options, persistent
         with self._stack:
             self._found(directory)
             self._stack = self._stack.pop_all()
@@ -35,12 +36,12 @@ class Trio:
         if not password:
             user = ["--user", "replica", "on", ">p", "+psync", "+replconf", "+ping"]
             login = ["--masteruser", "replica", "--masterauth", "p", *user]
-        options = ["--repl-diskless-sync-delay", "0", "--repl-backlog-size", "16mb", *login]
-        primary = self._stack.enter_context(Member(password, *options))
+        options = ["--repl-diskless-sync-delay", "0", "--repl-backlog-size", "16mb", *login, *self._options]
+        primary = self._stack.enter_context(self._member(options))
         of_it = ["--replicaof", "127.0.0.1", str(primary.port)]
         self.servers = [
             primary,
-            *(self._stack.enter_context(Member(password, *of_it, *options)) for _ in range(2)),
+            *(self._stack.enter_context(self._member([*of_it, *options])) for _ in range(2)),
         ]
         self.primary_at_first = primary
         for replica in self.servers[1:]:
@@ -48,6 +49,9 @@ class Trio:
         self.sentinels = [self._sentinel(directory / f"sentinel{number}") for number in range(3)]
         self.url = ";".join(f"sentinel://127.0.0.1:{port}" for port, _ in self.sentinels)
         wait_until(self._know_each_other, message="the Sentinels know each other and the replicas")
+
+    def _member(self, options: list[str]) -> Member:
+        return Member(self.password, *options, persistent=self._persistent)
 
     def _sentinel(self, directory: Path) -> tuple[int, subprocess.Popen[bytes]]:
         directory.mkdir()
@@ -119,8 +123,8 @@ class Trio:
 class Member(Server):
     """A server that may have a password."""
 
-    def __init__(self, password: str | None, *options: str) -> None:
-        super().__init__(*options)
+    def __init__(self, password: str | None, *options: str, persistent: bool = False) -> None:
+        super().__init__(*options, persistent=persistent)
         self.password = password
 
     def client(self) -> redis.Redis:

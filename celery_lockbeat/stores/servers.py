@@ -227,6 +227,16 @@ class _Primary(Node):
         address = self._pool.master_address
         return address is None or (connection.host, connection.port) == address
 
+    def doubt(self) -> None:
+        """Let each connection that nobody uses now ask the Sentinels before it is used again."""
+        for _ in range(len(self._idle)):
+            try:
+                connection, _ = self._idle.popleft()  # it is nobody else's meanwhile
+            except IndexError:
+                return
+            connection.disconnect()
+            self._idle.append((connection, 0))
+
 
 def _wait_at_most(connection: Any, seconds: float) -> None:
     connection.socket_timeout = connection.socket_connect_timeout = seconds
@@ -261,6 +271,10 @@ def _unframed(answer: Any, request: Request, told: int) -> Any:
     elif isinstance(answer, list) and len(answer) == 2 and answer[0] == b"%d" % number:  # noqa: PLR2004  see _FRAME
         return answer[1]
     raise LostConnection(f"an answer is to another request: {answer}")
+
+
+def _lacks_replicas(answer: ResponseError) -> bool:
+    return str(answer).startswith("NOREPLICAS ")
 
 
 def _for_now(answer: Any) -> bool:
@@ -408,6 +422,8 @@ class Servers:
 
     def _ask_again(self, each: int, call: Call, answer: Any, progress: _Progress) -> bool:
         """Whether another answer may come; learn from this one where to ask, and how."""
+        if isinstance(answer, TooFewReplicas) or (isinstance(answer, ResponseError) and _lacks_replicas(answer)):
+            self._doubt()
         if not isinstance(answer, Exception) or isinstance(answer, TooFewReplicas):
             return False
         if isinstance(answer, NoScriptError):
@@ -437,6 +453,9 @@ class Servers:
     def _reach_another(self) -> bool:
         """Whether another server may stand in for one that does not answer."""
         return False
+
+    def _doubt(self) -> None:
+        """Learn that a primary has no replicas: it may have been replaced."""
 
 
 class _Progress:
@@ -498,6 +517,8 @@ class Sentinels(Servers):
 
     own_options = ("master_name", "min_other_sentinels", "sentinel_kwargs")
 
+    _only: _Primary
+
     def _open(self, url: str) -> None:
         parts = [urlsplit(each) for each in url.split(";")]
         arguments = self._arguments
@@ -526,6 +547,11 @@ class Sentinels(Servers):
 
     def _reach_another(self) -> bool:
         return True
+
+    def _doubt(self) -> None:
+        # A primary that stood still while it was replaced takes itself for it still, and its replicas are another's. The
+        # Sentinels make it a replica, and close our connections to it, only after ten seconds.
+        self._only.doubt()
 
 
 class Cluster(Servers):

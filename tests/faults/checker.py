@@ -215,7 +215,7 @@ def _unheard(history: History, body: Body) -> bool:
     since, until = body.ended or body.begun, body.over or body.begun
     return any(
         # a release is not waited for until a replica has it
-        fault.at < until + (1 if fault.kind == "fail over" else 0)
+        fault.at < until + (1 if fault.kind.startswith("fail over") else 0)
         and fault.until + 1 > since
         and ({"store", "worker's store"} & set(fault.harms) or body.pid in fault.frozen)
         for fault in history.faults

@@ -13,7 +13,7 @@ from typing import Any
 
 from faults.moments import CELLS, STEPS, Cell, Strike
 from faults.plan import Planned
-from faults.system import Member, System, owner_of
+from faults.system import Elected, Member, System, owner_of
 
 #: A moment that has not come after so many seconds is not waited for any more.
 STRIKE_WITHIN = 6.0
@@ -225,6 +225,8 @@ class Harm:
     # -- servers -------------------------------------------------------------------------------------------------------
 
     def _kill_store(self, planned: Planned, theme: str) -> bool:
+        if isinstance(self.system.store, Elected):
+            return self._harm_primary("kill", planned, planned.seconds)
         return self._kill_server("store", planned)
 
     def _kill_broker(self, planned: Planned, theme: str) -> bool:
@@ -234,6 +236,8 @@ class Harm:
         return self._harm_server(name, "kill", planned, lambda server: server.kill(), lambda server: server.start())
 
     def _freeze_store(self, planned: Planned, theme: str) -> bool:
+        if isinstance(self.system.store, Elected):
+            return self._harm_primary("freeze", planned, planned.seconds)
         return self._freeze_server("store", planned)
 
     def _freeze_broker(self, planned: Planned, theme: str) -> bool:
@@ -262,6 +266,9 @@ class Harm:
     def _fail_over(self, planned: Planned, theme: str) -> bool:
         """The primary dies, and its replica takes its place; it comes back as the other's replica."""
         store = self.system.store
+        if isinstance(store, Elected):
+            # longer than the Sentinels look on
+            return self._harm_primary("kill" if planned.how < 0.5 else "freeze", planned, 1.5 + planned.seconds)
         if not self.system.replica or "store" in self._down or not store.can_fail_over():
             return False
         self._down.add("store")
@@ -275,6 +282,36 @@ class Harm:
             self._down.discard("store")
 
         self._struck.put((time.monotonic() + planned.seconds, line, undo))
+        return True
+
+    def _harm_primary(self, how: str, planned: Planned, seconds: float) -> bool:
+        """The primary dies, or stands still; if that is long enough, the Sentinels replace it, and make a replica of it.
+
+        It does not come back in the middle of that: see docs/how-to/redis-topologies.md for what would be lost then.
+        """
+        store = self.system.store
+        if "store" in self._down or store.replicas() < 2 or store.is_doubted():
+            return False
+        self._down.add("store")
+        victim = store.primary()
+        line = self._note(f"{how} store", "store", seconds=seconds, harms=["store"])
+        (victim.kill if how == "kill" else victim.pause)()
+        back = False
+
+        def undo() -> None:
+            nonlocal back
+            replaced = store.primary() is not victim
+            if replaced:
+                line["kind"] = f"fail over, {how}"
+            if not back and (store.replicas() if replaced else not store.is_doubted()):
+                (victim.start if how == "kill" else victim.resume)()
+                back = True
+            if back and store.replicas():
+                self._down.discard("store")
+            else:
+                self._struck.put((time.monotonic() + 0.05, line, undo))
+
+        self._struck.put((time.monotonic() + seconds, line, undo))
         return True
 
     def _full_disk(self, planned: Planned, theme: str) -> bool:

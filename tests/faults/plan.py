@@ -12,18 +12,18 @@ from dataclasses import dataclass
 
 #: kind -> how often, in each theme that it belongs to
 KINDS: dict[str, dict[str, float]] = {
-    "strike": {"beats": 8, "workers": 9, "all": 8, "deploys": 3},
+    "strike": {"beats": 8, "workers": 9, "all": 8, "deploys": 3, "elections": 6},
     "kill beat": {"beats": 2, "all": 1, "deploys": 1},
     "freeze beat": {"beats": 3, "all": 1},
     "set the clock": {"beats": 1, "deploys": 0.5},
     "deploy": {"deploys": 4, "all": 0.5},
-    "kill child": {"workers": 6, "all": 3},
+    "kill child": {"workers": 6, "all": 3, "elections": 1},
     "freeze child": {"workers": 5, "all": 3},
     "kill worker": {"workers": 1, "all": 0.5},
     "freeze worker": {"workers": 1.5, "all": 1},
-    "kill store": {"servers": 2, "all": 0.7},
-    "freeze store": {"servers": 2, "all": 0.7},
-    "fail over": {"servers": 2, "all": 0.7},
+    "kill store": {"servers": 2, "all": 0.7, "elections": 2},
+    "freeze store": {"servers": 2, "all": 0.7, "elections": 2},
+    "fail over": {"servers": 2, "all": 0.7, "elections": 8},
     "kill broker": {"servers": 2, "all": 0.7},
     "freeze broker": {"servers": 2, "all": 0.7},
     "cut": {"network": 6, "all": 1.5},
@@ -35,6 +35,9 @@ KINDS: dict[str, dict[str, float]] = {
 }
 
 THEMES = ("beats", "workers", "all", "network", "servers", "deploys")
+
+#: Of a run with Sentinels: an election takes the place of the primary, and time.
+WITH_ELECTIONS = ("elections", *THEMES, "elections")
 
 
 @dataclass(frozen=True)
@@ -54,16 +57,17 @@ class Plan:
     Each burst has a chance of its own, so that it is the same however many faults there was time for before.
     """
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, themes: tuple[str, ...] = THEMES) -> None:
+        self.seed, self.themes = seed, themes
 
     def bursts(self) -> Iterator[tuple[str, Iterator[Planned]]]:
         """The theme of each burst, and as many faults as there is time for."""
         for number in itertools.count():
-            chance = random.Random(f"{self.seed}/{number // len(THEMES)}")
-            themes = chance.sample(THEMES, len(THEMES))
-            theme = themes[number % len(THEMES)]
-            yield theme, self._faults(theme, random.Random(f"{self.seed}/{number // len(THEMES)}/{theme}"))
+            turn, place = divmod(number, len(self.themes))
+            themes = random.Random(f"{self.seed}/{turn}").sample(self.themes, len(self.themes))
+            again = themes[:place].count(themes[place])
+            chance = random.Random(f"{self.seed}/{turn}/{themes[place]}{again or ''}")
+            yield themes[place], self._faults(themes[place], chance)
 
     @staticmethod
     def _faults(theme: str, chance: random.Random) -> Iterator[Planned]:

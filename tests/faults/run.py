@@ -16,9 +16,9 @@ from faults.checker import Violation, check
 from faults.harm import Harm
 from faults.history import History
 from faults.moments import STEPS, Cell, Sign
-from faults.plan import Plan, Planned
+from faults.plan import THEMES, WITH_ELECTIONS, Plan, Planned
 from faults.report import verdict
-from faults.system import CLAIM_TTL, ENTRIES, GRACE, SLACK, System, wait
+from faults.system import CLAIM_TTL, ENTRIES, GRACE, SLACK, Elected, System, wait
 
 #: So long a burst of faults lasts, and so long is the peace between two of them, seconds.
 BURST, PEACE = 20.0, 3.0
@@ -39,15 +39,17 @@ class Run:
         faults: int = 0,
         burst: float = BURST,
         replica: bool = False,
+        sentinels: bool = False,
     ) -> None:
-        self.seed, self.seconds, self.faults, self.burst, self.replica = seed, seconds, faults, burst, replica
-        self.plan = Plan(seed)
+        self.seed, self.seconds, self.faults, self.burst = seed, seconds, faults, burst
+        self.replica, self.sentinels = replica, sentinels
+        self.plan = Plan(seed, WITH_ELECTIONS if sentinels else THEMES)
         self.directory = directory
         self.moments: Counter[Cell] = Counter()
 
     def carry_out(self) -> History:
         """Return the history of it."""
-        system = System(self.directory, random.Random(self.seed), replica=self.replica)
+        system = System(self.directory, random.Random(self.seed), replica=self.replica, sentinels=self.sentinels)
         harm = Harm(system)
         self.moments = harm.moments
         try:
@@ -115,6 +117,14 @@ class Run:
             RECOVERY,
             lambda: f"up: {[each.name for each in system.members if not each.up]} are not",
         )
+        if isinstance(system.store, Elected):
+            store = system.store
+            wait(
+                system,
+                lambda: store.replicas() == 2 and not store.is_doubted(),
+                RECOVERY,
+                lambda: f"replicas of {store.port}: there are {store.replicas()}",
+            )
         healed = time.monotonic()
         asking = {
             member.name: Sign((lambda chunk: b"EVAL" in chunk) if member.beat else STEPS["acquire"][2])
@@ -181,6 +191,11 @@ def main() -> int:
     parser.add_argument(
         "--replica", action="store_true", help="the store has a replica, which takes its place at times"
     )
+    parser.add_argument(
+        "--sentinels",
+        action="store_true",
+        help="the store has two replicas and three Sentinels, which choose the primary",
+    )
     parser.add_argument("--keep", type=Path, help="a directory for the history and the logs")
     parser.add_argument("--check", type=Path, help="only check the history in this file again")
     asked = parser.parse_args()
@@ -193,7 +208,14 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="lockbeat-faults-", ignore_cleanup_errors=True) as directory:
         where = asked.keep or Path(directory)
         where.mkdir(parents=True, exist_ok=True)
-        run = Run(where, seed=seed, seconds=asked.minutes * 60, faults=asked.faults, replica=asked.replica)
+        run = Run(
+            where,
+            seed=seed,
+            seconds=asked.minutes * 60,
+            faults=asked.faults,
+            replica=asked.replica,
+            sentinels=asked.sentinels,
+        )
         history = run.carry_out()
         history.save(where / "history.jsonl")
         return _tell(history, run.moments)

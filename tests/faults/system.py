@@ -25,9 +25,10 @@ from typing import Any
 import psutil
 import redis
 from fleet import Fleet, Process
-from proxy import Proxy
+from proxy import Proxy, Trap
 from servers import Server, wait_until
 from ticks import Book, Pending
+from topologies import NAME, Trio
 
 from faults.history import History
 
@@ -90,7 +91,8 @@ class Member:
 
     def __init__(self, system: System, name: str, *, beat: bool, release: str = "") -> None:
         self.system, self.name, self.beat, self.release = system, name, beat, release
-        self.ways = {"store": Proxy(system.store.port), "broker": Proxy(system.broker.port)}
+        store = WaysToElected(system.store) if isinstance(system.store, Elected) else Proxy(system.store.port)
+        self.ways: dict[str, Any] = {"store": store, "broker": Proxy(system.broker.port)}
         self.process: Process | None = None
         self.up = False
         self.frozen_until = 0.0
@@ -211,7 +213,7 @@ class Member:
 class System:
     """All of it. Its threads only watch; what is done to it is done by who runs it."""
 
-    def __init__(self, directory: Path, chance: Any, *, replica: bool = False) -> None:
+    def __init__(self, directory: Path, chance: Any, *, replica: bool = False, sentinels: bool = False) -> None:
         self.directory, self.replica = directory, replica
         self.history = History()
         self.closing = False
@@ -219,7 +221,9 @@ class System:
         self._stack = contextlib.ExitStack()
         self.witness, self.results = (self._stack.enter_context(Server()) for _ in range(2))
         self.broker = self._stack.enter_context(Server(persistent=True))
-        self.store: Any = self._stack.enter_context(Pair() if replica else Server(persistent=True))
+        self.store: Any = self._stack.enter_context(
+            Elected(directory) if sentinels else Pair() if replica else Server(persistent=True)
+        )
         self.disk = Disk(directory / "memory")
         self._stack.callback(self.disk.close)
         self.fleet = Fleet(
@@ -230,7 +234,8 @@ class System:
             lockbeat_driver="redis",
             lockbeat_claim_ttl=CLAIM_TTL,
             lockbeat_ttl=TTL,
-            lockbeat_redis_min_replicas=1 if replica else 0,
+            lockbeat_redis_min_replicas=1 if replica or sentinels else 0,
+            lockbeat_redis_options={"master_name": NAME} if sentinels else {},
             broker_transport_options={"visibility_timeout": 8},
             # Celery's retry() rejects what it cannot send within this
             task_publish_retry_policy={
@@ -384,6 +389,105 @@ class Pair:
         self.replica.stop()
 
 
+class Elected:
+    """The store as three servers, of which real Sentinels choose the primary: nobody else makes one of them a replica."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory / "sentinels"
+
+    @property
+    def port(self) -> int:
+        return self.primary().port
+
+    def primary(self) -> Any:
+        """Whom the Sentinel says it is that knows of the last election."""
+        told = []
+        for sentinel in self.sentinels:
+            with contextlib.suppress(redis.RedisError):
+                facts = sentinel.execute_command("SENTINEL", "MASTER", NAME)
+                told.append((int(facts["config-epoch"]), int(facts["port"]), facts["flags"]))
+        _, port, _ = max(told)
+        return next(server for server in self.servers if server.port == port)
+
+    def is_doubted(self) -> bool:
+        """Whether a Sentinel takes the primary for dead, or replaces it."""
+        told = [sentinel.execute_command("SENTINEL", "MASTER", NAME) for sentinel in self.sentinels]
+        return any(facts["flags"] != "master" for facts in told)
+
+    def replicas(self) -> int:
+        """How many replicas the primary has that are in sync with it."""
+        try:
+            with self.primary().client() as client:
+                facts = client.info("replication")
+        except redis.RedisError:
+            return 0
+        if facts["role"] != "master":
+            return 0
+        return sum(facts[f"slave{number}"]["state"] == "online" for number in range(facts["connected_slaves"]))
+
+    def client(self) -> redis.Redis:
+        return self.primary().client()
+
+    def __enter__(self) -> Elected:
+        self._directory.mkdir()
+        self._trio = Trio(self._directory, "--min-replicas-to-write", "1", persistent=True)
+        self.servers, self.ports = self._trio.servers, [port for port, _ in self._trio.sentinels]
+        for server in self.servers:
+            # whoever is killed was the primary, and takes itself for it when it is started again
+            server.options = list(self.servers[0].options)
+        self.sentinels = [
+            redis.Redis(port=port, socket_timeout=5, protocol=2, decode_responses=True) for port in self.ports
+        ]
+        for sentinel in self.sentinels:
+            sentinel.set_response_callback(
+                "SENTINEL", lambda answer, **_: dict(zip(answer[::2], answer[1::2], strict=True))
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for sentinel in self.sentinels:
+            sentinel.close()
+        self._trio.__exit__()
+
+
+class WaysToElected:
+    """The ways of one process to the Sentinels, and to the servers at the addresses that it is told there: its own ones."""
+
+    def __init__(self, store: Elected) -> None:
+        self._servers = [Proxy(server.port) for server in store.servers]
+        told = {
+            b"\r\n%d\r\n" % server.port: b"\r\n%d\r\n" % way.port
+            for server, way in zip(store.servers, self._servers, strict=True)
+        }
+        # RESP tells the length of each port, too
+        assert len({len(port) for pair in told.items() for port in pair}) == 1
+
+        def rewrite(answer: bytes) -> bytes:
+            for port, of_the_way in told.items():
+                answer = answer.replace(port, of_the_way)
+            return answer
+
+        self._sentinels = [Proxy(port, rewrite) for port in store.ports]
+        self.url = ";".join(f"sentinel://127.0.0.1:{way.port}" for way in self._sentinels)
+
+    def arm(self, trap: Trap) -> None:
+        for way in self._servers:
+            way.arm(trap)
+
+    def disarm(self, trap: Trap) -> None:
+        for way in self._servers:
+            way.disarm(trap)
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        """Do to each of them what is done to a way."""
+
+        def do(*arguments: float) -> None:
+            for way in [*self._sentinels, *self._servers]:
+                getattr(way, name)(*arguments)
+
+        return do
+
+
 # -- witnesses ---------------------------------------------------------------------------------------------------------
 
 
@@ -529,8 +633,12 @@ class Watcher(_Thread):
         self._leases: dict[tuple[str, int], dict[str, Any]] = {}
 
     def look(self) -> None:
-        with self.system.store.client() as client:
+        store = self.system.store
+        port = store.port
+        with store.client() as client:
             leases = live(client)
+        if store.port != port:
+            return  # it was the primary no more, perhaps
         for key, (token, pid) in leases.items():
             now = time.monotonic()
             if (key, token) not in self._leases:

@@ -9,7 +9,7 @@ import pytest
 
 from faults.checker import check, counts
 from faults.moments import BETWEEN
-from faults.plan import Plan
+from faults.plan import THEMES, WITH_ELECTIONS, Plan
 from faults.report import verdict
 from faults.run import Run
 
@@ -37,6 +37,15 @@ def test_a_plan_is_the_same_for_its_seed():
 
     assert planned(SEED) == planned(SEED) != planned(SEED + 1)
     assert planned(SEED)[0][0] == "all"
+
+
+def test_a_run_with_sentinels_has_elections_in_each_turn_and_the_other_bursts_as_well():
+    themes = [theme for theme, _ in islice(Plan(SEED, WITH_ELECTIONS).bursts(), len(WITH_ELECTIONS))]
+    assert sorted(themes) == sorted([*THEMES, "elections", "elections"])
+    bursts = Plan(SEED, WITH_ELECTIONS).bursts()
+    first, second, *_ = (list(islice(faults, 20)) for theme, faults in islice(bursts, 20) if theme == "elections")
+    assert first != second
+    assert "fail over" in {each.kind for each in first + second}
 
 
 def test_each_burst_of_a_plan_is_the_same_however_many_faults_there_was_time_for_before():

@@ -83,6 +83,33 @@ def test_a_primary_that_is_frozen_and_comes_back_is_not_asked_any_more(trio, ope
         assert str(later.token) in client.get("lockbeat:lock:{key}")
 
 
+@pytest.mark.parametrize(
+    "refuses", [[], ["--min-replicas-to-write", "1"]], ids=["replicas fail to confirm", "it refuses"]
+)
+def test_a_primary_that_was_replaced_unnoticed_is_left_before_the_sentinels_make_it_a_replica(
+    tmp_path, open_store, refuses
+):
+    """It answers, on a connection that was idle meanwhile, and takes itself for the primary for ten seconds more."""
+    with Trio(tmp_path, *refuses) as trio:
+        store = open_store(trio, min_replicas=1)
+        store.acquire("before", holder="a", ttl=600)
+        old = trio.primary()
+        new = trio.fail_over(lambda server: server.pause())
+        wait_until(
+            lambda: new.info().get("slave0", {}).get("state") == "online", message="the other replica follows it"
+        )
+        old.resume()
+        if refuses:
+            lease = store.acquire("key", holder="a", ttl=600)
+        else:
+            with pytest.raises(StoreUnavailable, match="only 0 of"):
+                store.acquire("key", holder="a", ttl=600)
+            lease = store.acquire("key", holder="a", ttl=600)
+        assert old.role() == "master", "too late to tell"
+        with new.client() as client:
+            assert str(lease.token) in client.get("lockbeat:lock:{key}")
+
+
 def test_without_min_replicas_a_failover_can_lose_a_lock_and_only_its_token_tells(trio, open_store):
     """What an asynchronous failover can break: the primary dies with what no replica has received."""
     store = open_store(trio)
