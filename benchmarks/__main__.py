@@ -1,6 +1,6 @@
 """``python -m benchmarks``: all of it, one report.
 
-    python -m benchmarks [--quick] [--only beat,replicas,lock,pools,memory,gap] [--rounds 3] [--output DIR] [--readme]
+    python -m benchmarks [--quick] [--only beat,replicas,lock,pools,memory,gap,faults] [--rounds 3] [--output DIR] [--readme]
 
 Writes ``benchmarks.md`` and ``benchmarks.svg`` into DIR, and prints the former; ``--readme`` fills the README's block, too.
 ``python -m benchmarks --output docs --readme`` is what the committed numbers come from: let it alone on a quiet machine.
@@ -19,7 +19,7 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from benchmarks import beat, control, replicas, report, store
+from benchmarks import beat, control, faults, replicas, report, store
 from benchmarks.beat import DidNotFinishError, Load, Server
 from benchmarks.report import Beat, Results
 
@@ -106,6 +106,10 @@ class Run:
                 self._measure(each)
         self._results.memory = known
 
+    def faults(self) -> None:
+        for row in faults.measure(max(1, self._rounds // 2), seed=7):
+            self._results.faults.append(row)
+
     def gap(self) -> None:
         for _ in range(1 if self._quick else self._rounds):
             for label in replicas.FAILOVERS:
@@ -123,7 +127,10 @@ SECTIONS: dict[str, Callable[[Run], None]] = {
     "pools": Run.pools,
     "memory": Run.memory,
     "gap": Run.gap,
+    "faults": Run.faults,
 }
+#: what takes as long as all others is there for who asks for it
+ASKED_FOR = ("faults",)
 
 
 def say(what: str) -> None:
@@ -150,7 +157,9 @@ def head(client, *, quick: bool) -> dict[str, str]:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="All benchmarks, one report.")
     parser.add_argument("--quick", action="store_true", help="few and short rounds, and no 100,000 entries")
-    parser.add_argument("--only", default=",".join(SECTIONS), help="of " + ",".join(SECTIONS))
+    parser.add_argument(
+        "--only", default=",".join(name for name in SECTIONS if name not in ASKED_FOR), help=",".join(SECTIONS)
+    )
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--output", type=Path, default=HERE / "results")
     parser.add_argument("--readme", action="store_true", help="fill the README's block")
@@ -172,15 +181,20 @@ def main() -> int:
             except BaseException as failure:  # those of pytest, which the tests' servers raise, are no Exceptions
                 results.failed[name] = f"{type(failure).__name__}: {failure}"
             say(f"{name}: {time.monotonic() - started:.0f} s")
+            write(results, options.output)  # what there is, whatever comes
         run.control()
-    told = report.markdown(results)
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "benchmarks.md").write_text(told)
-    (options.output / "benchmarks.svg").write_text(report.svg(results))
+    print(write(results, options.output))
     if options.readme:
         README.write_text(report.replace_block(README.read_text(), report.compact(results)))
-    print(told)
     return 1 if results.failed else 0
+
+
+def write(results: Results, directory: Path) -> str:
+    told = report.markdown(results)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "benchmarks.md").write_text(told)
+    (directory / "benchmarks.svg").write_text(report.svg(results))
+    return told
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from xml.sax.saxutils import escape
 
+from benchmarks import faults
 from benchmarks.beat import Load, Measured
 from benchmarks.control import Reading
 from benchmarks.replicas import Shared, Silence
@@ -91,6 +92,7 @@ class Results:
     pools: dict[str, dict[str, list[dict[str, float]]]] = field(default_factory=dict)
     memory: list[Beat] = field(default_factory=list)
     gaps: dict[str, list[Silence]] = field(default_factory=dict)
+    faults: list[faults.Row] = field(default_factory=list)
     control: list[Reading] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -133,6 +135,8 @@ def sections(results: Results) -> Iterable[tuple[str, str]]:
         yield "Memory per 10,000 entries", memory(results.memory)
     if results.gaps:
         yield "The longest silence of an entry after `kill -9`", gaps(results.gaps)
+    if results.faults:
+        yield "Through the same faults", faults.table(results.faults)
 
 
 def noise(control: Sequence[Reading]) -> str:
@@ -236,7 +240,11 @@ def gaps(measured: dict[str, list[Silence]]) -> str:
         [NAMES.get(label, label), f"{Spread.of(run.before for run in runs):.1f} s", silent(runs)]
         for label, runs in measured.items()
     ]
-    told = "Three real beats, entries due every second; the one that sends is killed. `>`: the watcher gave up waiting."
+    told = (
+        "Three real beats, entries due every second; the one that sends is killed. `>`: the watcher gave up waiting.\n"
+        "What the killed one had claimed and not sent, for which it must be hit within some milliseconds, is sent when\n"
+        "`lockbeat_claim_ttl` (5 s) is over."
+    )
     return f"{told}\n\n" + table(["", "before the kill", "after"], rows)
 
 
