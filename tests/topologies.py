@@ -92,6 +92,11 @@ class Trio:
             _, port = client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", NAME)
         return next(server for server in self.servers if server.port == int(port))
 
+    def all_name(self, server: Server) -> bool:
+        """Whether the election is over for each Sentinel: SENTINEL MASTERS names the old primary until then."""
+        told = [self._ask_sentinel(port, "MASTER") for port, _ in self.sentinels]
+        return all(int(facts[b"port"]) == server.port for facts in told)
+
     def fail_over(self, end: Callable[[Server], None] = lambda server: server.kill()) -> Server:
         """End the primary, and wait until another is the primary; return that."""
         old = self.primary()

@@ -98,6 +98,7 @@ def test_a_primary_that_was_replaced_unnoticed_is_left_before_the_sentinels_make
         wait_until(
             lambda: new.info().get("slave0", {}).get("state") == "online", message="the other replica follows it"
         )
+        wait_until(lambda: trio.all_name(new), message="the leader of the election names it to redis-py, too")
         old.resume()
         if refuses:
             lease = store.acquire("key", holder="a", ttl=600)
