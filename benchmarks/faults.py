@@ -17,7 +17,7 @@ expiries that are not 10 s, which no run here outlives. Messages are acknowledge
 
 What is counted, by rules that are the same for all (the functions below are pure, and tested):
 
-- missed: seconds in which an entry was due and not sent; doubled: sent as well as the one of its second;
+- missed: seconds in which an entry was due and not sent; doubled: sent though its second had been sent before;
 - overlapped: two bodies of one key at work at one moment, for more than 0.3 s. A frozen body is not at work, and one that
   was lost and thawed stops where its lock can be asked, at its next look;
 - lost: calls that were accepted and neither ended, nor were refused, nor stopped for the loss of their lock;
@@ -89,13 +89,20 @@ def without(span: Span, away: Iterable[Span]) -> float:
     return span[1] - span[0] - sum(max(0.0, min(span[1], end) - max(span[0], start)) for start, end in away)
 
 
+#: seconds by which a message may be late and still belong to the second in which it was due
+LATE = 2.0
+
+
 def twice(times: Sequence[float]) -> int:
-    """Count what came in the second of the one before: one that comes late belongs to the second in which it was due."""
+    """Count the messages for which there is no second: each takes the earliest one that nothing has been sent for."""
     found, second = 0, times[0] if times else 0.0
     for at in times[1:]:
-        passed = math.floor(at - second + 0.1)
-        found += passed < 1
-        second += max(0, passed)
+        if second + 1.0 > at + 0.1:
+            found += 1
+            continue
+        second += 1.0
+        if at - second > LATE:
+            second += math.floor(at - second)
     return found
 
 

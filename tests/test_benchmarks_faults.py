@@ -37,6 +37,15 @@ def test_a_message_that_comes_late_is_not_doubled_with_the_next():
     assert (beats(late).doubled, beats(late).lost) == (0, 0)
 
 
+def test_two_that_were_due_while_the_server_was_away_and_come_together_are_not_doubled():
+    assert beats([*SECONDS[:6], 8.05, 8.1, *SECONDS[8:]], away=[(6.1, 8.0)]).doubled == 0
+    assert beats([*SECONDS[:6], 8.05, 8.1, 8.15, *SECONDS[8:]], away=[(6.1, 8.0)]).doubled == 1
+
+
+def test_what_comes_twice_after_a_gap_is_doubled():
+    assert beats([*SECONDS[:4], 14.0, *(at for at in SECONDS[14:] for _ in "ab")]).doubled >= 3
+
+
 def test_what_was_due_while_the_server_was_away_is_not_missed():
     assert beats([at for at in SECONDS if not 5 <= at <= 8], away=[(4.5, 8.5)]).lost == 0
     assert without((4.0, 9.0), [(4.5, 8.5), (20.0, 30.0)]) == pytest.approx(1.0)
