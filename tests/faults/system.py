@@ -193,7 +193,8 @@ class Member:
 
     def _tell_why(self, process: Process, status: int) -> None:
         """It has ended by itself: a worker of Celery 5.7 does so when its Redis goes away at a bad moment."""
-        _, _, trace = process.log().rpartition("Unrecoverable error")
+        _, there, trace = process.log().rpartition("Unrecoverable error")
+        trace = trace.split("\n[")[0] if there else ""  # up to the next record: children that are left log on
         self.system.history.add(
             "fault",
             time.monotonic(),
