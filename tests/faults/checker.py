@@ -198,26 +198,27 @@ def runs(history: History) -> Iterator[Violation]:
 
 def _ended_again(history: History, message: Message, bodies: list[Body]) -> Iterator[Violation]:
     for before, after in pairwise([body for body in bodies if body.ended is not None]):
-        if before.state == "SUCCESS" and not _unheard(history, before):
+        if before.state == "SUCCESS" and not _unheard(history, message, before):
             text = f"run {message.run} of {message.entry} ended in {_told(before)}, and again in {_told(after)}"
             yield violation(
                 "doubled run", text, before.begun, after.ended or after.begun, about=(message.id, before.key)
             )
     for before in bodies:
         again = [body for body in bodies if before.over is not None and body.begun > before.over and body.ended is None]
-        if before.state == "SUCCESS" and again and not _unheard(history, before):
+        if before.state == "SUCCESS" and again and not _unheard(history, message, before):
             text = f"run {message.run} of {message.entry} was over, and {_told(again[0])} began all the same"
             yield violation("doubled run", text, before.begun, again[0].begun, about=(message.id, before.key))
 
 
-def _unheard(history: History, body: Body) -> bool:
+def _unheard(history: History, message: Message, body: Body) -> bool:
     """Whether the store may not have heard that this body has ended: it, or the way to it, was harmed at that time."""
     since, until = body.ended or body.begun, body.over or body.begun
+    ways = {"disk"} if history.setting["entries"][message.entry].get("in_memory") else {"store", "worker's store"}
     return any(
         # a release is not waited for until a replica has it
         fault.at < until + (1 if fault.kind.startswith("fail over") else 0)
         and fault.until + 1 > since
-        and ({"store", "worker's store"} & set(fault.harms) or body.pid in fault.frozen)
+        and (ways & set(fault.harms) or body.pid in fault.frozen)
         for fault in history.faults
     )
 

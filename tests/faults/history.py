@@ -108,7 +108,7 @@ class History:
     def setting(self) -> dict[str, Any]:
         """The first line: ``seed``, ``started`` and ``ended``, ``wall`` (what to add to get to the wall clock), ``claim_ttl``,
         ``slack``, ``grace``, and ``entries``: name -> ``every`` (seconds), ``marks`` (true: at marks of the clock),
-        ``kind`` (once, skip, early), ``key`` and ``ttl``."""
+        ``kind`` (once, skip, early), ``key``, ``ttl`` and ``in_memory`` (whose lock is in the memory store)."""
         return self.lines[0]
 
     @cached_property

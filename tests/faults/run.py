@@ -72,7 +72,10 @@ class Run:
             slack=SLACK,
             grace=GRACE,
             entries={
-                name: {each: told[each] for each in ("every", "marks", "kind", "key", "ttl")}
+                name: {
+                    **{each: told[each] for each in ("every", "marks", "kind", "key", "ttl")},
+                    "in_memory": told["task"] == "once_in_memory",
+                }
                 for name, told in ENTRIES.items()
             },
         )

@@ -338,6 +338,14 @@ def test_a_run_may_end_again_if_the_store_could_not_be_told_its_first_end(past):
     assert past.found() == set()
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_a_full_disk_keeps_the_end_of_a_run_from_the_memory_store_alone(past, in_memory):
+    past.body("k", "one-9", 9.6, 9.7)
+    past.fault(9.4, "full disk", "disk", until=9.55, harms=["disk"])
+    past.lines[0]["entries"]["one"]["in_memory"] = in_memory
+    assert past.found() == (set() if in_memory else {"doubled run"})
+
+
 # -- the rest ----------------------------------------------------------------------------------------------------------
 
 
