@@ -181,19 +181,19 @@ def main() -> int:
             except BaseException as failure:  # those of pytest, which the tests' servers raise, are no Exceptions
                 results.failed[name] = f"{type(failure).__name__}: {failure}"
             say(f"{name}: {time.monotonic() - started:.0f} s")
-            write(results, options.output)  # what there is, whatever comes
+            write(results, options.output, readme=options.readme)  # what there is, whatever comes
         run.control()
-    print(write(results, options.output))
-    if options.readme:
-        README.write_text(report.replace_block(README.read_text(), report.compact(results)))
+    print(write(results, options.output, readme=options.readme))
     return 1 if results.failed else 0
 
 
-def write(results: Results, directory: Path) -> str:
+def write(results: Results, directory: Path, *, readme: bool) -> str:
     told = report.markdown(results)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "benchmarks.md").write_text(told)
     (directory / "benchmarks.svg").write_text(report.svg(results))
+    if readme:
+        README.write_text(report.replace_block(README.read_text(), report.compact(results)))
     return told
 
 
