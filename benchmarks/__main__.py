@@ -22,10 +22,10 @@ from pathlib import Path
 from benchmarks import beat, control, faults, replicas, report, store
 from benchmarks.beat import DidNotFinishError, Load, Server
 from benchmarks.report import Beat, Results
+from benchmarks.telling import say, versions
 
 HERE = Path(__file__).parent
 README = HERE.parent / "README.md"
-PACKAGES = ("celery", "kombu", "redis", "celery-redbeat", "celery-once", "celery-singleton", "python-redis-lock")
 
 
 class Run:
@@ -133,22 +133,10 @@ SECTIONS: dict[str, Callable[[Run], None]] = {
 ASKED_FOR = ("faults",)
 
 
-def say(what: str) -> None:
-    print(what, file=sys.stderr, flush=True)
-
-
 def head(client, *, quick: bool) -> dict[str, str]:
-    versions = []
-    for package in PACKAGES:
-        try:
-            versions.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            versions.append(f"{package} is missing")
-    server = client.info("server")
-    named = server.get("valkey_version") or server["redis_version"]
     return {
         "date": f"{datetime.now(timezone.utc):%Y-%m-%d}" + (" (--quick: few and short rounds)" if quick else ""),
-        "versions": f"Python {platform.python_version()}, {', '.join(versions)}, Valkey {named}",
+        "versions": f"Python {platform.python_version()}, {versions(client)}",
         "machine": f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}",
         "load average at start": f"{os.getloadavg()[0]:.1f}",
     }

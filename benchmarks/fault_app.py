@@ -114,15 +114,22 @@ def work(key: str, call: int, seconds: float, still_mine: Callable[[], bool] = l
     witness.tell("end", key=key, call=call)
 
 
-#: label -> what makes its task; it imports the package
-LOCKS: dict[str, Callable[[], Any]] = {}
+@dataclass(frozen=True)
+class Lock:
+    """What makes the task, and imports the package for that."""
+
+    package: str
+    make: Callable[[], Any]
 
 
-def lock(label: str) -> Callable[[Callable[[], Any]], None]:
-    return lambda make: LOCKS.__setitem__(label, make)
+LOCKS: dict[str, Lock] = {}
 
 
-@lock("LockedTask")
+def lock(label: str, package: str) -> Callable[[Callable[[], Any]], None]:
+    return lambda make: LOCKS.__setitem__(label, Lock(package, make))
+
+
+@lock("LockedTask", "celery_lockbeat")
 def locked_task() -> Any:
     from celery_lockbeat import LockedTask, current_lock
 
@@ -146,8 +153,8 @@ def once(**options: Any) -> Any:
     return run
 
 
-lock("celery-once")(once)
-lock("celery-once, a timeout of 10 s")(lambda: once(timeout=int(LONG_ENOUGH)))
+lock("celery-once", "celery_once")(once)
+lock("celery-once, a timeout of 10 s", "celery_once")(lambda: once(timeout=int(LONG_ENOUGH)))
 
 
 def singleton(**options: Any) -> Any:
@@ -160,8 +167,8 @@ def singleton(**options: Any) -> Any:
     return run
 
 
-lock("celery-singleton")(singleton)
-lock("celery-singleton, an expiry of 10 s")(lambda: singleton(lock_expiry=int(LONG_ENOUGH)))
+lock("celery-singleton", "celery_singleton")(singleton)
+lock("celery-singleton, an expiry of 10 s", "celery_singleton")(lambda: singleton(lock_expiry=int(LONG_ENOUGH)))
 
 
 def in_the_body(make: Callable[[redis.Redis, str], Any], asks: str | None = None) -> Any:
@@ -187,17 +194,19 @@ def redis_lock(client: redis.Redis, key: str, **options: Any) -> Any:
     return redis_lock.Lock(client, key, **options)
 
 
-lock("python-redis-lock")(lambda: in_the_body(redis_lock))
-lock("python-redis-lock, renewed")(
+lock("python-redis-lock", "redis_lock")(lambda: in_the_body(redis_lock))
+lock("python-redis-lock, renewed", "redis_lock")(
     lambda: in_the_body(lambda client, key: redis_lock(client, key, expire=int(TTL), auto_renewal=True))
 )
-lock("redis-py's Lock, a timeout of 2 s")(lambda: in_the_body(lambda client, key: client.lock(key, timeout=TTL)))
-lock("redis-py's Lock, 10 s, owned() at each step")(
+lock("redis-py's Lock, a timeout of 2 s", "redis")(
+    lambda: in_the_body(lambda client, key: client.lock(key, timeout=TTL))
+)
+lock("redis-py's Lock, 10 s, owned() at each step", "redis")(
     lambda: in_the_body(lambda client, key: client.lock(key, timeout=LONG_ENOUGH), asks="owned")
 )
 
 if told.get("lock"):
-    run = LOCKS[told["lock"]]()
+    run = LOCKS[told["lock"]].make()
 
 
 def call_on() -> None:

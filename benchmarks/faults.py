@@ -39,11 +39,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -57,12 +57,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from servers import Server, wait_until  # noqa: E402
 
 from benchmarks.fault_app import BEATS, EVERY, LOCKS, SHORT, VISIBLE  # noqa: E402
+from benchmarks.telling import say, table, versions  # noqa: E402
 
 #: seconds that two bodies may seem to be at work at once, or a message come early after a late one
 GRACE = 0.3
 #: seconds from one fault to the next
 SETTLE_BEATS, SETTLE_TASKS = 6.0, 3.0
-PACKAGES = ("celery", "redis", "celery-redbeat", "celery-once", "celery-singleton", "python-redis-lock")
+#: seconds by which a message may be late and still belong to the second in which it was due
+LATE = 3.0
 
 Span = tuple[float, float]
 
@@ -90,10 +92,6 @@ class Row:
 def without(span: Span, away: Iterable[Span]) -> float:
     """Return how long a span is, without the spans in which the server was away."""
     return span[1] - span[0] - sum(max(0.0, min(span[1], end) - max(span[0], start)) for start, end in away)
-
-
-#: seconds by which a message may be late and still belong to the second in which it was due
-LATE = 3.0
 
 
 def twice(times: Sequence[float]) -> int:
@@ -183,13 +181,6 @@ def judge_tasks(label: str, faults: int, history: History) -> Row:
         ends[body.call] += body.ended
         by_key[body.key].append(body)
     answered = calls["refused"] | calls["stopped"] | {call for call, number in ends.items() if number}
-    longest, still = 0.0, False
-    for ours in by_key.values():
-        last = max(ours[0].start, history.watched[0])
-        for start, end in sorted(span for body in ours for span in body.work(history.frozen, over)):
-            longest, still = max((longest, still), (without((last, min(start, over)), history.away), False))
-            last = max(last, end)
-        longest, still = max((longest, still), (without((min(last, over), over), history.away), True))
     overlapped = sum(
         min(one[1], other[1]) - max(one[0], other[0]) > GRACE
         for ours in by_key.values()
@@ -197,8 +188,19 @@ def judge_tasks(label: str, faults: int, history: History) -> Row:
         for one in a.work(history.frozen, over)
         for other in b.work(history.frozen, over)
     )
-    lost = len(calls["sent"] - answered)
-    return Row(label, faults, len(bodies), lost, sum(n > 1 for n in ends.values()), overlapped, longest, still)
+    lost, doubled = len(calls["sent"] - answered), sum(number > 1 for number in ends.values())
+    longest, still = max((longest_gap(ours, history) for ours in by_key.values()), default=(0.0, False))
+    return Row(label, faults, len(bodies), lost, doubled, overlapped, longest, still)
+
+
+def longest_gap(bodies: Sequence[Body], history: History) -> tuple[float, bool]:
+    """Return the longest time in which none of a key's bodies was at work, and whether it lasted until the end."""
+    begun, over = history.watched
+    worked, gaps = max(bodies[0].start, begun), []
+    for start, end in sorted(span for body in bodies for span in body.work(history.frozen, over)):
+        gaps.append((without((worked, min(start, over)), history.away), False))
+        worked = max(worked, end)
+    return max([*gaps, (without((min(worked, over), over), history.away), True)])
 
 
 # -- the worlds --------------------------------------------------------------------------------------------------------
@@ -211,24 +213,30 @@ class World:
         self.broker, self.witness = servers.enter_context(Server()), servers.enter_context(Server())
         self.locks = servers.enter_context(Server(persistent=True))
         self._told = {"broker": self.broker.url, "locks": self.locks.url, "witness": self.witness.url, **told}
-        self._commands: dict[str, list[str]] = {}
-        self._settings: dict[str, str] = {}
+        #: how each process is started: its command, and what it is told
+        self._how: dict[str, tuple[list[str], str]] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._over = threading.Event()
         self.away: list[Span] = []
 
     def start(self, name: str, *arguments: str, **told: str) -> None:
-        self._commands[name] = [sys.executable, "-m", *arguments]
-        self._settings[name] = json.dumps({**self._told, **told})
+        self._how[name] = [sys.executable, "-m", *arguments], json.dumps({**self._told, **told})
         self._begin(name)
 
+    def end(self, name: str) -> None:
+        """End a process for good."""
+        process = self.processes.pop(name)
+        process.kill()
+        process.wait()
+
     def _begin(self, name: str) -> None:
+        command, told = self._how[name]
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
         with Path(self.broker.directory, f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                self._commands[name],
+                command,
                 cwd=self.broker.directory,
-                env={**os.environ, "PYTHONPATH": path, "LOCKBEAT_FAULTS": self._settings[name]},
+                env={**os.environ, "PYTHONPATH": path, "LOCKBEAT_FAULTS": told},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -236,7 +244,7 @@ class World:
 
     def supervise(self) -> None:
         while not self._over.wait(0.1):
-            for name in [name for name, process in self.processes.items() if process.poll() is not None]:
+            for name in [name for name, process in list(self.processes.items()) if process.poll() is not None]:
                 if self._over.wait(1.0):
                     return
                 self._begin(name)
@@ -299,7 +307,7 @@ def run_beats(label: str, rounds: int, seed: int) -> Row:
     beat = BEATS[label]
     sent: dict[str, list[float]] = defaultdict(list)
     pids: list[int] = []
-    ids: list[str] = []
+    ids: Counter[str] = Counter()
     over = threading.Event()
     chance = random.Random(seed)
     with world(beat=label) as made, redis.Redis.from_url(made.broker.url) as client:
@@ -310,7 +318,7 @@ def run_beats(label: str, rounds: int, seed: int) -> Row:
                     headers = json.loads(message)["headers"]
                     if headers["id"] not in ids:
                         sent[headers["argsrepr"]].append(time.monotonic())
-                    ids.append(headers["id"])
+                    ids[headers["id"]] += 1
                     pids.append(int(headers["origin"].removeprefix("gen").split("@")[0]))
 
         def sender() -> int:
@@ -352,7 +360,7 @@ def run_beats(label: str, rounds: int, seed: int) -> Row:
             over.set()
             watcher.join()
     known = {entry: [at for at in times if watched[0] <= at <= watched[1]] for entry, times in sent.items()}
-    return replace(judge_beats(label, number, known, watched, made.away), copies=len(ids) - len(set(ids)))
+    return replace(judge_beats(label, number, known, watched, made.away), copies=ids.total() - len(ids))
 
 
 def run_tasks(label: str, rounds: int, seed: int) -> Row:
@@ -403,9 +411,8 @@ def run_tasks(label: str, rounds: int, seed: int) -> Row:
 
         for name in "ab":
             made.start(f"worker-{name}", *worker(name))
-        caller = f"caller-{label}"
+        made.start("caller", "benchmarks.fault_app")
         try:
-            made.start(caller, "benchmarks.fault_app")
             wait_until(lambda: len(read()) > 3 * len(made.processes), 60, f"{label} runs")
             begun = time.monotonic()
             faults = {
@@ -420,7 +427,7 @@ def run_tasks(label: str, rounds: int, seed: int) -> Row:
             number = strike(faults, rounds, seed, SETTLE_TASKS)
             history.watched = (begun, time.monotonic())
         finally:
-            quiet(made, caller)
+            made.end("caller")
         # what a dead worker had is given to one that starts, once the broker's visibility timeout is over; and billiard gives
         # a killed child's run up for lost after ten seconds
         time.sleep(VISIBLE + 1.0)
@@ -436,54 +443,41 @@ def worker(name: str) -> list[str]:
     return f"celery -A benchmarks.fault_app worker -n {name}@faults -P prefork -c 4 -l INFO".split()
 
 
-def quiet(made: World, caller: str) -> None:
-    process = made.processes.pop(caller, None)
-    if process is not None:
-        process.kill()
-        process.wait()
-
-
 # -- the report --------------------------------------------------------------------------------------------------------
 
 
-def table(rows: Sequence[Row]) -> str:
-    """Write both tables, as Markdown."""
-    lines = [
-        "|  | faults | sent | missed | doubled | copies | longest gap |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    lines += [
-        f"| {row.label} | {row.faults} | {row.did:,} | {row.lost:,} | {row.doubled:,} | {row.copies:,} | {gap(row)} |"
-        for row in rows
-        if row.overlapped is None
-    ]
-    lines += ["", "|  | faults | runs | lost | doubled | overlapped | longest gap |"]
-    lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
+def tables(rows: Sequence[Row]) -> str:
+    """Write what beats and what locks did, as Markdown."""
+    beats, locks = [], []
     for row in rows:
-        if row.overlapped is not None:
-            counts = f"{row.faults} | {row.did:,} | {row.lost:,} | {row.doubled:,} | {row.overlapped:,}"
-            lines.append(f"| {row.label} | {counts} | {gap(row)} |")
-    return "\n".join(lines)
+        if row.overlapped is None:
+            counts = (row.faults, row.did, row.lost, row.doubled, row.copies)
+            beats.append([row.label, *(f"{count:,}" for count in counts), gap(row)])
+        else:
+            counts = (row.faults, row.did, row.lost, row.doubled, row.overlapped)
+            locks.append([row.label, *(f"{count:,}" for count in counts), gap(row)])
+    return "\n\n".join(
+        [
+            table(["", "faults", "sent", "missed", "doubled", "copies", "longest gap"], beats),
+            table(["", "faults", "runs", "lost", "doubled", "overlapped", "longest gap"], locks),
+        ]
+    )
 
 
 def gap(row: Row) -> str:
     return f"{'>' if row.open else ''}{row.gap:.1f} s"
 
 
-def say(what: str) -> None:
-    print(what, file=sys.stderr, flush=True)
-
-
 def measure(rounds: int, seed: int, only: Sequence[str] = ()) -> Iterator[Row]:
-    for labels, one in ((BEATS, run_beats), (LOCKS, run_tasks)):
-        for label in labels:
-            if only and not any(part.lower() in label.lower() for part in only):
-                continue
-            say(label)
-            try:
-                yield one(label, rounds, seed)
-            except (ImportError, PackageNotFoundError) as missing:
-                say(f"  NOT MEASURED: {missing}")
+    wanted = [(label, run_beats) for label in BEATS] + [(label, run_tasks) for label in LOCKS]
+    for label, one in wanted:
+        if only and not any(part.lower() in label.lower() for part in only):
+            continue
+        if label in LOCKS and find_spec(LOCKS[label].package) is None:
+            say(f"NOT MEASURED, for {LOCKS[label].package} is missing: {label}")
+            continue
+        say(label)
+        yield one(label, rounds, seed)
 
 
 def main() -> None:
@@ -493,14 +487,12 @@ def main() -> None:
     parser.add_argument("--only", default="", help="parts of variants' names, separated by commas")
     options = parser.parse_args()
     rows = list(measure(options.rounds, options.seed, [part for part in options.only.split(",") if part]))
+    print(tables(rows))
     with Server() as server, server.client() as client:
-        told = client.info("server")
-    versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
-    print(table(rows))
-    print(
-        f"\n{datetime.now(timezone.utc):%Y-%m-%d}, seed {options.seed}, {options.rounds} rounds of each fault; {versions}, "
-        f"Valkey {told.get('valkey_version', told['redis_version'])}; a key is called every {EVERY} s"
-    )
+        print(
+            f"\n{datetime.now(timezone.utc):%Y-%m-%d}, seed {options.seed}, {options.rounds} rounds of each fault; "
+            f"{versions(client)}; a key is called every {EVERY} s"
+        )
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from benchmarks.beat import Load, Measured
 from benchmarks.control import Reading
 from benchmarks.replicas import Shared, Silence
 from benchmarks.store import Pairs
+from benchmarks.telling import table
 
 NAMES = {"lockbeat": "celery-lockbeat", "redbeat": "RedBeat", "celery": "celery's beat", "bare": "bare send loop"}
 COLOURS = {"lockbeat": "#0b6e4f", "redbeat": "#c0392b", "celery": "#8e5a00", "bare": "#5b6b7b", "due": "#9aa5b1"}
@@ -100,11 +101,6 @@ class Results:
         return next((each for each in self.beats if (each.name, each.load.entries) == (name, entries)), None)
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def markdown(results: Results, chart: str = "benchmarks.svg") -> str:
     parts = [
         "# Measured",
@@ -136,7 +132,7 @@ def sections(results: Results) -> Iterable[tuple[str, str]]:
     if results.gaps:
         yield "The longest silence of an entry after `kill -9`", gaps(results.gaps)
     if results.faults:
-        yield "Through the same faults", faults.table(results.faults)
+        yield "Through the same faults", faults.tables(results.faults)
 
 
 def noise(control: Sequence[Reading]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.faults import Body, History, Row, judge_beats, judge_tasks, table, without
+from benchmarks.faults import Body, History, Row, judge_beats, judge_tasks, tables, without
 
 SECONDS = [float(second) for second in range(1, 20)]
 
@@ -118,7 +118,7 @@ def test_a_key_under_which_nobody_works_is_an_orphan_as_long_as_that_lasts():
 
 
 def test_the_tables_show_what_was_counted():
-    text = table([Row("beat", 6, 1234, 5, 6, None, 7.89, True), Row("lock", 7, 99, 1, 2, 3, 4.0)])
+    text = tables([Row("beat", 6, 1234, 5, 6, None, 7.89, True), Row("lock", 7, 99, 1, 2, 3, 4.0)])
     assert "| beat | 6 | 1,234 | 5 | 6 | 0 | >7.9 s |" in text
     assert "| lock | 7 | 99 | 1 | 2 | 3 | 4.0 s |" in text
     assert Body("k", 1, 2, 0.0).work([], 5.0) == [(0.0, 5.0)]
