@@ -74,10 +74,13 @@ class Trio:
 
     def _know_each_other(self) -> bool:
         try:
-            facts = [self._ask_sentinel(port, "MASTER") for port, _ in self.sentinels]
+            facts = self._ask_each("MASTER")
         except redis.RedisError:
             return False
         return all(each[b"num-other-sentinels"] == b"2" and each[b"num-slaves"] == b"2" for each in facts)
+
+    def _ask_each(self, what: str) -> list[dict[bytes, bytes]]:
+        return [self._ask_sentinel(port, what) for port, _ in self.sentinels]
 
     @staticmethod
     def _ask_sentinel(port: int, what: str) -> dict[bytes, bytes]:
@@ -94,8 +97,7 @@ class Trio:
 
     def all_name(self, server: Server) -> bool:
         """Whether the election is over for each Sentinel: SENTINEL MASTERS names the old primary until then."""
-        told = [self._ask_sentinel(port, "MASTER") for port, _ in self.sentinels]
-        return all(int(facts[b"port"]) == server.port for facts in told)
+        return all(int(facts[b"port"]) == server.port for facts in self._ask_each("MASTER"))
 
     def fail_over(self, end: Callable[[Server], None] = lambda server: server.kill()) -> Server:
         """End the primary, and wait until another is the primary; return that."""

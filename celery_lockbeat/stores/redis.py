@@ -110,9 +110,9 @@ class ServerFacts:
     """What a server tells about itself, to those who look for trouble before it comes.
 
     ``info`` is its answer to INFO, empty where that is not permitted, and ``save`` its setting, None likewise.
-    ``clock_ahead`` is by how much the wall clock of this host is ahead of its own; ``round_trips`` are seconds. ``refused`` are the commands that the store needs and may not use, by what was tried on which key, and
-    ``failing`` those that failed for another reason, each with the server's words. ``asks_cluster``: whether the client
-    knows clusters.
+    ``clock_ahead`` is by how much the wall clock of this host is ahead of its own; ``round_trips`` are seconds. ``refused``
+    are the commands that the store needs and may not use, by what was tried on which key, and ``failing`` those that
+    failed for another reason, each with the server's words. ``asks_cluster``: whether the client knows clusters.
     """
 
     address: str

@@ -273,8 +273,9 @@ def _unframed(answer: Any, request: Request, told: int) -> Any:
     raise LostConnection(f"an answer is to another request: {answer}")
 
 
-def _lacks_replicas(answer: ResponseError) -> bool:
-    return str(answer).startswith("NOREPLICAS ")
+def _lacks_replicas(answer: Any) -> bool:
+    refused = isinstance(answer, ResponseError) and str(answer).startswith("NOREPLICAS ")
+    return refused or isinstance(answer, TooFewReplicas)
 
 
 def _for_now(answer: Any) -> bool:
@@ -422,7 +423,7 @@ class Servers:
 
     def _ask_again(self, each: int, call: Call, answer: Any, progress: _Progress) -> bool:
         """Whether another answer may come; learn from this one where to ask, and how."""
-        if isinstance(answer, TooFewReplicas) or (isinstance(answer, ResponseError) and _lacks_replicas(answer)):
+        if _lacks_replicas(answer):
             self._doubt()
         if not isinstance(answer, Exception) or isinstance(answer, TooFewReplicas):
             return False

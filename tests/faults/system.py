@@ -406,8 +406,8 @@ class Elected:
         for sentinel in self.sentinels:
             with contextlib.suppress(redis.RedisError):
                 facts = sentinel.execute_command("SENTINEL", "MASTER", NAME)
-                told.append((int(facts["config-epoch"]), int(facts["port"]), facts["flags"]))
-        _, port, _ = max(told)
+                told.append((int(facts["config-epoch"]), int(facts["port"])))
+        _, port = max(told)
         return next(server for server in self.servers if server.port == port)
 
     def is_doubted(self) -> bool:
