@@ -11,7 +11,6 @@ import logging
 import os
 import socket
 import sys
-import uuid
 from collections.abc import Mapping
 from datetime import datetime, timezone
 from typing import Any, Final, TextIO
@@ -38,6 +37,8 @@ EVENTS: Final[Mapping[str, tuple[int, bool]]] = {
     "driver_fallback": (logging.ERROR, False),
 }
 
+_SIGNALS: Final = {event: getattr(signals, event) for event in EVENTS}
+
 #: Logged whatever ``lock_logging`` says: a run outside of its store must never go unseen.
 _ALWAYS: Final = frozenset({"driver_fallback"})
 
@@ -48,7 +49,7 @@ class Story:
     __slots__ = ("_logging", "_sender", "execution_id", "fields")
 
     def __init__(self, sender: Any, logging: str | bool, **fields: Any) -> None:
-        self.execution_id = str(uuid.uuid4())
+        self.execution_id = os.urandom(16).hex()
         self.fields = fields
         self._sender = sender
         self._logging = logging
@@ -56,9 +57,10 @@ class Story:
     def emit(self, event: str, **details: Any) -> None:
         """Log an event, as far as ``lock_logging`` asks for it, and send its Signal."""
         level, verbose = EVENTS[event]
-        wanted = self._logging == "verbose" or (self._logging and not verbose) or event in _ALWAYS
-        logs = wanted and events_logger.isEnabledFor(level)
-        signal = getattr(signals, event)
+        signal = _SIGNALS[event]
+        logs = events_logger.isEnabledFor(level) and (
+            self._logging == "verbose" or (self._logging and not verbose) or event in _ALWAYS
+        )
         if not logs and not signal.receivers:
             return
         given = {"event": event, "execution_id": self.execution_id, **self.fields, **details}

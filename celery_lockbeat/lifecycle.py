@@ -28,7 +28,7 @@ from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import LockbeatError
 from celery_lockbeat.stores import stores_of
 
-__all__ = ["events_wanted", "forget", "note", "orphaned", "stopping"]
+__all__ = ["events_wanted", "forget", "note", "orphaned", "stopping", "this_process"]
 
 logger: Final = logging.getLogger("celery_lockbeat")
 
@@ -44,6 +44,18 @@ ROOM: Final = 32 * 1024
 
 #: Set while a worker in this process shuts down. A prefork child is not told; its parent waits for it.
 stopping: Final = threading.Event()
+
+
+class _Process:
+    """The process that this is. It knows its pid; to ask the system for it is a call, six times a run."""
+
+    __slots__ = ("pid",)
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+
+
+this_process: Final = _Process()
 
 
 # -- the child ---------------------------------------------------------------------------------------------------------
@@ -294,11 +306,12 @@ def _in_the_parent() -> None:
 
 def _in_the_child() -> None:
     global _parent, _page, _parents_pid
+    this_process.pid = os.getpid()
     parent, _parent, _page, _parents_pid = _parent, None, None, None
     if parent is None or parent.next is None:
         return
     _page, _parents_pid = parent.next, parent.pid
-    _page.pid = os.getpid()
+    _page.pid = this_process.pid
     for other in parent.pages:
         other.close()
 

@@ -12,7 +12,6 @@ guard its writes with ``token``.
 from __future__ import annotations
 
 import logging
-import os
 import random
 import socket
 import threading
@@ -29,7 +28,7 @@ from celery_lockbeat.abort import Abort
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.events import Story
 from celery_lockbeat.exceptions import LockLost, LockNotAcquired, StoreUnavailable, UnreadableKey
-from celery_lockbeat.lifecycle import forget, note, stopping
+from celery_lockbeat.lifecycle import forget, note, stopping, this_process
 from celery_lockbeat.options import MARGIN, LockOptions, check_key
 from celery_lockbeat.renewal import renewer_of
 from celery_lockbeat.stores import Finished, Held, Lease, Store, Stores, stores_of
@@ -75,7 +74,7 @@ class Lock:
         story = Story(self, resolved.logging, kind=None)
         stores = stores_of(app)
         stores.options.check_timeouts(resolved, owner=f"Lock({key!r})")
-        self._prepare(key, resolved, stores, story, description=f"{socket.gethostname()} {os.getpid()}")
+        self._prepare(key, resolved, stores, story, description=f"{socket.gethostname()} {this_process.pid}")
 
     @classmethod
     def of_run(
@@ -124,7 +123,7 @@ class Lock:
         self._abort: Abort | None = None
         #: the store that may hold something for us, which nobody else would end before its ttl
         self._unsettled: Store | None = None
-        self._pid = os.getpid()
+        self._pid = this_process.pid
         # The owner and the renewer both may find that the lock is lost; one of them says so.
         self._mutex = threading.Lock()
         self._told = False  # the loss
@@ -151,7 +150,7 @@ class Lock:
     @property
     def remaining(self) -> float:
         """Seconds for which the lock is surely ours without another renewal; 0.0 when it is not ours."""
-        if self._state != "held" or self._pid != os.getpid():
+        if self._state != "held" or self._pid != this_process.pid:
             return 0.0
         return max(0.0, self._trusted_until - monotonic())
 
@@ -183,7 +182,7 @@ class Lock:
         finally:
             _current.reset(self._outer)
             released = self.release()
-        if not released and exc is None and self._options.on_lost != "warn" and self._pid == os.getpid():
+        if not released and exc is None and self._options.on_lost != "warn" and self._pid == this_process.pid:
             raise LockLost(f"lock {self.key!r} was lost before the block ended")
 
     def arm(self) -> None:
@@ -233,7 +232,7 @@ class Lock:
         its other tries, earlier and later. ``hold``: honour ``hold_at_least``. A store that does not answer now changes nothing: the lock was ours until here, and its lease
         runs out by itself.
         """
-        if self._state not in ("held", "lost") or self._pid != os.getpid():
+        if self._state not in ("held", "lost") or self._pid != this_process.pid:
             return False
         assert self.lease is not None  # held or lost  # noqa: S101
         renewer_of(self._store).discard(self)
@@ -272,7 +271,7 @@ class Lock:
     def abandon(self) -> None:
         """Stop renewing, and free whatever the store may hold for us: when ``acquire`` or ``release`` did not return."""
         store = self._unsettled
-        if store is None or self._pid != os.getpid():
+        if store is None or self._pid != this_process.pid:
             return
         if self._state == "held":
             renewer_of(store).discard(self)
@@ -334,7 +333,7 @@ class Lock:
         self.next_action = min(started + interval, self._trusted_until) if self.auto_extend else self._trusted_until
 
     def _trusted(self) -> bool:
-        return self._pid == os.getpid() and monotonic() < self._trusted_until
+        return self._pid == this_process.pid and monotonic() < self._trusted_until
 
     # -- what the renewer finds out ------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ import abc
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
 from celery_lockbeat.exceptions import StoreUnavailable
 
@@ -64,8 +64,7 @@ OVERDUE_AT_ONCE: Final = 100
 LISTED_AT_MOST: Final = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(NamedTuple):
     """A granted lock: what its owner needs to extend or to release it.
 
     ``holder`` is unique per execution, ``run`` names what is executed (None: nothing to remember), ``whole`` what that is

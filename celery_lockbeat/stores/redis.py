@@ -18,6 +18,7 @@ import time
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, Final
 from urllib.parse import quote, unquote
 
@@ -46,7 +47,18 @@ from celery_lockbeat.stores.base import (
     Store,
     StoredEntry,
 )
-from celery_lockbeat.stores.servers import SLOTS, Call, Cluster, Node, Request, Script, info_of, open_servers, why
+from celery_lockbeat.stores.servers import (
+    SLOTS,
+    Call,
+    Cluster,
+    Node,
+    Request,
+    Script,
+    info_of,
+    open_servers,
+    to_word,
+    why,
+)
 
 __all__ = ["RedisStore", "ServerFacts"]
 
@@ -170,7 +182,7 @@ class RedisStore(Store):
         within = min(ttl, self._servers.time_allowed)  # a later answer grants nothing
         for _ in range(2):
             asked = monotonic()
-            args = (*fixed, self._waits_until(asked, within))
+            args = (*fixed, str(self._waits_until(asked, within)))
             answer = self._call(self._acquire, keys, args, replicated=True, within=within)
             if isinstance(answer, int):
                 self._seen = (asked, answer // 1000)
@@ -252,7 +264,7 @@ class RedisStore(Store):
         if self._seen is None:
             return 0
         then, server_ms = self._seen
-        return server_ms + _ms((asked - then) * 1.01 + within)
+        return server_ms + math.ceil(((asked - then) * 1.01 + within) * 1000)
 
     def join(self, app: str, replica: str, *, cold_start: float | None = None) -> Joined:
         names = ("replicas", "listing", "cold_start", f"names:{_plain(replica)}")
@@ -553,9 +565,9 @@ class RedisStore(Store):
         within: float | None = None,
     ) -> Any:
         """Call a script on keys of an app's beats; those that hold another type are renamed, and count as lost."""
-        keys = self._beat_keys(app, *names)
+        keys, words = self._beat_keys(app, *names), tuple(map(to_word, args))
         try:
-            return self._call(script, keys, tuple(args), replicated=replicated, within=within)
+            return self._call(script, keys, words, replicated=replicated, within=within)
         except StoreUnavailable as exc:
             if not isinstance(exc.__cause__, ResponseError) or "WRONGTYPE" not in str(exc.__cause__):
                 raise
@@ -569,7 +581,7 @@ class RedisStore(Store):
                 *(_text(key), _text(kind), app),
             )
         # whatever of it was carried out before it failed, it can be repeated
-        return self._call(script, keys, tuple(args), replicated=replicated, within=within)
+        return self._call(script, keys, words, replicated=replicated, within=within)
 
     def _tell_unreadable(self, app: str, unreadable: Sequence[bytes]) -> None:
         for entry, begins in zip(unreadable[::2], unreadable[1::2], strict=True):
@@ -593,7 +605,7 @@ class RedisStore(Store):
         self,
         script: Script,
         keys: tuple[str, ...],
-        args: tuple[Any, ...],
+        args: tuple[str, ...],
         *,
         replicated: bool = False,
         within: float | None = None,
@@ -641,17 +653,20 @@ def _text(text: bytes) -> str:
     return shown if shown.isprintable() else "".join(char if char.isprintable() else "?" for char in shown)
 
 
-def _ms(seconds: float) -> int:
+@lru_cache(maxsize=256)  # they are few: a task's ttl, and that of what is remembered
+def _ms(seconds: float) -> str:
     """Round up: a lease must not end before its holder expects."""
-    return math.ceil(min(seconds, LONGEST) * 1000)
+    return str(math.ceil(min(seconds, LONGEST) * 1000))
 
 
 def _digits(token: int) -> str:
     return f"{token:016d}"
 
 
-def _readable(text: str) -> bytes:
-    return text.encode("utf-8", "backslashreplace")[:LONGEST_DESCRIPTION]
+def _readable(text: str) -> str:
+    if text.isascii():
+        return text[:LONGEST_DESCRIPTION]
+    return to_word(text.encode("utf-8", "backslashreplace")[:LONGEST_DESCRIPTION])
 
 
 def _exact(text: str) -> bytes:

@@ -15,10 +15,10 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.resources import files
 from itertools import count
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import unquote, urlsplit
 
 import redis
@@ -94,6 +94,12 @@ end
 return {asked, answer}
 """
 
+#: Bytes that are read at once of an answer that is expected to be short; Python has memory of up to 512 at hand.
+AT_ONCE: Final = 256
+
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
+
 #: Of the requests of this process: next() is atomic.
 _numbers: Final = count(1)
 
@@ -119,19 +125,22 @@ class Script:
 
 
 class Call(NamedTuple):
-    """One script to run; all its keys have one hash tag."""
+    """One script to run; all its keys have one hash tag. A lone surrogate in a word stands for a byte, as in file names."""
 
     script: Script
     keys: tuple[str, ...]
-    args: tuple[Any, ...]
+    args: tuple[str, ...]
     #: the token that this gives back, which tells with a minus that it is done; 0: it gives back none
     released: int = 0
 
+    def packed(self, number: int, *, with_source: bool = False) -> bytes:
+        """Return what is sent for it, if its answer is to bear ``number``."""
+        words = (str(len(self.keys)), *self.keys, *self.args, str(number))
+        return b"*%d\r\n%b%b" % (len(words) + 2, self.script.packed[with_source], _packed(words))
+
     def request(self, number: int, *, with_source: bool = False) -> Request:
-        """Return what is sent for it."""
-        words = (len(self.keys), *self.keys, *self.args, number)
-        packed = b"*%d\r\n%b%b" % (len(words) + 2, self.script.packed[with_source], _packed(words))
-        return Request(packed, number, self.released, with_source)
+        """Return the same, with what is known of its answer."""
+        return Request(self.packed(number, with_source=with_source), number, self.released, with_source)
 
 
 class Request(NamedTuple):
@@ -146,20 +155,148 @@ class Request(NamedTuple):
     @classmethod
     def of(cls, *words: str | bytes | int, number: int | None = None) -> Request:
         """Make one of a command that is no script of ours."""
-        return cls(b"*%d\r\n%b" % (len(words), _packed(words)), number)
+        texts = [word if isinstance(word, bytes) else str(word).encode() for word in words]
+        return cls(b"*%d\r\n%b" % (len(texts), _packed_bytes(texts)), number)
 
 
-def _packed(words: Iterable[str | bytes | int]) -> bytes:
-    # redis-py's packing asks more questions of each word: 8 us for a script's, against 3
-    parts: list[bytes] = []
-    for word in words:
-        text = word.encode() if isinstance(word, str) else b"%d" % word if isinstance(word, int) else word
-        parts += (b"$%d\r\n" % len(text), text, b"\r\n")
-    return b"".join(parts)
+def _packed(words: Sequence[str]) -> bytes:
+    # redis-py's packing asks many questions of each word: 8 us for a script's, against 2
+    text = "".join([f"${len(word)}\r\n{word}\r\n" for word in words])
+    return text.encode() if text.isascii() else _packed_bytes([to_bytes(word) for word in words])
+
+
+def _packed_bytes(words: Iterable[bytes]) -> bytes:
+    return b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
+
+
+def to_bytes(word: str) -> bytes:
+    """Return what is sent for a word of a Call."""
+    return word.encode("utf-8", "surrogateescape")
+
+
+def to_word(word: str | bytes | int) -> str:
+    """Return a word of a Call for this."""
+    return word.decode("utf-8", "surrogateescape") if isinstance(word, bytes) else str(word)
 
 
 class TooFewReplicas(Exception):  # noqa: N818  as the exceptions of the package are named
     """Raised when fewer replicas than asked for have confirmed a write; ``args`` has their number."""
+
+
+class _Line:
+    """One connection of redis-py's to a server."""
+
+    __slots__ = ("connection", "timeout", "told")
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        #: seconds that it waits for an answer; None: it is not connected
+        self.timeout: float | None = None
+        #: the last token that it told: they only grow, or the server's clock was set back, and then it is asked again
+        self.told = 0
+
+    def open(self, timeout: float) -> None:
+        """Be connected, and wait for so many seconds from now on. Raises RedisError and OSError."""
+        connection = self.connection
+        connection.socket_timeout = connection.socket_connect_timeout = timeout
+        if self.timeout is None:
+            connection.connect()  # sending would do it too, but not ask the Sentinels (redis-py 8.1)
+        else:
+            connection._sock.settimeout(timeout)
+        self.timeout = timeout
+
+    def close(self) -> None:
+        """Disconnect: whatever is still to be read is read by nobody."""
+        self.timeout, self.told = None, 0
+        self.connection.disconnect()
+
+    def ask(self, call: Call) -> Any:
+        """Run one script; return its answer, or its refusal. Raises RedisError and OSError for none.
+
+        The usual answer is a lone number. To read it takes redis-py longer than all else that is done for it here.
+        """
+        number = next(_numbers)
+        if self.connection.health_check_interval:
+            return self.converse((call.request(number),))[0]
+        sock = self.connection._sock
+        sock.sendall(call.packed(number))
+        read = sock.recv(AT_ONCE)
+        if read[:1] == b":" and read.find(b"\r\n") == len(read) - 2 > 0:
+            answer = int(read[1:-2])
+        else:
+            answer = self._answer_from(read)
+        return self._ours(answer, number, call.released)
+
+    def converse(self, requests: Sequence[Request]) -> list[Any]:
+        """Send requests, and read as many answers; a refusal is an answer too. Raises RedisError and OSError for none."""
+        self.connection.send_packed_command((b"".join([request.packed for request in requests]),))
+        return [
+            self._ours(self._answer(), number, released, with_source) for _, number, released, with_source in requests
+        ]
+
+    def _answer(self) -> Any:
+        try:
+            return self.connection.read_response()
+        except ResponseError as exc:
+            word, _, rest = str(exc).partition(" ")
+            return _OF_CLUSTERS[word](rest) if word in _OF_CLUSTERS else exc
+
+    def _answer_from(self, read: bytes) -> Any:
+        """Let redis-py read the answer that begins with what we have read."""
+        connection, sock = self.connection, self.connection._sock
+        connection._sock = _Begun(sock, read)
+        connection._parser.on_connect(connection)
+        try:
+            answer = self._answer()
+            if connection.can_read():
+                raise LostConnection(f"there is more than an answer: it begins with {read!r}")
+            return answer
+        finally:
+            if connection._sock is not None:  # or redis-py has given it up
+                connection._sock = sock
+                connection._parser.on_connect(connection)
+
+    def _ours(self, answer: Any, number: int | None, released: int, with_source: bool = False) -> Any:
+        """Take off an answer the number of its request (see Request). Raises LostConnection, if it was another's."""
+        if number is None:
+            return answer
+        if isinstance(answer, Exception):
+            if not (with_source and isinstance(answer, NoScriptError)):
+                return answer
+        elif number == 0:
+            if not isinstance(answer, list):
+                return answer
+        elif isinstance(answer, int):
+            if number > 0 and (answer == -released if released else answer > self.told):
+                self.told = max(answer, self.told)
+                return answer
+        elif isinstance(answer, list) and len(answer) == 2 and answer[0] == b"%d" % number:  # noqa: PLR2004  see _FRAME
+            return answer[1]
+        raise LostConnection(f"an answer is to another request: {answer}")
+
+
+class _Begun:
+    """A socket of which something has been read that is to be read again."""
+
+    def __init__(self, sock: Any, read: bytes) -> None:
+        self._sock = sock
+        self._read: bytes | None = read
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sock, name)
+
+    def recv(self, size: int) -> bytes:
+        """Return what was read; after that, what comes."""
+        if self._read is None:
+            return bytes(self._sock.recv(size))
+        read, self._read = self._read[:size], self._read[size:] or None
+        return read
+
+    def recv_into(self, buffer: Any) -> int:
+        """Write the same into ``buffer``; return how many bytes."""
+        read = self.recv(len(buffer))
+        buffer[: len(read)] = read
+        return len(read)
 
 
 class Node:
@@ -169,43 +306,41 @@ class Node:
         # It makes connections, and is not asked to lend any: it polls the socket of each that it lends. With its bookkeeping
         # that is nearly half of what a command costs, and it finds no answer there that is still under way.
         self._pool = pool
-        # each with the last token that it told
-        self._idle: deque[tuple[Any, int]] = deque()
+        self._idle: deque[_Line] = deque()
         self.fails = False
 
     def run(self, call: Call, timeout: float) -> Any:
         """Run one script; return its answer, or its refusal. Raises RedisError and OSError for none."""
-        return self.converse((call.request(next(_numbers)),), timeout)[0]
+        return self._talk(_Line.ask, call, timeout)
 
     def converse(self, requests: Sequence[Request], timeout: float) -> list[Any]:
         """Send requests, and read as many answers; a refusal is an answer too. Raises RedisError and OSError for none."""
+        return self._talk(_Line.converse, requests, timeout)
+
+    def _talk(self, ask: Callable[[_Line, Asked], Answer], what: Asked, timeout: float) -> Answer:
         try:
-            connection, told = self._idle.pop()
+            line = self._idle.pop()
         except IndexError:
-            connection, told = self._pool.make_connection(), 0
+            line = _Line(self._pool.make_connection())
         try:
-            if connection.socket_timeout != timeout:
-                _wait_at_most(connection, timeout)
-            if connection._sock is None or not self._current(connection):
-                connection.disconnect()
-                connection.connect()  # sending would do it too, but not ask the Sentinels (redis-py 8.1)
-            connection.send_packed_command((b"".join([request.packed for request in requests]),))
-            answers = [_unframed(_answer(connection), request, told) for request in requests]
+            if self._is_outdated(line):
+                line.close()
+            if line.timeout != timeout:
+                line.open(timeout)
+            answer = ask(line, what)
         except BaseException as exc:
             # What a soft time limit throws between a command and its answer ends the connection too: the next call would
             # read that answer.
-            connection.disconnect()
-            self._idle.append((connection, 0))
+            line.close()
+            self._idle.append(line)
             self.fails = isinstance(exc, Exception)
             raise
-        if requests[0].number and isinstance(answers[0], int) and answers[0] > told:
-            told = answers[0]
-        self._idle.append((connection, told))
+        self._idle.append(line)
         self.fails = False
-        return answers
+        return answer
 
-    def _current(self, _connection: Any) -> bool:
-        return True
+    def _is_outdated(self, _line: _Line) -> bool:
+        return False
 
     @property
     def address(self) -> str:
@@ -215,62 +350,22 @@ class Node:
 
     def close(self) -> None:
         """Close the connections that nobody uses now."""
-        for connection, _ in list(self._idle):
-            connection.disconnect()
+        for _ in range(len(self._idle)):
+            try:
+                line = self._idle.popleft()  # it is nobody else's meanwhile
+            except IndexError:
+                return
+            line.close()
+            self._idle.append(line)
 
 
 class _Primary(Node):
     """The server that is the primary now."""
 
-    def _current(self, connection: Any) -> bool:
+    def _is_outdated(self, line: _Line) -> bool:
         # another thread may have learned of a new primary, while the old one still answers
         address = self._pool.master_address
-        return address is None or (connection.host, connection.port) == address
-
-    def doubt(self) -> None:
-        """Let each connection that nobody uses now ask the Sentinels before it is used again."""
-        for _ in range(len(self._idle)):
-            try:
-                connection, _ = self._idle.popleft()  # it is nobody else's meanwhile
-            except IndexError:
-                return
-            connection.disconnect()
-            self._idle.append((connection, 0))
-
-
-def _wait_at_most(connection: Any, seconds: float) -> None:
-    connection.socket_timeout = connection.socket_connect_timeout = seconds
-    if connection._sock is not None:
-        connection._sock.settimeout(seconds)
-
-
-def _answer(connection: Any) -> Any:
-    try:
-        return connection.read_response()
-    except ResponseError as exc:
-        word, _, rest = str(exc).partition(" ")
-        return _OF_CLUSTERS[word](rest) if word in _OF_CLUSTERS else exc
-
-
-def _unframed(answer: Any, request: Request, told: int) -> Any:
-    """Take off an answer the number of its request. Raises LostConnection, if it was another's.
-
-    ``told`` is the last token that the connection has told: they only grow, or the server's clock was set back, and then it
-    is asked again.
-    """
-    number = request.number
-    if isinstance(answer, Exception):
-        if not (isinstance(answer, NoScriptError) and request.with_source):
-            return answer
-    elif not number:
-        if number is None or not isinstance(answer, list):
-            return answer
-    elif isinstance(answer, int):
-        if number > 0 and (answer == -request.released if request.released else answer > told):
-            return answer
-    elif isinstance(answer, list) and len(answer) == 2 and answer[0] == b"%d" % number:  # noqa: PLR2004  see _FRAME
-        return answer[1]
-    raise LostConnection(f"an answer is to another request: {answer}")
+        return address is not None and (line.connection.host, line.connection.port) != address
 
 
 def _lacks_replicas(answer: Any) -> bool:
@@ -552,7 +647,7 @@ class Sentinels(Servers):
     def _doubt(self) -> None:
         # A primary that stood still while it was replaced takes itself for it still, and its replicas are another's. The
         # Sentinels make it a replica, and close our connections to it, only after ten seconds.
-        self._only.doubt()
+        self._only.close()
 
 
 class Cluster(Servers):

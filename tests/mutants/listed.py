@@ -49,8 +49,8 @@ MUTANTS = [
     Mutant(
         "release without the token",
         "stores/lua/release.lua",
-        "if not is_lock(lock) or string.sub(lock, 1, 16) ~= ARGV[1] then",
-        "if not is_lock(lock) then",
+        "if type(lock) ~= 'string' or string.sub(lock, 1, 16) ~= ARGV[1] then",
+        "if type(lock) ~= 'string' then",
         (CONTRACT + "test_a_later_hold_of_the_same_holder_is_not_its_earlier_one",),
     ),
     Mutant(
@@ -63,7 +63,7 @@ MUTANTS = [
     Mutant(
         "release what has run out",
         "stores/lua/release.lua",
-        "if tonumber(string.sub(lock, 17, 29)) <= now or ",
+        "if (tonumber(string.sub(lock, 17, 29)) or 0) <= now or ",
         "if ",
         (CONTRACT + "test_an_expired_lease_is_lost_even_if_nobody_took_the_key",),
     ),
@@ -297,7 +297,7 @@ MUTANTS = [
     Mutant(
         "a forked child holds its parent's lock",
         "lock.py",
-        'if self._state != "held" or self._pid != os.getpid():\n            return 0.0',
+        'if self._state != "held" or self._pid != this_process.pid:\n            return 0.0',
         'if self._state != "held":\n            return 0.0',
         (LOCK + "test_a_forked_child_does_not_hold_its_parents_lock",),
     ),

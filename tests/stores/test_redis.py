@@ -10,7 +10,7 @@ from servers import Server, free_port, wait_until
 
 from celery_lockbeat import LockedTask
 from celery_lockbeat.exceptions import StoreUnavailable
-from celery_lockbeat.stores.base import Claim, EntryState, Held, Lease
+from celery_lockbeat.stores.base import Claim, EntryState, Finished, Held, Lease
 from celery_lockbeat.stores.redis import RedisStore
 
 IMPATIENT = {"socket_timeout": 0.3, "socket_connect_timeout": 0.3}
@@ -136,6 +136,76 @@ def test_a_call_that_was_broken_off_leaves_no_answer_for_the_next(server: Server
     assert store.extend([(lease, 600)]) == [True]
     assert store.release(lease) is True
     assert store.acquire("key", holder="c", ttl=600).token > lease.token
+    store.close()
+
+
+class Around:
+    """A socket whose ``recv`` and ``recv_into`` a test has in its hands."""
+
+    def __init__(self, sock, recv):
+        self._sock = sock
+        self.recv = lambda size: recv(sock, size)
+
+    def __getattr__(self, name):
+        return getattr(self._sock, name)
+
+    def recv_into(self, buffer):
+        read = self.recv(len(buffer))
+        buffer[: len(read)] = read
+        return len(read)
+
+
+@pytest.fixture
+def reading(monkeypatch):
+    """Give the sockets to come a ``recv``."""
+    connect = redis.Connection._connect
+
+    def reading(recv):
+        monkeypatch.setattr(redis.Connection, "_connect", lambda self: Around(connect(self), recv))
+
+    return reading
+
+
+def test_a_grant_that_was_broken_off_leaves_no_answer_for_the_next(server: Server, reading):
+    class Stop(BaseException):
+        pass
+
+    stops = False
+
+    def recv(sock, size):
+        if stops:
+            raise Stop
+        return sock.recv(size)
+
+    reading(recv)
+    store = RedisStore(server.url)
+    first = store.acquire("first", holder="a", ttl=600)
+    stops = True
+    with pytest.raises(Stop):
+        store.acquire("second", holder="b", ttl=600)
+    stops = False
+    third = store.acquire("third", holder="c", ttl=600)
+    assert store.acquire("second", holder="b", ttl=600).token < third.token, (
+        "it was granted, and is told when asked for"
+    )
+    assert store.release(first)
+    assert store.release(third)
+    store.close()
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize("size", [1, 3, 12])
+def test_answers_that_come_in_pieces_are_put_together(server: Server, reading, size, protocol):
+    reading(lambda sock, wanted: sock.recv(min(wanted, size)))
+    store = RedisStore(server.url, options={"protocol": protocol})
+    lease = store.acquire("key", holder="a", ttl=600, run="r", description="who")
+    assert isinstance(lease, Lease)
+    held = store.acquire("key", holder="b", ttl=600)
+    assert isinstance(held, Held)
+    assert held.description == "who"
+    assert store.extend([(lease, 600), (lease, 600)]) == [True, True]
+    assert store.release(lease, remember_for=60)
+    assert store.acquire("key", holder="b", ttl=600, run="r") == Finished()
     store.close()
 
 

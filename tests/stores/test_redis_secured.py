@@ -424,8 +424,8 @@ def test_options_reach_redis_py_unchanged(server, make_app, opened):
     with server.client() as client:
         assert [each for each in client.client_list() if each["name"] == "of-locks"]
     (node,) = store._servers.nodes()
-    assert node._idle[0][0].health_check_interval == 9
-    assert node._idle[0][0].socket_keepalive is True
+    assert node._idle[0].connection.health_check_interval == 9
+    assert node._idle[0].connection.socket_keepalive is True
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,22 @@ def test_what_is_refused_for_now_is_asked_again_until_it_is_answered(refusal):
     assert len(asked) >= 2
 
 
+@pytest.mark.parametrize("more", [b":7000000001\r\n", b"\r\n", b":70"])
+def test_a_grant_with_more_behind_it_is_none_and_is_asked_for_anew(more):
+    asked = []
+
+    def answer(words):
+        asked.append(words)
+        return b":7000000002\r\n" + more if len(asked) == 1 else granted(words)
+
+    with fake_redis(answer) as server:
+        store = RedisStore(server.url, options=SHORT)
+        assert store.acquire("key", holder="a", ttl=30).token == 7_000_000_000
+        assert store.acquire("other", holder="a", ttl=30).token == 7_000_000_000
+        store.close()
+    assert len(asked) == 3
+
+
 @pytest.mark.parametrize("refusal", FOR_NOW, ids=lambda text: text.split()[0])
 def test_what_is_refused_all_the_time_is_given_up_in_time_and_named(refusal):
     with fake_redis(lambda _: f"-{refusal}\r\n".encode()) as server:

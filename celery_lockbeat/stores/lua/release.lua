@@ -8,7 +8,8 @@
 -- Atomic:  freed and remembered are one fact: a copy of the message must never find the key free and the run unknown.
 local lock = get(KEYS[1])
 local released = -ARGV[1]
-if not is_lock(lock) or string.sub(lock, 1, 16) ~= ARGV[1] then
+-- what begins with this token is a lock; the longer question is left to what does not
+if type(lock) ~= 'string' or string.sub(lock, 1, 16) ~= ARGV[1] then
   -- another came after us: was our release carried out before?
   return KEYS[2] and get(KEYS[2]) == ARGV[1] and released or lock and not is_lock(lock) and -1 or 0
 end
@@ -18,7 +19,7 @@ end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local holder = ARGV[2] .. ' '
-if tonumber(string.sub(lock, 17, 29)) <= now or string.sub(lock, 30, 29 + #holder) ~= holder then
+if (tonumber(string.sub(lock, 17, 29)) or 0) <= now or string.sub(lock, 30, 29 + #holder) ~= holder then
   return 0
 end
 -- The token stays, as the counter; without a holder it can be neither extended nor released. Formatting costs as much as a
