@@ -710,11 +710,12 @@ class Cluster(Servers):
             except (RedisError, OSError) as exc:  # noqa: PERF203  free where nothing is raised
                 error = exc
             else:
-                slots = {
-                    slot: self._address(primary[0], primary[1], address[0])
-                    for first, last, primary, *_ in ranges
-                    for slot in range(first, last + 1)
-                }
+                slots: dict[int, tuple[str, int]] = {}
+                for first, last, primary, *_ in ranges:
+                    its = self._address(primary[0], primary[1], address[0])
+                    slots.update(
+                        dict.fromkeys(range(first, last + 1), its)
+                    )  # 16384 in all, and each thread may come here
                 if slots:
                     self._slots = slots
                     return

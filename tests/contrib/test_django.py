@@ -108,10 +108,10 @@ def test_a_solar_schedule_runs_when_the_sun_does(make_world, sleepy):
 def test_a_clocked_entry_runs_once_at_its_time(world):
     from django_celery_beat.models import ClockedSchedule
 
-    world.create(clocked=ClockedSchedule.objects.create(clocked_time=world.at(600)), one_off=True)
+    world.create(clocked=ClockedSchedule.objects.create(clocked_time=world.at(150)), one_off=True)
     world.start()
-    world.run(1300)
-    assert world.times() == pytest.approx([600], abs=0.5)
+    world.run(400)
+    assert world.times() == pytest.approx([150], abs=0.5)
     assert world.row().enabled is False
 
 
@@ -278,30 +278,30 @@ def test_a_renamed_entry_goes_on(world):
 
 def test_a_last_run_that_is_reset_lets_the_schedule_begin_anew(world):
     """As the README has it for a change of the time zone."""
-    world.create(every=3600)
+    world.create(every=300)
     world.start()
-    world.run(4000)
-    assert world.times() == pytest.approx([3600], abs=0.5)
+    world.run(400)
+    assert world.times() == pytest.approx([300], abs=0.5)
     world.update(last_run_at=None)
     world.run(5)
-    # counted from its last change, which is more than an hour ago
-    assert world.times() == pytest.approx([3600, 4001], abs=2)
+    # counted from its last change, which is more than five minutes ago
+    assert world.times() == pytest.approx([300, 401], abs=2)
     world.stop()
     world.start()
-    world.run(3500)
+    world.run(280)
     assert len(world.times()) == 2
     assert [message.run for message in world.messages()] == [1, 2]
 
 
 def test_a_last_run_that_is_reset_while_no_beat_is_there_counts_too(world):
-    world.create(every=3600)
+    world.create(every=300)
     world.start()
-    world.run(4000)
+    world.run(400)
     world.stop()
     world.update(last_run_at=None)
     world.start()
     world.run(5)
-    assert world.times() == pytest.approx([3600, 4000], abs=2)
+    assert world.times() == pytest.approx([300, 400], abs=2)
 
 
 def test_what_was_due_while_no_beat_was_there_runs_once(world):

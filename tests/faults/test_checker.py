@@ -14,6 +14,9 @@ from faults.history import Body, History, without
 from faults.moments import CELLS
 from faults.report import picture, table_of_moments, window
 
+# it runs nothing of the package
+pytestmark = pytest.mark.no_cover
+
 TTL = 2.0
 
 

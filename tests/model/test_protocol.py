@@ -13,6 +13,9 @@ from .checker import explore
 from .configurations import ASSUMED, HOLD, MUTATED, WHOLE
 from .locks import Locks
 
+# it runs nothing of the package
+pytestmark = pytest.mark.no_cover
+
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs" / "protocol.md"
 

@@ -5,6 +5,7 @@ The witness is a server of its own and knows nothing of the code under test: it 
 
 from __future__ import annotations
 
+import random
 import sys
 import time
 
@@ -20,7 +21,8 @@ def fight(store: Store, witness_url: str, name: str, turns: int) -> None:
             deadline = time.monotonic() + 60
             while isinstance(lease := store.acquire("key", holder=f"{name}:{turn}", ttl=60), Held):
                 assert time.monotonic() < deadline, "starved"
-                time.sleep(0.001)
+                # without a pause, 64 of them would keep each other from the key by asking for it
+                time.sleep(random.uniform(0, 0.03))
             inside = witness.incr("inside")
             witness.rpush("seen", f"{inside} {lease.token}")
             witness.decr("inside")

@@ -367,6 +367,13 @@ def assert_no_overlap(witness: Server, times: int) -> None:
     assert tokens == sorted(set(tokens))
 
 
+def with_each_client(test):
+    """Many at once. Debian's Redis has the client of Valkey; and coverage makes it take thrice as long, for what others run too."""
+    kinds = ["redis", "memory", "cluster", "sqlite", "postgresql"]
+    return pytest.mark.no_cover(pytest.mark.parametrize("kind", kinds, indirect=True)(test))
+
+
+@with_each_client
 def test_64_threads_never_overlap(store, spare_server: Server):
     with ThreadPoolExecutor(64) as pool:
         for done in [pool.submit(fight, store, spare_server.url, f"thread {number}", 3) for number in range(64)]:
@@ -384,6 +391,7 @@ def test_8_processes_never_overlap(kind, spare_server: Server):
     assert_no_overlap(spare_server, 200)
 
 
+@with_each_client
 def test_8_forked_children_never_overlap(store, spare_server: Server):
     take(store, "before the fork")
     children = [fork(fight, store, spare_server.url, f"child {number}", 10) for number in range(8)]
@@ -434,6 +442,7 @@ def test_a_forked_child_that_closes_the_store_takes_nothing_from_its_parent(stor
     assert store.release(lease)
 
 
+@with_each_client
 def test_a_fork_while_another_thread_uses_the_store_does_not_hang_the_child(store):
     stop = threading.Event()
 

@@ -16,6 +16,9 @@ from celery_lockbeat.stores.base import Finished, Held, Lease
 from celery_lockbeat.stores.redis import RedisStore
 from celery_lockbeat.stores.servers import Script
 
+# what it runs of the package is covered elsewhere, and this takes much longer when it is traced
+pytestmark = pytest.mark.no_cover
+
 TIMEOUT, LATE = 0.3, 0.7
 LONG = 600
 #: So many cases at once, for most of them wait.
