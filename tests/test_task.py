@@ -60,6 +60,24 @@ def test_a_direct_call_takes_the_lock_and_a_held_one_raises_task_skipped(app):
     assert "pid" in skipped.value.holder or skipped.value.holder
 
 
+def test_a_skipped_run_leaves_celery_no_frames_of_ours_to_copy_and_format(app):
+    @app.task(base=LockedTask, lock_key="k")
+    def body():
+        pass
+
+    body.push_request(id="id", called_directly=False, is_eager=False, retries=0)
+    try:
+        with Lock("k", app=app), pytest.raises(TaskSkipped) as skipped:
+            body()
+    finally:
+        body.pop_request()
+    names = [entry.name for entry in skipped.traceback]
+    assert set(names[1:]) == {"__call__"}, "that of the proxy which Celery makes of a task, and ours"
+    with Lock("k", app=app), pytest.raises(TaskSkipped) as skipped:
+        body()
+    assert len(skipped.traceback) > 2, "whoever calls it directly sees all"
+
+
 def test_a_skipped_apply_is_revoked_and_tells_who_waits(app):
     @app.task(base=LockedTask, lock_key="k")
     def body():

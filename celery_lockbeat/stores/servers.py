@@ -94,7 +94,7 @@ end
 return {asked, answer}
 """
 
-#: Bytes that are read at once of an answer that is expected to be short; Python has memory of up to 512 at hand.
+#: Bytes that are read at first: the usual answer has 20, and for up to 512 Python has memory at hand.
 AT_ONCE: Final = 256
 
 Asked = TypeVar("Asked")
@@ -710,12 +710,11 @@ class Cluster(Servers):
             except (RedisError, OSError) as exc:  # noqa: PERF203  free where nothing is raised
                 error = exc
             else:
+                # range by range: after a failover all threads come here, and there are 16384 slots
                 slots: dict[int, tuple[str, int]] = {}
                 for first, last, primary, *_ in ranges:
                     its = self._address(primary[0], primary[1], address[0])
-                    slots.update(
-                        dict.fromkeys(range(first, last + 1), its)
-                    )  # 16384 in all, and each thread may come here
+                    slots.update(dict.fromkeys(range(first, last + 1), its))
                 if slots:
                     self._slots = slots
                     return
