@@ -21,8 +21,11 @@ URL = os.environ["LOCKBEAT_BENCH_URL"]
 POOL = os.environ.get("LOCKBEAT_BENCH_POOL", "prefork")
 #: how many tasks run at a time in each pool
 CONCURRENCY = {"prefork": 2, "threads": 8, "gevent": 50, "solo": 1}
-#: processes of the pool
+#: processes in which tasks run: those of one worker, and of all
 CHILDREN = CONCURRENCY["prefork"] if POOL == "prefork" else 1
+ALL_CHILDREN = CHILDREN * int(os.environ.get("LOCKBEAT_BENCH_WORKERS", "1"))
+#: which of the workers this is
+WORKER = int(os.environ.get("LOCKBEAT_BENCH_WORKER", "0"))
 
 app = Celery("kinds", broker=URL)
 app.conf.task_default_queue = "bench"
@@ -106,23 +109,23 @@ def two_scripts(n: int) -> None:
 
 
 class Witness:
-    """How many runs the processes of the pool have finished: a counter of each, in a file that all of them map."""
+    """How many runs the workers' processes have finished: a counter of each, in a file that all of them map."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # of the threads and greenlets of one process
         with Path(os.environ["LOCKBEAT_BENCH_WITNESS"]).open("r+b") as file:
-            self._page = mmap.mmap(file.fileno(), 8 * CHILDREN)
+            self._page = mmap.mmap(file.fileno(), 8 * ALL_CHILDREN)
 
     def count(self, child: int) -> None:
         with self._lock:
             struct.pack_into("q", self._page, 8 * child, struct.unpack_from("q", self._page, 8 * child)[0] + 1)
 
     def total(self) -> int:
-        return sum(struct.unpack(f"{CHILDREN}q", self._page))
+        return sum(struct.unpack(f"{ALL_CHILDREN}q", self._page))
 
 
 def count_runs(**_: object) -> None:
-    witness, child = Witness(), current_process().index if POOL == "prefork" else 0
+    witness, child = Witness(), WORKER * CHILDREN + (current_process().index if POOL == "prefork" else 0)
     # after all that a lock does at the end of a run
     signals.task_postrun.connect(lambda **_: witness.count(child), weak=False)
 

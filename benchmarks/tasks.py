@@ -1,12 +1,13 @@
 """What a lock costs a worker: tasks per second through a real worker, ours beside none and beside the peers.
 
     pip install -e '.[dev,bench]'
-    python benchmarks/tasks.py [--messages 1000] [--rounds 15] [--results] [--only plain,locked] [--pool threads]
+    python benchmarks/tasks.py [--messages 1000] [--rounds 15] [--results] [--only plain,locked] [--pool threads] [--workers 2]
 
-One ``celery worker``, prefork with two children unless ``--pool`` says another, runs them all, on a real Redis broker, with Celery's defaults: its log level
-(WARNING), its prefetching, no task events. The body does nothing, so a lock is all there is beside Celery's own work: any
-real body makes the ratios better. Results are ignored, so that their store is not what is measured; ``--results`` stores
-them in the same server, as many projects do.
+One ``celery worker``, prefork with two children unless ``--pool`` says another, runs them all, on a real Redis broker, with
+Celery's defaults: its log level (WARNING), its prefetching, no task events. The body does nothing, so a lock is all there is
+beside Celery's own work: any real body makes the ratios better. Results are ignored, so that their store is not what is
+measured; ``--results`` stores them in the same server, as many projects do. One worker on two cores waits for its parent, and
+leaves a fifth of the machine idle, where what a peer does in the publisher goes by unseen; two (``--workers 2``) leave nothing.
 
 The kinds take turns, in two measurements a round. ``tasks/s`` is from call to end: somebody publishes while the worker runs,
 never more than a few hundred messages ahead of it, as in any system that keeps up. ``worker/s`` is the worker's part alone:
@@ -62,12 +63,13 @@ def main() -> None:
     parser.add_argument("--only", help="names of tasks in kinds.py")
     parser.add_argument("--loglevel", default="WARNING", help="the worker's")
     parser.add_argument("--pool", default="prefork", choices=["prefork", "threads", "gevent", "solo"])
+    parser.add_argument("--workers", type=int, default=1, help="that share the queue; two or more use all of two cores")
     parser.add_argument("--json", action="store_true", help="print each round's numbers, not a table")
     options = parser.parse_args()
     with Server() as server, tempfile.NamedTemporaryFile() as page:
-        page.truncate(1024)
+        page.truncate(4096)
         os.environ |= {"LOCKBEAT_BENCH_URL": server.url, "LOCKBEAT_BENCH_WITNESS": page.name}
-        os.environ["LOCKBEAT_BENCH_POOL"] = options.pool
+        os.environ |= {"LOCKBEAT_BENCH_POOL": options.pool, "LOCKBEAT_BENCH_WORKERS": str(options.workers)}
         if options.results:
             os.environ["LOCKBEAT_BENCH_RESULTS"] = "1"
         import kinds  # reads these
@@ -84,18 +86,23 @@ def main() -> None:
             f"-m celery -A kinds worker -P {options.pool} -c {kinds.CONCURRENCY[options.pool]} -l {options.loglevel}"
         )
         with Path(server.directory, "worker.log").open("wb") as log:
-            worker = subprocess.Popen(
-                [sys.executable, *command.split()],
-                cwd=server.directory,
-                env={**os.environ, "PYTHONPATH": path},
-                stdout=log,
-                stderr=log,
-            )
+            workers = [
+                subprocess.Popen(
+                    [sys.executable, *command.split(), "-n", f"{number}@%h"],
+                    cwd=server.directory,
+                    env={**os.environ, "PYTHONPATH": path, "LOCKBEAT_BENCH_WORKER": str(number)},
+                    stdout=log,
+                    stderr=log,
+                )
+                for number in range(options.workers)
+            ]
         try:
-            seen = measure(server, worker, kinds.Witness(), chosen, options.messages, options.rounds)
+            seen = measure(server, workers, kinds.Witness(), chosen, options.messages, options.rounds)
         finally:
-            worker.send_signal(signal.SIGTERM)
-            worker.wait()
+            for worker in workers:
+                worker.send_signal(signal.SIGTERM)
+            for worker in workers:
+                worker.wait()
     if options.json:
         print(json.dumps({label: [asdict(each) for each in rounds] for label, rounds in seen.items()}))
     else:
@@ -103,49 +110,50 @@ def main() -> None:
 
 
 def measure(
-    server: Server, worker: subprocess.Popen, witness, tasks: dict[str, Callable], messages: int, rounds: int
+    server: Server, workers: list[subprocess.Popen], witness, tasks: dict[str, Callable], messages: int, rounds: int
 ) -> dict[str, list[Round]]:
     seen: dict[str, list[Round]] = {label: [] for label in tasks}
     broker, calls = redis.Redis.from_url(server.url), 0
     for number in range(rounds + 1):
         for label, task in tasks.items():
-            cpu, started = cpu_seconds(server, worker), time.perf_counter()
+            cpu, started = cpu_seconds(server, workers), time.perf_counter()
             for published in range(calls, calls + messages):
                 if published - witness.total() >= AHEAD:
-                    wait(worker, lambda goal=published - AHEAD // 2: witness.total() >= goal)
+                    wait(workers, lambda goal=published - AHEAD // 2: witness.total() >= goal)
                 task.apply_async((published,))
             calls += messages
-            wait(worker, lambda goal=calls: witness.total() >= goal)
+            wait(workers, lambda goal=calls: witness.total() >= goal)
             throughput = messages / (time.perf_counter() - started)
-            cpu = (cpu_seconds(server, worker) - cpu) / messages
+            cpu = (cpu_seconds(server, workers) - cpu) / messages
             for call in range(calls, calls + messages):
                 task.apply_async((call,), queue="staged")
             calls += messages
             broker.rename("staged", "bench")
-            alone = rate(worker, witness, calls, messages)
+            alone = rate(workers, witness, calls, messages)
             if number:  # the first round opens connections and fills caches
                 seen[label].append(Round(throughput, alone, cpu))
     return seen
 
 
-def rate(worker: subprocess.Popen, witness, calls: int, messages: int) -> float:
+def rate(workers: list[subprocess.Popen], witness, calls: int, messages: int) -> float:
     """Wait until the worker has finished all ``calls``, of which the last ``messages`` are new; return how many a second."""
-    wait(worker, lambda: witness.total() > calls - messages)
+    wait(workers, lambda: witness.total() > calls - messages)
     started, done = time.perf_counter(), witness.total()
-    wait(worker, lambda: witness.total() >= calls)
+    wait(workers, lambda: witness.total() >= calls)
     return (calls - done) / (time.perf_counter() - started)
 
 
-def wait(worker: subprocess.Popen, condition: Callable[[], bool]) -> None:
+def wait(workers: list[subprocess.Popen], condition: Callable[[], bool]) -> None:
     while not condition():
         time.sleep(0.002)
-        if worker.poll() is not None:
-            sys.exit("the worker has ended")
+        if any(worker.poll() is not None for worker in workers):
+            sys.exit("a worker has ended")
 
 
-def cpu_seconds(server: Server, worker: subprocess.Popen) -> float:
-    parent = psutil.Process(worker.pid)
-    family = [psutil.Process(), psutil.Process(server.process.pid), parent, *parent.children()]
+def cpu_seconds(server: Server, workers: list[subprocess.Popen]) -> float:
+    parents = [psutil.Process(worker.pid) for worker in workers]
+    children = [child for parent in parents for child in parent.children()]
+    family = [psutil.Process(), psutil.Process(server.process.pid), *parents, *children]
     return sum(sum(process.cpu_times()[:2]) for process in family)
 
 
