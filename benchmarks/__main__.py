@@ -84,14 +84,15 @@ class Run:
 
     def pools(self) -> None:
         rounds, messages = (1, 300) if self._quick else (2 * self._rounds, 1000)
-        for pool in ("prefork", "threads", "solo", "gevent"):
+        for pool, arguments in POOLS.items():
             self.control()
-            arguments = ["--json", "--pool", pool, "--rounds", str(rounds), "--messages", str(messages)]
-            arguments += [] if pool == "prefork" else ["--only", "locked"]
+            # those that are compared with others get as many rounds as a small difference needs
+            times = 1 if self._quick else max(10, rounds) if "prefork" in arguments else rounds
+            told = ["--json", *arguments, "--rounds", str(times), "--messages", str(messages)]
             try:
                 if pool == "gevent":
                     version("gevent")
-                self._results.pools[pool] = beat.ask_child(str(HERE / "tasks.py"), *arguments, timeout=300)
+                self._results.pools[pool] = beat.ask_child(str(HERE / "tasks.py"), *told, timeout=600)
             except PackageNotFoundError:
                 say("  gevent is not installed")
             except Exception as failure:
@@ -128,6 +129,14 @@ SECTIONS: dict[str, Callable[[Run], None]] = {
     "memory": Run.memory,
     "gap": Run.gap,
     "faults": Run.faults,
+}
+#: label -> what tasks.py is asked for
+POOLS = {
+    "prefork": ["--pool", "prefork"],
+    "two prefork": ["--pool", "prefork", "--workers", "2"],
+    "threads": ["--pool", "threads", "--only", "locked"],
+    "solo": ["--pool", "solo", "--only", "locked"],
+    "gevent": ["--pool", "gevent", "--only", "locked"],
 }
 #: what takes as long as all others is there for who asks for it
 ASKED_FOR = ("faults",)
