@@ -115,7 +115,8 @@ def test_a_replica_that_lost_its_primary_and_will_not_answer_says_so():
 def test_a_server_that_is_busy_with_anothers_script_is_waited_for_and_then_given_up(spare_server):
     with spare_server.client() as admin, spare_server.client() as client:
         admin.config_set("busy-reply-threshold", 10)
-        store = RedisStore(spare_server.url, options=SHORT)
+        # while it is busy it hears its clients now and then only, beside other tests not within half a second
+        store = RedisStore(spare_server.url, options={**SHORT, "socket_timeout": 2})
         busy = client.client()
         busy.connection.send_command("EVAL", "while true do end", 0)
         wait_until(lambda: "BUSY" in _refusal_of(admin), message="it is busy")
