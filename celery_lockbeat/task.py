@@ -445,7 +445,7 @@ def _good(ending: BaseException | None) -> bool:
 def _tick_of(request: Any) -> Mapping[str, Any]:
     """The tick that a beat has written into the headers of this message."""
     tick = ((request and request.headers) or {}).get("lockbeat")
-    return tick if tick is not None and isinstance(tick, Mapping) else {}
+    return tick if isinstance(tick, Mapping) else {}
 
 
 def _postponed(request: Any) -> int:

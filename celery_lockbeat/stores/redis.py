@@ -182,7 +182,7 @@ class RedisStore(Store):
         within = min(ttl, self._servers.time_allowed)  # a later answer grants nothing
         for _ in range(2):
             asked = monotonic()
-            args = (*fixed, str(self._waits_until(asked, within)))
+            args = (*fixed, self._waits_until(asked, within))
             answer = self._call(self._acquire, keys, args, replicated=True, within=within)
             if isinstance(answer, int):
                 self._seen = (asked, answer // 1000)
@@ -259,12 +259,12 @@ class RedisStore(Store):
             )
         return answer in (1, -lease.token)
 
-    def _waits_until(self, asked: float, within: float) -> int:
+    def _waits_until(self, asked: float, within: float) -> str:
         """The server's time until which an answer to what is asked now has somebody who waits for it; 0: not known."""
         if self._seen is None:
-            return 0
+            return "0"
         then, server_ms = self._seen
-        return server_ms + math.ceil(((asked - then) * 1.01 + within) * 1000)
+        return str(server_ms + math.ceil(((asked - then) * 1.01 + within) * 1000))
 
     def join(self, app: str, replica: str, *, cold_start: float | None = None) -> Joined:
         names = ("replicas", "listing", "cold_start", f"names:{_plain(replica)}")

@@ -45,7 +45,19 @@ from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.options import timeouts
 
-__all__ = ["SLOTS", "Call", "Cluster", "Node", "Request", "Script", "Servers", "info_of", "open_servers", "why"]
+__all__ = [
+    "SLOTS",
+    "Call",
+    "Cluster",
+    "Node",
+    "Request",
+    "Script",
+    "Servers",
+    "info_of",
+    "open_servers",
+    "to_word",
+    "why",
+]
 
 #: Slots of a Cluster.
 SLOTS: Final = 16384
@@ -162,16 +174,13 @@ class Request(NamedTuple):
 def _packed(words: Sequence[str]) -> bytes:
     # redis-py's packing asks many questions of each word: 8 us for a script's, against 2
     text = "".join([f"${len(word)}\r\n{word}\r\n" for word in words])
-    return text.encode() if text.isascii() else _packed_bytes([to_bytes(word) for word in words])
+    return (
+        text.encode() if text.isascii() else _packed_bytes([word.encode("utf-8", "surrogateescape") for word in words])
+    )
 
 
 def _packed_bytes(words: Iterable[bytes]) -> bytes:
     return b"".join([b"$%d\r\n%b\r\n" % (len(word), word) for word in words])
-
-
-def to_bytes(word: str) -> bytes:
-    """Return what is sent for a word of a Call."""
-    return word.encode("utf-8", "surrogateescape")
 
 
 def to_word(word: str | bytes | int) -> str:
