@@ -257,7 +257,7 @@ class _Line:
         connection._parser.on_connect(connection)
         try:
             answer = self._answer()
-            if connection.can_read():
+            if _has_more(connection):
                 raise LostConnection(f"there is more than an answer: it begins with {read!r}")
             return answer
         finally:
@@ -282,6 +282,13 @@ class _Line:
         elif isinstance(answer, list) and len(answer) == 2 and answer[0] == b"%d" % number:  # noqa: PLR2004  see _FRAME
             return answer[1]
         raise LostConnection(f"an answer is to another request: {answer}")
+
+
+def _has_more(connection: Any) -> bool:
+    try:
+        return bool(connection.can_read())
+    except (RedisError, OSError):
+        return False  # it was closed behind its answer, which is one all the same
 
 
 class _Begun:

@@ -193,6 +193,27 @@ def test_a_grant_that_was_broken_off_leaves_no_answer_for_the_next(server: Serve
     store.close()
 
 
+def test_an_answer_counts_though_the_server_has_closed_the_connection_behind_it(server: Server, reading):
+    left = None
+
+    def recv(sock, size):
+        nonlocal left
+        if left is None:
+            return sock.recv(size)
+        left -= 1
+        return sock.recv(size) if left >= 0 else b""
+
+    reading(recv)
+    store = RedisStore(server.url)
+    store.acquire("key", holder="a", ttl=600)
+    left = 1
+    assert isinstance(store.acquire("key", holder="b", ttl=600), Held)
+    assert left < 0, "it was seen that it is closed"
+    left = None
+    assert isinstance(store.acquire("key", holder="b", ttl=600), Held)
+    store.close()
+
+
 @pytest.mark.parametrize("protocol", [2, 3])
 @pytest.mark.parametrize("size", [1, 3, 12])
 def test_answers_that_come_in_pieces_are_put_together(server: Server, reading, size, protocol):
