@@ -13,6 +13,7 @@ import hashlib
 import inspect
 import os
 import re
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -301,11 +302,13 @@ class _Begun:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
 
-    def recv(self, size: int) -> bytes:
+    def recv(self, size: int, flags: int = 0) -> bytes:
         """Return what was read; after that, what comes."""
         if self._read is None:
-            return bytes(self._sock.recv(size))
-        read, self._read = self._read[:size], self._read[size:] or None
+            return bytes(self._sock.recv(size, flags))
+        read = self._read[:size]
+        if not flags & socket.MSG_PEEK:
+            self._read = self._read[size:] or None
         return read
 
     def recv_into(self, buffer: Any) -> int:
