@@ -101,6 +101,7 @@ def test_a_primary_that_was_replaced_unnoticed_is_left_before_the_sentinels_make
         wait_until(lambda: trio.all_name(new), message="the leader of the election names it to redis-py, too")
         old.resume()
         if refuses:
+            wait_until(lambda: old.info()["min_slaves_good_slaves"] == 0, message="it notices that no replica is left")
             lease = store.acquire("key", holder="a", ttl=600)
         else:
             with pytest.raises(StoreUnavailable, match="only 0 of"):
