@@ -37,7 +37,7 @@ EVENTS: Final[Mapping[str, tuple[int, bool]]] = {
     "driver_fallback": (logging.ERROR, False),
 }
 
-_SIGNALS: Final = {event: getattr(signals, event) for event in EVENTS}
+_KINDS: Final = {event: (*how, getattr(signals, event)) for event, how in EVENTS.items()}
 
 #: Logged whatever ``lock_logging`` says: a run outside of its store must never go unseen.
 _ALWAYS: Final = frozenset({"driver_fallback"})
@@ -56,8 +56,7 @@ class Story:
 
     def emit(self, event: str, **details: Any) -> None:
         """Log an event, as far as ``lock_logging`` asks for it, and send its Signal."""
-        level, verbose = EVENTS[event]
-        signal = _SIGNALS[event]
+        level, verbose, signal = _KINDS[event]
         logs = events_logger.isEnabledFor(level) and (
             self._logging == "verbose" or (self._logging and not verbose) or event in _ALWAYS
         )

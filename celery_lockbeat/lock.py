@@ -30,7 +30,7 @@ from celery_lockbeat.events import Story
 from celery_lockbeat.exceptions import LockLost, LockNotAcquired, StoreUnavailable, UnreadableKey
 from celery_lockbeat.lifecycle import forget, note, stopping, this_process
 from celery_lockbeat.options import MARGIN, LockOptions, check_key
-from celery_lockbeat.renewal import renewer_of
+from celery_lockbeat.renewal import Renewer, renewer_of
 from celery_lockbeat.stores import Finished, Held, Lease, Store, Stores, stores_of
 
 if TYPE_CHECKING:
@@ -116,6 +116,7 @@ class Lock:
         story.fields.update(lock_key=key, ttl=options.ttl, connection=options.connection, driver=self._store.driver)
         self.lease: Lease | None = None
         self.next_action: float | None = None
+        self._renewer: Renewer | None = None
         self._trusted_until = 0.0
         self._acquired_at = 0.0
         self._state = "new"  # -> held -> lost | released
@@ -222,7 +223,8 @@ class Lock:
             return answer
         self._state = "held"
         self._story.fields["token"] = answer.token
-        renewer_of(self._store).add(self)
+        self._renewer = renewer_of(self._store)
+        self._renewer.add(self)
         return None
 
     def release(self, *, hold: bool = True, finished: bool = True, whole: bool = True) -> bool:
@@ -234,8 +236,8 @@ class Lock:
         """
         if self._state not in ("held", "lost") or self._pid != this_process.pid:
             return False
-        assert self.lease is not None  # held or lost  # noqa: S101
-        renewer_of(self._store).discard(self)
+        assert self.lease is not None and self._renewer is not None  # held or lost  # noqa: PT018, S101
+        self._renewer.discard(self)
         self.expire()
         with self._mutex:
             lost = self._state != "held"
