@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from celery import Celery, _state
@@ -16,6 +17,26 @@ _names = itertools.count()
 # a noisy machine is no finding
 settings.register_profile("without deadlines", deadline=None)
 settings.load_profile("without deadlines")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if "soak" not in config.option.markexpr:
+        for item in items:
+            if item.get_closest_marker("soak"):
+                item.add_marker(pytest.mark.skip("runs for long: pytest -m soak"))
+    items[:] = _by_turns(items)
+
+
+def _by_turns(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Order files so that those that wait for processes run beside those that keep a core busy, the largest first."""
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    kinds: tuple[list[list[pytest.Item]], list[list[pytest.Item]]] = [], []
+    for tests in sorted(files.values(), key=len, reverse=True):
+        kinds[any(test.get_closest_marker("processes") for test in tests)].append(tests)
+    return [test for pair in itertools.zip_longest(*kinds, fillvalue=[]) for tests in pair for test in tests]
 
 
 @pytest.fixture(autouse=True)

@@ -86,8 +86,8 @@ def test_a_crontab_far_ahead_runs_at_its_time_and_not_before(world, sleepy):
 
     world.create(crontab=CrontabSchedule.objects.create(minute="30", hour="14"))
     world.start(**sleepy)
-    world.run(2 * 86400)
-    assert world.times() == pytest.approx([14.5 * 3600, 38.5 * 3600], abs=0.5)
+    world.run(86400)
+    assert world.times() == pytest.approx([14.5 * 3600], abs=0.5)
 
 
 def test_a_solar_schedule_runs_when_the_sun_does(make_world, sleepy):
@@ -360,7 +360,7 @@ def test_the_admins_actions_reach_all_beats(admin):
 
 def test_the_admin_runs_selected_tasks_and_takes_ours_for_a_database_scheduler(admin):
     world, act = admin
-    world.create(every=3600, args="[1]", queue="q")
+    world.create(every=60, args="[1]", queue="q")
     app = world.app()
 
     @app.task(name="t")
@@ -374,7 +374,7 @@ def test_the_admin_runs_selected_tasks_and_takes_ours_for_a_database_scheduler(a
     (message,) = world.messages()
     assert (message.args, message.queue, message.headers["periodic_task_name"]) == ([1], "q", "a")
     world.start()
-    world.run(3605)
+    world.run(65)
     assert len(world.times()) == 2
 
 

@@ -6,7 +6,7 @@ import copy
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from faults.checker import check, counts
@@ -145,6 +145,7 @@ def test_a_body_that_goes_on_after_it_knew_that_its_lock_is_lost_does_not_overla
     assert past.found() == set()
 
 
+@settings(max_examples=30)
 @given(
     st.lists(st.tuples(st.floats(0, 5), st.floats(0.001, 3), st.floats(0.001, 5)), min_size=2, max_size=20), st.data()
 )

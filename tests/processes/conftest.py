@@ -20,12 +20,9 @@ _numbers = itertools.count()
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    asked_for = "soak" in config.option.markexpr
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in [each for each in items if HERE in each.path.parents]:
         item.add_marker("processes")
-        if item.get_closest_marker("soak") and not asked_for:
-            item.add_marker(pytest.mark.skip("runs for long: pytest -m soak"))
 
 
 @pytest.fixture(scope="session")

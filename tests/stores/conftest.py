@@ -165,10 +165,3 @@ def store(kind) -> Iterator[Store]:
     store = kind.open()
     yield store
     store.close()
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "soak" not in config.option.markexpr:
-        for item in items:
-            if item.get_closest_marker("soak"):
-                item.add_marker(pytest.mark.skip("runs for long: pytest -m soak"))

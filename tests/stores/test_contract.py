@@ -453,7 +453,7 @@ def test_a_fork_while_another_thread_uses_the_store_does_not_hang_the_child(stor
     thread = threading.Thread(target=work)
     thread.start()
     try:
-        for _ in range(30):
+        for _ in range(10):
             in_a_fork(lambda: store.release(take(store, "child's", "child")), timeout=20)
     finally:
         stop.set()
