@@ -67,6 +67,20 @@ class Lock:
     raise, unless ``on_lost="warn"``. Wrong options are a :class:`ConfigurationError`. Not reentrant; one hold a Lock.
     """
 
+    # What each begins with, before it is held.
+    lease: Lease | None = None
+    next_action: float | None = None
+    _renewer: Renewer | None = None
+    _trusted_until = 0.0
+    _acquired_at = 0.0
+    _state = "new"  # -> held -> lost | released
+    _failing = False
+    _abort: Abort | None = None
+    #: the store that may hold something for us, which nobody else would end before its ttl
+    _unsettled: Store | None = None
+    #: the loss
+    _told = False
+
     def __init__(self, key: str, *, app: Any = None, **options: Any) -> None:
         app = app or current_app
         check_key("the key of Lock", key)
@@ -114,20 +128,9 @@ class Lock:
         self._story = story
         self._store, self._fallback = stores.choose(options.driver, options.connection)
         story.fields.update(lock_key=key, ttl=options.ttl, connection=options.connection, driver=self._store.driver)
-        self.lease: Lease | None = None
-        self.next_action: float | None = None
-        self._renewer: Renewer | None = None
-        self._trusted_until = 0.0
-        self._acquired_at = 0.0
-        self._state = "new"  # -> held -> lost | released
-        self._failing = False
-        self._abort: Abort | None = None
-        #: the store that may hold something for us, which nobody else would end before its ttl
-        self._unsettled: Store | None = None
         self._pid = this_process.pid
         # The owner and the renewer both may find that the lock is lost; one of them says so.
         self._mutex = threading.Lock()
-        self._told = False  # the loss
 
     # -- what a body asks ----------------------------------------------------------------------------------------------
 

@@ -180,6 +180,10 @@ def _plain_function(attribute: Any) -> Any:
 class _Run:
     """One run. It knows its lock, if it has one, and tells its story."""
 
+    lock: Lock | None = None
+    started: float | None = None
+    whole_is_over = False
+
     def __init__(
         self,
         task: LockedTask,
@@ -196,9 +200,6 @@ class _Run:
         self.body = body
         self.args = args
         self.kwargs = kwargs
-        self.lock: Lock | None = None
-        self.started: float | None = None
-        self.whole_is_over = False
         tick = _tick_of(request)
         self.story = Story(
             task,
