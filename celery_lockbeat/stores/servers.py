@@ -39,6 +39,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 from redis.exceptions import ConnectionError as LostConnection
+from redis.exceptions import TimeoutError as NoAnswer
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
@@ -520,7 +521,9 @@ class Servers:
             timeout = min(self.timeout, max(share, LEAST))
             asked = [(calls[each], each in progress.asking, each in progress.unknown) for each in groups[node]]
             for each, answer in zip(groups[node], _ask(node, asked, timeout, min_replicas), strict=True):
-                answers[each] = answer
+                # why it refused tells more than that it did not say so again in the rest of the time
+                if not (isinstance(answer, NoAnswer) and timeout < self.timeout and _for_now(answers[each])):
+                    answers[each] = answer
 
     def _by_node(
         self, calls: Sequence[Call], waiting: Iterable[int], progress: _Progress, answers: list[Any]

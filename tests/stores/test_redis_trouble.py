@@ -93,6 +93,22 @@ def test_what_is_refused_all_the_time_is_given_up_in_time_and_named(refusal):
         store.close()
 
 
+def test_why_it_is_refused_is_told_though_the_last_of_the_tries_was_not_answered():
+    asked = []
+
+    def answer(_):
+        asked.append(time.monotonic())
+        # so late that there is no whole time-out left for it
+        return b"-BUSY Redis is busy\r\n" if asked[-1] - asked[0] < 0.6 else b""
+
+    with fake_redis(answer) as server:
+        store = RedisStore(server.url, options=SHORT)
+        with pytest.raises(StoreUnavailable, match="BUSY"):
+            store.acquire("key", holder="a", ttl=30)
+        store.close()
+    assert asked[-1] - asked[0] >= 0.6
+
+
 def test_a_replica_refuses_and_nothing_is_locked(server):
     with Server("--replicaof", "127.0.0.1", str(server.port), "--repl-diskless-sync-delay", "0") as replica:
         store = RedisStore(replica.url, options=SHORT)
