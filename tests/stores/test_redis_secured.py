@@ -17,7 +17,7 @@ from topologies import Member
 from celery_lockbeat import ConfigurationError, Lock, LockedTask
 from celery_lockbeat.exceptions import StoreUnavailable, UnreadableKey
 from celery_lockbeat.options import AppOptions, _without_passwords
-from celery_lockbeat.stores.base import Claim, EntryState, Lease
+from celery_lockbeat.stores.base import Claim, EntryState, Held, Lease
 from celery_lockbeat.stores.redis import RedisStore
 from docs import DOCS
 
@@ -40,6 +40,7 @@ def opened(request):
 def assert_works(store):
     lease = store.acquire("key", holder="a", ttl=60, run="r")
     assert isinstance(lease, Lease)
+    assert isinstance(store.acquire("key", holder="b", ttl=60), Held)  # an answer that redis-py reads
     assert store.extend([(lease, 60)]) == [True]
     assert store.release(lease, remember_for=0)
 
@@ -60,9 +61,10 @@ def certificates(tmp_path_factory) -> Path:
     for ca in ("ca", "other"):
         openssl(
             *("req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={ca}"),
-            *("-keyout", f"{ca}.key", "-out", f"{ca}.crt"),
+            *("-keyout", f"{ca}.key", "-out", f"{ca}.crt", "-addext", "keyUsage=critical,keyCertSign"),
         )
-    (directory / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost")
+    # the key of its authority is what Python 3.13 asks for, as RFC 5280 has it
+    (directory / "names").write_text("subjectAltName=IP:127.0.0.1,DNS:localhost\nauthorityKeyIdentifier=keyid\n")
     for name in ("server", "client"):
         openssl(
             *("req", "-newkey", "rsa:2048", "-nodes", "-subj", f"/CN={name}"),
