@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from fleet import HERE, Fleet, Witness
+from kombu import pools
 from postgres import Postgres
 from servers import Server, need_django
 
@@ -23,6 +24,13 @@ _numbers = itertools.count()
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in [each for each in items if HERE in each.path.parents]:
         item.add_marker("processes")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_open_questions() -> Iterator[None]:
+    """A process that is forked from this one in a later test would wait for answers, such as to a ping, that are still due."""
+    yield
+    pools.reset()
 
 
 @pytest.fixture(scope="session")
