@@ -87,12 +87,12 @@ class Run:
         for pool, arguments in POOLS.items():
             self.control()
             # those that are compared with others get as many rounds as a small difference needs
-            times = 1 if self._quick else max(10, rounds) if "prefork" in arguments else rounds
+            times = 1 if self._quick else max(20, rounds) if "prefork" in arguments else rounds
             told = ["--json", *arguments, "--rounds", str(times), "--messages", str(messages)]
             try:
                 if pool == "gevent":
                     version("gevent")
-                self._results.pools[pool] = beat.ask_child(str(HERE / "tasks.py"), *told, timeout=600)
+                self._results.pools[pool] = beat.ask_child(str(HERE / "tasks.py"), *told, timeout=1200)
             except PackageNotFoundError:
                 say("  gevent is not installed")
             except Exception as failure:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import mmap
 import os
+import socket
 import struct
 import threading
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import redis
 from billiard.process import current_process
@@ -106,6 +109,22 @@ bare = client.register_script("return 1")
 def two_scripts(n: int) -> None:
     bare(["k1", "k2"], ["holder", "run", 30000, 3630000, "w@host pid 1 task[id]", 0])
     bare(["k1", "k2"], ["token", "holder", 0, 3600000, 60000])
+
+
+@cache
+def bare_socket(_thread: int) -> socket.socket:
+    server = urlsplit(URL)
+    connected = socket.create_connection((server.hostname, server.port), timeout=10)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return connected
+
+
+@kind("two round trips of a socket")
+def round_trips(n: int) -> None:
+    connected = bare_socket(threading.get_ident())
+    for _ in range(2):
+        connected.sendall(b"*3\r\n$4\r\nEVAL\r\n$8\r\nreturn 1\r\n$1\r\n0\r\n")
+        connected.recv(64)
 
 
 class Witness:

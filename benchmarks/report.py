@@ -7,6 +7,7 @@ import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from xml.sax.saxutils import escape
 
 from benchmarks import faults
@@ -90,7 +91,7 @@ class Results:
     replicas_load: Load | None = None
     pairs: Pairs | None = None
     #: pool -> label -> the rounds, as tasks.py says them
-    pools: dict[str, dict[str, list[dict[str, float]]]] = field(default_factory=dict)
+    pools: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
     memory: list[Beat] = field(default_factory=list)
     gaps: dict[str, list[Silence]] = field(default_factory=dict)
     faults: list[faults.Row] = field(default_factory=list)
@@ -194,12 +195,33 @@ def locks(pairs: Pairs) -> str:
     return table(head, [row(name, label) for name, label in PAIRS.items()])
 
 
-def per_plain(kinds: dict[str, list[dict[str, float]]], label: str, what: str) -> Spread:
+def per_plain(kinds: dict[str, list[dict[str, Any]]], label: str, what: str) -> Spread:
     """Of each round: this kind's number over the plain task's."""
     return Spread.of(its[what] / plain[what] for its, plain in zip(kinds[label], kinds["plain task"], strict=True))
 
 
-def pools(measured: dict[str, dict[str, list[dict[str, float]]]]) -> str:
+def added(kinds: dict[str, list[dict[str, Any]]]) -> str:
+    """What each kind costs more than a plain task, by who spends it."""
+
+    def micros(label: str) -> dict[str, float]:
+        rounds = kinds[label]
+        return {who: 1e6 * Spread.of(each["parts"][who] for each in rounds).median for who in rounds[0]["parts"]}
+
+    plain = micros("plain task")
+    rows = []
+    for label in kinds:
+        if label != "plain task":
+            more = {who: spent - plain[who] for who, spent in micros(label).items()}
+            rows.append([label, *(f"{each:+,.0f}" for each in more.values()), f"{sum(more.values()):+,.0f}"])
+    told = (
+        "Where the CPU goes with one worker, in µs more than a plain task's. Two round trips of a socket are what it costs to wait\n"
+        "for the server twice, with no client and no lock: ours adds its Python in the children, and two scripts that read, decide\n"
+        "and write in the server. Who locks in the publisher spends it there, where one worker leaves time for it."
+    )
+    return f"{told}\n\n" + table(["task", *plain, "in all"], rows)
+
+
+def pools(measured: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
     rows = []
     for pool, kinds in measured.items():
         for label, rounds in kinds.items():
@@ -213,7 +235,8 @@ def pools(measured: dict[str, dict[str, list[dict[str, float]]]]) -> str:
         "the server once from the worker, where ours asks twice."
     )
     head = ["workers", "task", "tasks/s from call to end", "/ plain", "CPU µs each, all processes"]
-    return f"{told}\n\n" + table(head, rows)
+    parts = added(measured["prefork"]) if "prefork" in measured else ""
+    return f"{told}\n\n" + table(head, rows) + (parts and f"\n\n{parts}")
 
 
 def memory(measured: Iterable[Beat]) -> str:
@@ -397,7 +420,7 @@ def apart(places: Sequence[float], gap: float = 16.0) -> list[float]:
     return moved
 
 
-def bars(kinds: dict[str, list[dict[str, float]]]) -> Iterable[str]:
+def bars(kinds: dict[str, list[dict[str, Any]]]) -> Iterable[str]:
     if "plain task" not in kinds:
         return
     left, width = 680, 300

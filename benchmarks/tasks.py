@@ -13,13 +13,13 @@ The kinds take turns, in two measurements a round. ``tasks/s`` is from call to e
 never more than a few hundred messages ahead of it, as in any system that keeps up. ``worker/s`` is the worker's part alone:
 all messages wait in the broker before it sees the first. Ratios are the medians of the rounds' ratios; a witness
 (kinds.py) that costs the same for all sees the runs finished. ``CPU`` is what a task takes from call to end in all
-processes: publisher, worker and server. The worker's parent can do less than its two children, so what a lock takes in a
-child costs no rate as long as there is a free core for it.
+processes: publisher, worker and server, and ``of it`` who spends it. The worker's parent can do less than its two children,
+so what a lock takes in a child costs no rate as long as there is a free core for it.
 
 celery-once and celery-singleton take their lock where the message is *published*, and only delete a key in the worker: what
 they cost shows from call to end. They do not renew a lock, notice its loss, or know a copy of a message. Of
 python-redis-lock, the lock that expires and is renewed does what ours does. Two bare scripts in the body are what two round
-trips cost with redis-py.
+trips cost with redis-py; those of a socket have no client at all: what is left is to wait for the server twice.
 """
 
 from __future__ import annotations
@@ -53,6 +53,8 @@ class Round:
     throughput: float
     worker: float
     cpu: float
+    #: the same, by who spends it
+    parts: dict[str, float]
 
 
 def main() -> None:
@@ -116,7 +118,7 @@ def measure(
     broker, calls = redis.Redis.from_url(server.url), 0
     for number in range(rounds + 1):
         for label, task in tasks.items():
-            cpu, started = cpu_seconds(server, workers), time.perf_counter()
+            before, started = cpu_seconds(server, workers), time.perf_counter()
             for published in range(calls, calls + messages):
                 if published - witness.total() >= AHEAD:
                     wait(workers, lambda goal=published - AHEAD // 2: witness.total() >= goal)
@@ -124,14 +126,14 @@ def measure(
             calls += messages
             wait(workers, lambda goal=calls: witness.total() >= goal)
             throughput = messages / (time.perf_counter() - started)
-            cpu = (cpu_seconds(server, workers) - cpu) / messages
+            parts = {who: (spent - before[who]) / messages for who, spent in cpu_seconds(server, workers).items()}
             for call in range(calls, calls + messages):
                 task.apply_async((call,), queue="staged")
             calls += messages
             broker.rename("staged", "bench")
             alone = rate(workers, witness, calls, messages)
             if number:  # the first round opens connections and fills caches
-                seen[label].append(Round(throughput, alone, cpu))
+                seen[label].append(Round(throughput, alone, sum(parts.values()), parts))
     return seen
 
 
@@ -150,11 +152,15 @@ def wait(workers: list[subprocess.Popen], condition: Callable[[], bool]) -> None
             sys.exit("a worker has ended")
 
 
-def cpu_seconds(server: Server, workers: list[subprocess.Popen]) -> float:
+def cpu_seconds(server: Server, workers: list[subprocess.Popen]) -> dict[str, float]:
     parents = [psutil.Process(worker.pid) for worker in workers]
-    children = [child for parent in parents for child in parent.children()]
-    family = [psutil.Process(), psutil.Process(server.process.pid), *parents, *children]
-    return sum(sum(process.cpu_times()[:2]) for process in family)
+    family = {
+        "publisher": [psutil.Process()],
+        "server": [psutil.Process(server.process.pid)],
+        "parents": parents,
+        "children": [child for parent in parents for child in parent.children()],
+    }
+    return {who: sum(sum(process.cpu_times()[:2]) for process in processes) for who, processes in family.items()}
 
 
 def median(rounds: list[Round], field: str) -> float:
@@ -169,12 +175,15 @@ def ratio(rounds: list[Round], plain: list[Round], field: str) -> float:
 
 def report(seen: dict[str, list[Round]]) -> None:
     plain = seen["plain task"]
-    print(f"\n{'':38}   tasks/s  /plain   worker/s  /plain   CPU us  /plain")
+    print(f"\n{'':38}   tasks/s  /plain   worker/s  /plain   CPU us  /plain   of it")
     for label, rounds in seen.items():
         print(
             f"{label:38} {median(rounds, 'throughput'):9.0f}  {ratio(rounds, plain, 'throughput'):6.2f}"
             f" {median(rounds, 'worker'):10.0f}  {ratio(rounds, plain, 'worker'):6.2f}"
-            f" {median(rounds, 'cpu') * 1e6:8.0f}  {ratio(rounds, plain, 'cpu'):6.2f}"
+            f" {median(rounds, 'cpu') * 1e6:8.0f}  {ratio(rounds, plain, 'cpu'):6.2f}  "
+            + ", ".join(
+                f"{who} {statistics.median(each.parts[who] for each in rounds) * 1e6:.0f}" for who in rounds[0].parts
+            )
         )
     print(f"\nload average: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
 

@@ -34,7 +34,10 @@ def make_results() -> Results:
     results.memory = results.beats[6:9]
     results.replicas = {number: [Shared(10.0 * number, 100, 2, 0, 500, (1.0,))] for number in (1, 2, 3)}
     results.pairs = Pairs({name: [1.0, 2.0, 3.0] for name in report.PAIRS}, trips=2)
-    kinds = {"plain task": [{"throughput": 10.0, "cpu": 1e-3}], report.LOCKED: [{"throughput": 8.0, "cpu": 2e-3}]}
+    kinds = {
+        "plain task": [{"throughput": 10.0, "cpu": 1e-3, "parts": {"server": 4e-4, "children": 6e-4}}],
+        report.LOCKED: [{"throughput": 8.0, "cpu": 2e-3, "parts": {"server": 5e-4, "children": 15e-4}}],
+    }
     results.pools = {"prefork": kinds, "solo": kinds}
     results.gaps = {"lockbeat": [Silence(1, 1.2, open=False)], "RedBeat, its defaults": [Silence(1, 30, open=True)]}
     results.control = [Reading(10, 100), Reading(11, 120)]
@@ -57,6 +60,12 @@ def test_the_report_hides_no_one_who_was_late_or_failed():
     assert "The section `gap` failed: RuntimeError: no beat" in told
     assert ">30 s" in told
     assert all(f"## {title}" in told for title, _ in report.sections(results))
+
+
+def test_what_a_lock_adds_is_told_by_who_spends_it():
+    told = report.added(make_results().pools["prefork"])
+    assert f"| {report.LOCKED} | +100 | +900 | +1,000 |" in told
+    assert "| plain task |" not in told
 
 
 def test_the_rows_of_a_table_are_as_wide_as_its_head():
