@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +39,15 @@ def _by_turns(items: list[pytest.Item]) -> list[pytest.Item]:
     for tests in sorted(files.values(), key=len, reverse=True):
         kinds[any(test.get_closest_marker("processes") for test in tests)].append(tests)
     return [test for pair in itertools.zip_longest(*kinds, fillvalue=[]) for tests in pair for test in tests]
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    if item.get_closest_marker("no_cover"):
+        # pytest-cov has two Coverages in a worker of xdist, and to pause the one sets the other going (pytest-cov 7.1)
+        sys.settrace(None)
+        threading.settrace(None)
+    return (yield)
 
 
 @pytest.fixture(autouse=True)
