@@ -502,7 +502,7 @@ class Servers:
                 # the server is there, and says what it lacks: slow greetings must not have used up the time for that
                 deadline = max(deadline, now + self.timeout)
             if not waiting or now + progress.pause >= deadline:
-                return answers
+                return [progress.told(each, answer) for each, answer in enumerate(answers)]
             time.sleep(progress.pause)
 
     def _ask_all(
@@ -521,9 +521,9 @@ class Servers:
             timeout = min(self.timeout, max(share, LEAST))
             asked = [(calls[each], each in progress.asking, each in progress.unknown) for each in groups[node]]
             for each, answer in zip(groups[node], _ask(node, asked, timeout, min_replicas), strict=True):
-                # why it refused tells more than that it did not say so again in the rest of the time
-                if not (isinstance(answer, NoAnswer) and timeout < self.timeout and _for_now(answers[each])):
-                    answers[each] = answer
+                if isinstance(answer, NoAnswer) and timeout < self.timeout and _for_now(answers[each]):
+                    progress.refusals[each] = answers[each]
+                answers[each] = answer
 
     def _by_node(
         self, calls: Sequence[Call], waiting: Iterable[int], progress: _Progress, answers: list[Any]
@@ -584,11 +584,16 @@ class _Progress:
         self.pause = 0.0
         self.unknown: set[int] = set()  # scripts that the server does not know
         self.asking: dict[int, Node] = {}  # a slot is on its way there
+        self.refusals: dict[int, Exception] = {}  # and had no time left to be said again
 
     def begin_another_round(self) -> None:
         self.rounds += 1
         self.pause = 0.0 if self.rounds == 1 else PAUSE
         self.asking = {}
+
+    def told(self, each: int, answer: Any) -> Any:
+        """Return why a call was refused, rather than that this was not said again in the rest of the time."""
+        return self.refusals.get(each, answer) if isinstance(answer, NoAnswer) else answer
 
 
 def _ask(node: Node, asked: list[tuple[Call, bool, bool]], timeout: float, min_replicas: int) -> list[Any]:
