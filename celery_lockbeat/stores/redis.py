@@ -32,7 +32,6 @@ from celery_lockbeat.stores.base import (
     LISTED_AT_MOST,
     OVERDUE_AT_ONCE,
     STATE_MEMORY,
-    TOKEN_MEMORY,
     Beats,
     Claim,
     Claims,
@@ -178,11 +177,11 @@ class RedisStore(Store):
         description: str = "",
     ) -> Lease | Held | Finished:
         keys = self._keys(key, run, whole)
-        fixed = (_plain(holder), _plain(run or ""), _ms(ttl), _ms(ttl + TOKEN_MEMORY), _readable(description))
+        owner, lasts = f"{_plain(holder)} {_plain(run or '')} {_readable(description)}", _ms(ttl)
         within = min(ttl, self._servers.time_allowed)  # a later answer grants nothing
         for _ in range(2):
             asked = monotonic()
-            args = (*fixed, self._waits_until(asked, within))
+            args = (owner, lasts, self._waits_until(asked, within))
             answer = self._call(self._acquire, keys, args, replicated=True, within=within)
             if isinstance(answer, int):
                 self._seen = (asked, answer // 1000)
@@ -213,7 +212,7 @@ class RedisStore(Store):
             Call(
                 self._extend,
                 self._keys(lease.key),
-                (_digits(lease.token), _plain(lease.holder), _ms(ttl), _ms(ttl + TOKEN_MEMORY)),
+                (_digits(lease.token), _plain(lease.holder), _ms(ttl)),
             )
             for lease, ttl in leases
         ]
@@ -234,13 +233,7 @@ class RedisStore(Store):
         answer = self._call(
             self._release,
             self._keys(lease.key, lease.whole if whole else lease.run),
-            (
-                _digits(lease.token),
-                _plain(lease.holder),
-                _ms(hold_for),
-                _ms(hold_for + TOKEN_MEMORY),
-                _ms(remember_for),
-            ),
+            (_digits(lease.token), _plain(lease.holder), _ms(hold_for), _ms(remember_for)),
             # a run that is known to have ended must not be forgotten
             replicated=(lease.whole if whole else lease.run) is not None and remember_for > 0,
             released=lease.token,
@@ -248,7 +241,7 @@ class RedisStore(Store):
         return self._is_ours(lease, answer)
 
     def free(self, key: str, *, holder: str) -> bool:
-        answer = self._call(self._free, self._keys(key), (_plain(holder), _ms(TOKEN_MEMORY)))
+        answer = self._call(self._free, self._keys(key), (_plain(holder),))
         return bool(answer == 1)
 
     def _is_ours(self, lease: Lease, answer: int) -> bool:

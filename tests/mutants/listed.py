@@ -70,7 +70,7 @@ MUTANTS = [
     Mutant(
         "release and forget the run",
         "stores/lua/release.lua",
-        "if KEYS[2] and ARGV[5] ~= '0' then",
+        "if KEYS[2] and ARGV[4] ~= '0' then",
         "if false then",
         (CONTRACT + "test_a_finished_run_is_not_granted_again",),
     ),
@@ -112,14 +112,14 @@ MUTANTS = [
     Mutant(
         "a safety copy is not known for one",
         "stores/lua/acquire.lua",
-        "run == ARGV[2] and 1 or 0",
+        "run == our_run and 1 or 0",
         "0",
         (CONTRACT + "test_a_copy_of_the_running_run_is_told_so",),
     ),
     Mutant(
         "acquire for somebody who waits no more",
         "stores/lua/acquire.lua",
-        "if now > tonumber(ARGV[6]) and ARGV[6] ~= '0' then",
+        "if now > tonumber(ARGV[3]) and ARGV[3] ~= '0' then",
         "if false then",
         (REDIS + "test_what_was_asked_of_a_server_that_hung_is_not_granted_when_it_wakes_up_and_nobody_waits",),
     ),

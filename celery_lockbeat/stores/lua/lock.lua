@@ -2,6 +2,8 @@
 -- '<token, 16 digits><until, 13 digits, server ms><holder> <run> <description>'; the holder is '' once released, the run is ''
 -- where there is nothing to remember; neither has a blank.
 -- One string, for one SET with its expiry: each call out of Lua costs more than all the cutting here.
+-- How long a token is remembered after its lease, ms: TOKEN_MEMORY of base.py.
+local TOKEN_MEMORY = 3600000
 -- Returns whether a store has written it: it is a string of that kind, not too long, and with a token above which Lua's
 -- doubles can still count on (until the year 2255).
 local function is_lock(value)

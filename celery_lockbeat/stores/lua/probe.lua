@@ -24,6 +24,7 @@ if is_text or can_end then
   try('SADD', key, 'm')
 end
 try('GET', key)
+try('EXISTS', key)
 try('PEXPIRE', key, 1000)
 try('TYPE', key)
 if can_end then

@@ -2,7 +2,7 @@
 -- KEYS[1]  the lock (see lock.lua)
 -- KEYS[2]  the mark of this run as finished, or of all that it is a try of, whose value is the token that finished it;
 --          absent where there is nothing to remember
--- ARGV     token, holder, hold ms, hold + token memory ms, remember ms
+-- ARGV     token, holder, hold ms, remember ms
 -- Returns  -token when released, now or by an earlier call whose answer was lost; 0 when the lease was lost before; -1:
 --          what is there now is no lock
 -- Atomic:  freed and remembered are one fact: a copy of the message must never find the key free and the run unknown.
@@ -25,8 +25,8 @@ end
 -- The token stays, as the counter; without a holder it can be neither extended nor released. Formatting costs as much as a
 -- call: the usual release ends the lease at the beginning of time instead.
 local ended = ARGV[3] == '0' and '0000000000000' or string.format('%013.0f', now + ARGV[3])
-redis.call('SET', KEYS[1], ARGV[1] .. ended .. string.sub(lock, 30 + #ARGV[2]), 'PX', ARGV[4])
-if KEYS[2] and ARGV[5] ~= '0' then
-  redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[5])
+redis.call('SET', KEYS[1], ARGV[1] .. ended .. string.sub(lock, 30 + #ARGV[2]), 'PX', ARGV[3] + TOKEN_MEMORY)
+if KEYS[2] and ARGV[4] ~= '0' then
+  redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[4])
 end
 return released
