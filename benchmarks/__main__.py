@@ -97,6 +97,8 @@ class Run:
                 say("  gevent is not installed")
             except Exception as failure:
                 self._results.failed[f"pools: {pool}"] = str(failure)
+        told = ["--json", "--stages", "--rounds", "3" if self._quick else "10"]
+        self._results.stages = beat.ask_child(str(HERE / "tasks.py"), *told, timeout=600)
 
     def memory(self) -> None:
         known = [each for each in self._results.beats if each.load.entries == 10_000 and each.name != "bare"]

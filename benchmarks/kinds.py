@@ -151,3 +151,8 @@ def count_runs(**_: object) -> None:
 
 # only a child of prefork has an index; the other pools run their tasks in the worker itself
 (signals.worker_process_init if POOL == "prefork" else signals.worker_init).connect(count_runs)
+
+if "LOCKBEAT_BENCH_STAGES" in os.environ:
+    import stages
+
+    stages.measure(os.environ["LOCKBEAT_BENCH_STAGES"])

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from xml.sax.saxutils import escape
 
-from benchmarks import faults
+from benchmarks import faults, stages
 from benchmarks.beat import Load, Measured
 from benchmarks.control import Reading
 from benchmarks.replicas import Shared, Silence
@@ -92,6 +92,8 @@ class Results:
     pairs: Pairs | None = None
     #: pool -> label -> the rounds, as tasks.py says them
     pools: dict[str, dict[str, list[dict[str, Any]]]] = field(default_factory=dict)
+    #: stage of a run -> seconds
+    stages: dict[str, float] = field(default_factory=dict)
     memory: list[Beat] = field(default_factory=list)
     gaps: dict[str, list[Silence]] = field(default_factory=dict)
     faults: list[faults.Row] = field(default_factory=list)
@@ -127,7 +129,7 @@ def sections(results: Results) -> Iterable[tuple[str, str]]:
     if results.pairs:
         yield "A lock", locks(results.pairs)
     if results.pools:
-        yield "A worker", pools(results.pools)
+        yield "A worker", pools(results.pools, results.stages)
     if results.memory:
         yield "Memory per 10,000 entries", memory(results.memory)
     if results.gaps:
@@ -221,7 +223,17 @@ def added(kinds: dict[str, list[dict[str, Any]]]) -> str:
     return f"{told}\n\n" + table(["task", *plain, "in all"], rows)
 
 
-def pools(measured: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
+def timed(run: dict[str, float]) -> str:
+    """Where a run's time goes in a child."""
+    told = (
+        "And where the time of a LockedTask's run goes in a child of that worker (`benchmarks/stages.py`). It waits: two round trips\n"
+        "are what a lock that is taken and given back by whoever runs costs, and a server that is woken up for each of them, on cores\n"
+        "that others use, answers later than one that is asked again and again (above: a lock)."
+    )
+    return f"{told}\n\n" + table(["stage", "µs"], stages.told(run))
+
+
+def pools(measured: dict[str, dict[str, list[dict[str, Any]]]], run: dict[str, float]) -> str:
     rows = []
     for pool, kinds in measured.items():
         for label, rounds in kinds.items():
@@ -235,8 +247,12 @@ def pools(measured: dict[str, dict[str, list[dict[str, Any]]]]) -> str:
         "the server once from the worker, where ours asks twice."
     )
     head = ["workers", "task", "tasks/s from call to end", "/ plain", "CPU µs each, all processes"]
-    parts = added(measured["prefork"]) if "prefork" in measured else ""
-    return f"{told}\n\n" + table(head, rows) + (parts and f"\n\n{parts}")
+    parts = [told, table(head, rows)]
+    if "prefork" in measured:
+        parts.append(added(measured["prefork"]))
+    if run:
+        parts.append(timed(run))
+    return "\n\n".join(parts)
 
 
 def memory(measured: Iterable[Beat]) -> str:

@@ -2,6 +2,7 @@
 
     pip install -e '.[dev,bench]'
     python benchmarks/tasks.py [--messages 1000] [--rounds 15] [--results] [--only plain,locked] [--pool threads] [--workers 2]
+    python benchmarks/tasks.py --stages  # where a LockedTask's time goes in a pool child
 
 One ``celery worker``, prefork with two children unless ``--pool`` says another, runs them all, on a real Redis broker, with
 Celery's defaults: its log level (WARNING), its prefetching, no task events. The body does nothing, so a lock is all there is
@@ -43,6 +44,7 @@ import redis
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
+import stages  # noqa: E402
 from servers import Server  # noqa: E402
 
 #: messages that are published and not finished, at most
@@ -67,6 +69,7 @@ def main() -> None:
     parser.add_argument("--loglevel", default="WARNING", help="the worker's")
     parser.add_argument("--pool", default="prefork", choices=["prefork", "threads", "gevent", "solo"])
     parser.add_argument("--workers", type=int, default=1, help="that share the queue; two or more use all of two cores")
+    parser.add_argument("--stages", action="store_true", help="time the stages of a LockedTask's run, and nothing else")
     parser.add_argument("--json", action="store_true", help="print each round's numbers, not a table")
     options = parser.parse_args()
     with Server() as server, tempfile.NamedTemporaryFile() as page:
@@ -75,6 +78,8 @@ def main() -> None:
         os.environ |= {"LOCKBEAT_BENCH_POOL": options.pool, "LOCKBEAT_BENCH_WORKERS": str(options.workers)}
         if options.results:
             os.environ["LOCKBEAT_BENCH_RESULTS"] = "1"
+        if options.stages:
+            os.environ["LOCKBEAT_BENCH_STAGES"], options.only = server.directory, "locked"
         import kinds  # reads these
 
         for package in sorted(kinds.missing):
@@ -106,7 +111,14 @@ def main() -> None:
                 worker.send_signal(signal.SIGTERM)
             for worker in workers:
                 worker.wait()
-    if options.json:
+        timed = stages.medians(server.directory)
+    if options.stages:
+        print(
+            json.dumps(timed)
+            if options.json
+            else "\n".join(f"{took:>5} µs  {stage}" for stage, took in stages.told(timed))
+        )
+    elif options.json:
         print(json.dumps({label: [asdict(each) for each in rounds] for label, rounds in seen.items()}))
     else:
         report(seen)

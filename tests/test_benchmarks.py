@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report
+from benchmarks import report, stages
 from benchmarks.beat import Load, Measured
 from benchmarks.control import Reading
 from benchmarks.replicas import Shared, Silence, silence
@@ -39,6 +40,7 @@ def make_results() -> Results:
         report.LOCKED: [{"throughput": 8.0, "cpu": 2e-3, "parts": {"server": 5e-4, "children": 15e-4}}],
     }
     results.pools = {"prefork": kinds, "solo": kinds}
+    results.stages = {stages.RUN: 5e-5, stages.SERVER: 2e-4}
     results.gaps = {"lockbeat": [Silence(1, 1.2, open=False)], "RedBeat, its defaults": [Silence(1, 30, open=True)]}
     results.control = [Reading(10, 100), Reading(11, 120)]
     return results
@@ -66,6 +68,40 @@ def test_what_a_lock_adds_is_told_by_who_spends_it():
     told = report.added(make_results().pools["prefork"])
     assert f"| {report.LOCKED} | +100 | +900 | +1,000 |" in told
     assert "| plain task |" not in told
+
+
+def test_a_stage_has_what_it_did_itself_and_not_what_it_called(monkeypatch, tmp_path):
+    now = [0.0]
+    monkeypatch.setattr(stages.time, "perf_counter", lambda: now[0])
+    watch = stages.Stopwatch()
+
+    def takes(seconds, *then):
+        def carry_out():
+            now[0] += seconds
+            for each in then:
+                each()
+
+        return carry_out
+
+    server = watch.timing(stages.SERVER, takes(8.0))
+    lock = watch.timing("the lock's states and its renewal", takes(2.0, server, server))
+    run = watch.timing(stages.RUN, takes(1.0, lock, takes(4.0)))
+    for _ in range(101):
+        run()
+    assert watch.runs[0] == {stages.RUN: 5.0, "the lock's states and its renewal": 2.0, stages.SERVER: 16.0}
+    (tmp_path / "stages.1").write_text(json.dumps([{stages.RUN: 7.0}, *watch.runs]))
+    (tmp_path / "stages.2").write_text(json.dumps(watch.runs))
+    medians = stages.medians(str(tmp_path))
+    assert medians[stages.RUN] == 5.0
+    assert medians["notes for the parent, which frees what a dead child held"] == 0.0
+    assert list(stages.told(medians))[-1] == ("in all", "23000000")
+    assert stages.medians(str(tmp_path / "none")) == {}
+
+
+def test_where_a_runs_time_goes_is_told_by_stage():
+    told = report.markdown(make_results())
+    assert f"| {stages.SERVER} | 200 |" in told
+    assert "| in all | 250 |" in told
 
 
 def test_the_rows_of_a_table_are_as_wide_as_its_head():

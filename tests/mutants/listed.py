@@ -89,6 +89,27 @@ MUTANTS = [
         (CONTRACT + "test_a_finished_run_is_not_granted_again",),
     ),
     Mutant(
+        "a finished run is asked for only beside a lock",
+        "stores/lua/acquire.lua",
+        "if there > (lock and 1 or 0) then",
+        "if there > 1 then",
+        (REDIS + "test_a_finished_run_is_remembered_though_its_lock_is_forgotten",),
+    ),
+    Mutant(
+        "a token by the clock's text, though it is another",
+        "stores/lua/acquire.lua",
+        "if #head == 16 and token == micros then",
+        "if #head == 16 then",
+        (REDIS + "test_tokens_grow_when_the_servers_clock_was_set_back",),
+    ),
+    Mutant(
+        "a token by the clock's text, though it is too short",
+        "stores/lua/acquire.lua",
+        "if #head == 16 and token == micros then",
+        "if token == micros then",
+        (REDIS + "test_a_lock_is_written_in_one_form_whatever_the_time",),
+    ),
+    Mutant(
         "acquire what is held",
         "stores/lua/acquire.lua",
         "if remaining <= 0 then",

@@ -11,7 +11,7 @@ from servers import Server, free_port, wait_until
 
 from celery_lockbeat import LockedTask
 from celery_lockbeat.exceptions import StoreUnavailable
-from celery_lockbeat.stores.base import Claim, EntryState, Finished, Held, Lease
+from celery_lockbeat.stores.base import TOKEN_MEMORY, Claim, EntryState, Finished, Held, Lease
 from celery_lockbeat.stores.redis import RedisStore
 
 IMPATIENT = {"socket_timeout": 0.3, "socket_connect_timeout": 0.3}
@@ -298,7 +298,43 @@ def test_tokens_grow_when_the_servers_clock_was_set_back(server: Server):
     # as if granted an hour in the future
     ahead = int(client.get(lock)[:16]) + 3_600_000_000
     client.setrange(lock, 0, f"{ahead:016d}")
-    assert store.acquire("key", holder="b", ttl=30).token == ahead + 1
+    for number in (1, 2):
+        lease = store.acquire("key", holder="b", ttl=30)
+        assert lease.token == ahead + number
+        assert store.extend([(lease, 30)]) == [True]
+        assert store.release(lease)
+    store.close()
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["early in a second", "later"])
+def test_a_lock_is_written_in_one_form_whatever_the_time(server: Server, early):
+    store, client = RedisStore(server.url), server.client()
+
+    lease = None
+
+    def granted() -> bool:
+        nonlocal lease
+        if lease is not None:
+            store.release(lease)
+        lease = store.acquire("key", holder="a", ttl=30, run="r", description="who it is")
+        return (lease.token % 1_000_000 < 100_000) == early
+
+    wait_until(granted)
+    (lock,) = client.keys("*")
+    until = lease.token // 1000 + 30_000
+    assert client.get(lock) == f"{lease.token:016d}{until:013d}a r who it is"
+    assert abs(client.pttl(lock) - 1000 * (30 + TOKEN_MEMORY)) < 10_000
+    assert store.release(lease)
+    assert abs(client.pttl(lock) - 1000 * TOKEN_MEMORY) < 10_000
+    store.close()
+
+
+def test_a_finished_run_is_remembered_though_its_lock_is_forgotten(server: Server):
+    store, client = RedisStore(server.url), server.client()
+    store.release(store.acquire("key", holder="a", ttl=30, run="r"), remember_for=30)
+    (lock,) = client.keys("lockbeat:lock:*")
+    client.delete(lock)
+    assert store.acquire("key", holder="b", ttl=30, run="r") == Finished()
     store.close()
 
 
