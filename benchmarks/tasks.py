@@ -112,14 +112,11 @@ def main() -> None:
             for worker in workers:
                 worker.wait()
         timed = stages.medians(server.directory)
-    if options.stages:
-        print(
-            json.dumps(timed)
-            if options.json
-            else "\n".join(f"{took:>5} µs  {stage}" for stage, took in stages.told(timed))
-        )
-    elif options.json:
-        print(json.dumps({label: [asdict(each) for each in rounds] for label, rounds in seen.items()}))
+    if options.json:
+        every_round = {label: [asdict(each) for each in rounds] for label, rounds in seen.items()}
+        print(json.dumps(timed if options.stages else every_round))
+    elif options.stages:
+        print(*(f"{took:>5} µs  {stage}" for stage, took in stages.told(timed)), sep="\n")
     else:
         report(seen)
 

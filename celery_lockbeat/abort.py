@@ -10,6 +10,7 @@ with the next line of Python. A body may catch it, as it may catch anything.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import signal
 import sys
@@ -34,7 +35,8 @@ class Abort:
         self.over = False
         self._armed: Final[list[Callable[[], None]]] = []
         self._fired: Final = threading.Event()
-        self._cancel: Callable[[], object] | None = None
+        #: takes in what has been raised in this thread and has not come yet
+        self._take_in: Callable[[], None] | None = None
 
     def arm(self) -> None:
         """From now on the body in this thread, or greenlet, can be aborted."""
@@ -46,9 +48,9 @@ class Abort:
         try:
             self._armed.pop()
         except IndexError:
-            if self._cancel is not None:
+            if self._take_in is not None:
                 self._fired.wait()
-                self._cancel()
+                self._take_in()
 
     def fire(self) -> None:
         """Raise ``error`` in the body, unless that has ended."""
@@ -70,9 +72,16 @@ class Abort:
             return self._by_signal
         thread = ctypes.c_ulong(threading.get_ident())
         raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
-        self._cancel = lambda: raise_in(thread, None)
+        self._take_in = self._let_it_come
         # a class: CPython makes the instance
         return lambda: raise_in(thread, ctypes.py_object(type(self.error)))
+
+    def _let_it_come(self) -> None:
+        # Not raise_in(thread, None): CPython then looks in each loop, for ever, for what is not there, and 3.11 hangs as soon
+        # as anything traces (Python/pystate.c, PyThreadState_SetAsyncExc).
+        with contextlib.suppress(type(self.error)):
+            for _ in range(2):  # it comes, if it has not, with the next turn of a loop
+                pass
 
     def _by_signal(self) -> None:
         _due.append(self)

@@ -456,10 +456,9 @@ class InterruptedAnywhereError(Exception):
     pass
 
 
+@pytest.mark.no_cover  # coverage's own locks do not survive this
 def test_an_exception_thrown_in_at_any_moment_leaves_no_transaction_open(path, store):
     """As a soft time limit or an abort does it."""
-    if sys.gettrace() is not None:
-        pytest.skip("coverage's own locks do not survive this; the runs without it, on other Pythons, have this test")
     hits, rounds = 0, 0
 
     def strike(*_):
