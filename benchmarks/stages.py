@@ -97,9 +97,9 @@ def measure(directory: str) -> None:
 def medians(directory: str) -> dict[str, float]:
     """Return the seconds of each stage, of all runs of all children but the first ones of each."""
     runs = [run for file in Path(directory).glob("stages.*") for run in json.loads(file.read_text())[100:]]
-    return (
-        {stage: statistics.median(run.get(stage, 0.0) for run in runs) for stage in (*STAGES, SERVER)} if runs else {}
-    )
+    if not runs:
+        return {}
+    return {stage: statistics.median(run.get(stage, 0.0) for run in runs) for stage in (*STAGES, SERVER)}
 
 
 def told(stages: dict[str, float]) -> Iterable[tuple[str, str]]:

@@ -87,7 +87,9 @@ def main() -> None:
         chosen = {
             label: task
             for label, task in kinds.kinds.items()
-            if not options.only or task.name in options.only.split(",") or label == "plain task"
+            if not options.only
+            or task.name in options.only.split(",")
+            or (label == "plain task" and not options.stages)  # what the others are compared with
         }
         path = os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")])
         command = (

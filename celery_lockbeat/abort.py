@@ -35,8 +35,8 @@ class Abort:
         self.over = False
         self._armed: Final[list[Callable[[], None]]] = []
         self._fired: Final = threading.Event()
-        #: takes in what has been raised in this thread and has not come yet
-        self._take_in: Callable[[], None] | None = None
+        #: whether it is CPython that raises it: with the next turn of a loop in the body's thread
+        self._comes_later = False
 
     def arm(self) -> None:
         """From now on the body in this thread, or greenlet, can be aborted."""
@@ -48,9 +48,9 @@ class Abort:
         try:
             self._armed.pop()
         except IndexError:
-            if self._take_in is not None:
+            if self._comes_later:
                 self._fired.wait()
-                self._take_in()
+                self._let_it_come()
 
     def fire(self) -> None:
         """Raise ``error`` in the body, unless that has ended."""
@@ -72,7 +72,7 @@ class Abort:
             return self._by_signal
         thread = ctypes.c_ulong(threading.get_ident())
         raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
-        self._take_in = self._let_it_come
+        self._comes_later = True
         # a class: CPython makes the instance
         return lambda: raise_in(thread, ctypes.py_object(type(self.error)))
 
@@ -80,7 +80,7 @@ class Abort:
         # Not raise_in(thread, None): CPython then looks in each loop, for ever, for what is not there, and 3.11 hangs as soon
         # as anything traces (Python/pystate.c, PyThreadState_SetAsyncExc).
         with contextlib.suppress(type(self.error)):
-            for _ in range(2):  # it comes, if it has not, with the next turn of a loop
+            for _ in range(2):  # it comes here, if it has not come in the body
                 pass
 
     def _by_signal(self) -> None:
