@@ -6,6 +6,7 @@ import contextlib
 import gc
 import importlib
 import itertools
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,16 @@ _numbers = itertools.count()
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in [each for each in items if HERE in each.path.parents]:
         item.add_marker("processes")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heeded_sigint() -> Iterator[None]:
+    """A shell's background job ignores SIGINT, and so does all that it starts, unless that is undone before."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="module", autouse=True)

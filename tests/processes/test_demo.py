@@ -303,6 +303,16 @@ def test_on_a_terminal_it_is_one_live_view_and_the_terminals_again_after_a_signa
     demo.assert_nothing_is_left()
 
 
+def test_what_is_interrupted_here_is_so_too_where_the_suite_ignores_sigint():
+    """As it does in a background job of a shell."""
+    test = f"{__file__}::{test_a_signal_while_it_starts_leaves_nothing_behind.__name__}"
+    suite = [sys.executable, "-m", "pytest", "-n", "0", "-q", "-p", "no:cacheprovider", test]
+    ignoring = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *suite]
+    done = subprocess.run(ignoring, capture_output=True, text=True, timeout=2 * LONGEST, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "1 passed" in done.stdout
+
+
 def test_the_readmes_first_command_is_the_demo():
     command = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)[0]
     assert command == (
