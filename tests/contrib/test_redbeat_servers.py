@@ -116,6 +116,23 @@ def test_entries_live_behind_a_sentinel(start, sentinel):
         assert set(client.keys()) == {"redbeat:a", "redbeat::schedule"}
 
 
+@pytest.mark.parametrize("kind", ["cluster", "sentinel"])
+def test_ticks_are_claimed_behind_sentinels_and_in_a_cluster(start, request, server, kind):
+    found = request.getfixturevalue(kind)
+    if kind == "cluster":
+        claims, url, options = found, found.url, {"cluster": True}
+    else:
+        claims, url, options = found[0], f"sentinel://127.0.0.1:{found[1]}", {"master_name": "master"}
+    app, tick_until, runs = start(lockbeat_redis_url=url, lockbeat_redis_options=options)
+    save(app)
+    tick_until(lambda: runs()["a", 3])
+    assert set(runs().values()) == {1}
+    with claims.client() as there, server.client() as here:
+        assert any(":entries" in name for name in there.keys("lockbeat:*"))
+        assert here.exists("redbeat:a")
+        assert not here.keys("lockbeat:*")
+
+
 def test_options_are_redbeats_and_retrying_is_its_own(start, server):
     app, tick_until, runs = start(
         redbeat_redis_url=server.url, redbeat_redis_options={"retry_period": 5, "socket_timeout": 3, "db": 0}

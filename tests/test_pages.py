@@ -1,0 +1,121 @@
+"""Each page is found from the README, each link leads somewhere, and what is said of support is what is tried."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+from pathlib import Path
+
+import pytest
+
+from docs import DOCS
+
+ROOT = DOCS.parent
+README = ROOT / "README.md"
+SUPPORT = DOCS / "reference" / "support.md"
+PAGES = sorted(path for path in (*DOCS.rglob("*.md"), README, ROOT / "docker" / "README.md"))
+
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+
+#: What sounds like a promise for later, or like what an earlier release could not do.
+_LATER = re.compile(
+    r"\b[Nn]o [A-Z]\w+( and no [A-Z]\w+)? yet\b|\bnot (yet )?supported\b|\bunsupported\b|\bcoming soon\b|\bTODO\b"
+)
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def links_of(page: Path) -> list[str]:
+    prose = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return [link for link in _LINK.findall(prose) if "://" not in link]
+
+
+def target_of(page: Path, link: str) -> Path:
+    path = link.partition("#")[0]
+    return (page.parent / path).resolve() if path else page
+
+
+def anchors_of(page: Path) -> set[str]:
+    """The anchors of its headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_each_page_is_found_from_the_readme():
+    found, to_read = {README}, [README]
+    while to_read:
+        page = to_read.pop()
+        linked = {target_of(page, link) for link in links_of(page)}
+        new = {path for path in linked - found if path.suffix == ".md" and path.exists()}
+        found |= new
+        to_read += new
+    pages = set(DOCS.rglob("*.md"))
+    assert len(pages) > 10
+    assert [name(page) for page in sorted(pages - found)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_each_link_leads_to_a_file_and_to_a_heading_in_it(page):
+    for link in links_of(page):
+        target = target_of(page, link)
+        assert target.exists(), link
+        anchor = link.partition("#")[2]
+        assert not anchor or anchor in anchors_of(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_no_page_puts_off_what_may_long_be_there(page):
+    assert [found.group() for found in _LATER.finditer(page.read_text("utf-8"))] == []
+
+
+def test_what_an_earlier_page_said_would_be_noticed():
+    assert _LATER.search("where ticks are claimed. No Sentinel and no Cluster yet |")
+
+
+# -- support -----------------------------------------------------------------------------------------------------------
+
+
+def rows() -> list[list[str]]:
+    """The rows of all tables, but for their headings."""
+    lines = [line for line in SUPPORT.read_text("utf-8").splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines]
+    return [row for row in cells if row[0] != "what" and set(row[0]) != {"-"}]
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: row[0])
+def test_each_line_on_support_names_a_test_that_there_is(row):
+    assert len(row) == 3, row
+    tried = re.fullmatch(r"`(?P<file>[\w/]+\.py)(::(?P<test>\w+))?`", row[2])
+    assert tried, row[2]
+    code = ast.parse((ROOT / tried["file"]).read_text("utf-8"))
+    tests = [each.name for each in code.body if isinstance(each, ast.FunctionDef) and each.name.startswith("test_")]
+    assert tests
+    assert tried["test"] is None or tried["test"] in tests
+
+
+def asked_for() -> configparser.ConfigParser:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    return setup
+
+
+def test_the_versions_are_those_that_are_asked_for_and_tried():
+    setup, tox = asked_for(), (ROOT / "tox.ini").read_text("utf-8")
+    (said,) = (row[1] for row in rows() if row[0] == "Python")
+    oldest, newest = re.findall(r"3\.\d+", said)
+    assert setup["options"]["python_requires"] == f">={oldest}"
+    assert f"Python :: {newest}\n" in setup["metadata"]["classifiers"] + "\n"
+    pythons = {f"3.{digits}" for digits in re.findall(r"py3(\d\d)-", tox)}
+    assert {oldest, newest} <= pythons
+    needed = setup["options"]["install_requires"] + setup["options.extras_require"]["django"]
+    names = {"Celery": r"celery\[redis\]", "redis-py": "redis", "RedBeat": "celery-redbeat", "django-celery-beat": None}
+    for row in rows():
+        what = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", row[0])
+        if what in names:
+            least = re.search(r"[\d.]+\d", row[1])
+            assert least, row
+            package = names[what] or what
+            assert re.search(rf"^{package}>={re.escape(least[0])}$", needed, re.MULTILINE), (what, least[0], needed)
