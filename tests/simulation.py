@@ -218,7 +218,7 @@ class SimulatedRedis(RedisStore):
         super().__init__(url)
         self._world = world
         self._time = redis.Redis.from_url(url)
-        for name in ("_join", "_list", "_claim", "_take_over", "_settle", "_leave"):
+        for name in ("_join", "_list", "_claim", "_take_over", "_settle", "_leave", "_announce", "_announced"):
             source = getattr(self, name).source
             simulated = source.replace("redis.call('TIME')", "cjson.decode(redis.call('GET', 'simulated time'))")
             setattr(self, name, Script(simulated))

@@ -40,10 +40,13 @@ def wheel(tmp_path_factory) -> Path:
 
 def test_the_wheel_has_the_lua_files_the_migration_and_the_types_mark(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    migration = "celery_lockbeat/contrib/django/migrations/0001_"
-    assert {f"{migration}initial.py", f"{migration}postgresql.sql", f"{migration}sqlite.sql"} <= set(names)
+    migrations = {
+        str(path.relative_to(ROOT)) for path in (ROOT / "celery_lockbeat/contrib/django/migrations").glob("0*")
+    }
+    assert len(migrations) == 6
+    assert migrations <= set(names)
     written = {str(path.relative_to(ROOT)) for path in (ROOT / "celery_lockbeat").rglob("*.lua")}
-    assert len(written) == 15
+    assert len(written) == 17
     assert written | {"celery_lockbeat/py.typed"} <= set(names)
     assert not [name for name in names if name.startswith("tests")]
 

@@ -23,11 +23,14 @@ from celery_lockbeat.exceptions import StoreUnavailable
 
 __all__ = [
     "ALIVE",
+    "ANNOUNCED",
+    "ANNOUNCED_AT_ONCE",
     "BACKLOG",
     "LISTED_AT_MOST",
     "OVERDUE_AT_ONCE",
     "STATE_MEMORY",
     "TOKEN_MEMORY",
+    "Announcement",
     "Beats",
     "Claim",
     "Claims",
@@ -59,6 +62,13 @@ BACKLOG: Final = 8
 
 #: As many claims that nobody has settled in time are told at once.
 OVERDUE_AT_ONCE: Final = 100
+
+#: What members of an app announce to each other: that they are there, what their tasks and entries are, all of them in one
+#: text, and each definition of an entry, for when it was first heard of.
+ANNOUNCED: Final = ("member", "tasks", "entries", "definition")
+
+#: As many announcements are made at once.
+ANNOUNCED_AT_ONCE: Final = 500
 
 #: As many locks, entries, or entries of one replica are told to an operator, unless more are asked for.
 LISTED_AT_MOST: Final = 10_000
@@ -203,6 +213,20 @@ class Beats:
     overdue: int
 
 
+@dataclass(frozen=True, slots=True)
+class Announcement:
+    """What somebody has announced, and lets the others know for as long as it said.
+
+    ``first`` is when it was first announced without being forgotten since, by the store's wall clock; ``silent_for`` are the
+    seconds since it was announced last.
+    """
+
+    name: str
+    told: str
+    first: float
+    silent_for: float
+
+
 class Store(abc.ABC):
     """Safe for use from many threads, and usable in a child after a fork (which then opens its own connections).
 
@@ -318,6 +342,23 @@ class Store(abc.ABC):
 
         Raises ConfigurationError for a server that cannot do what is asked of it.
         """
+
+    # -- announcements -------------------------------------------------------------------------------------------------
+    # Beats and workers tell each other what they are: nothing that decides about a lock or a claim. ``app`` as above.
+
+    @abc.abstractmethod
+    def announce(self, app: str, kind: str, told: Mapping[str, str], *, ttl: float) -> None:
+        """Let others know ``told``, a text of ASCII by each name, for ``ttl`` seconds from now; 0: not any more.
+
+        ``kind`` is one of :data:`ANNOUNCED`. What is announced again before it is forgotten keeps when it was first.
+        At most :data:`ANNOUNCED_AT_ONCE` names.
+        """
+
+    @abc.abstractmethod
+    def announced(
+        self, app: str, kind: str, names: Sequence[str] | None = None, *, limit: int = LISTED_AT_MOST
+    ) -> list[Announcement]:
+        """Tell what is announced now, of all names or of these, in no order."""
 
     # -- operators -----------------------------------------------------------------------------------------------------
     # Not atomic: what they tell may be of several moments. They stop no other operation for long, however much there is.

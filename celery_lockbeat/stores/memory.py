@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import ClassVar, Final, TypeVar
@@ -36,6 +36,7 @@ from celery_lockbeat.stores.base import (
     OVERDUE_AT_ONCE,
     STATE_MEMORY,
     TOKEN_MEMORY,
+    Announcement,
     Beats,
     Claim,
     Claims,
@@ -95,6 +96,11 @@ SCHEMA: Final = (
         app BLOB, replica TEXT, name BLOB, PRIMARY KEY (app, replica, name)) WITHOUT ROWID""",
     "CREATE INDEX IF NOT EXISTS lockbeat_listed_name ON lockbeat_listed (app, name)",
     "CREATE TABLE IF NOT EXISTS lockbeat_cold_start (app BLOB PRIMARY KEY, at REAL) WITHOUT ROWID",
+    # ``first`` is on the wall's clock, ``last`` and ``until`` on the host's
+    """CREATE TABLE IF NOT EXISTS lockbeat_announced (
+        app BLOB, kind TEXT, name BLOB, told TEXT, first REAL, last REAL, until REAL,
+        PRIMARY KEY (app, kind, name)) WITHOUT ROWID""",
+    "CREATE INDEX IF NOT EXISTS lockbeat_announced_until ON lockbeat_announced (app, kind, until)",
 )
 
 #: ``seen`` of a replica that has left, or that was there before this boot.
@@ -370,6 +376,40 @@ class MemoryStore(Store):
             )
         )
 
+    # -- announcements -------------------------------------------------------------------------------------------------
+
+    def announce(self, app: str, kind: str, told: Mapping[str, str], *, ttl: float) -> None:
+        whose = self._row_key(app)
+
+        def write(connection: sqlite3.Connection, now: float) -> None:
+            connection.execute(
+                "DELETE FROM lockbeat_announced WHERE app = ? AND kind = ? AND until <= ?", (whose, kind, now)
+            )
+            wall = self._wall()
+            connection.executemany(
+                "INSERT INTO lockbeat_announced VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (app, kind, name) DO UPDATE SET"
+                " told = excluded.told, last = excluded.last, until = excluded.until",
+                [(whose, kind, _exact(name), text, wall, now, now + ttl) for name, text in told.items()],
+            )
+
+        self._atomically(write)
+
+    def announced(
+        self, app: str, kind: str, names: Sequence[str] | None = None, *, limit: int = LISTED_AT_MOST
+    ) -> list[Announcement]:
+        whose = self._row_key(app)
+
+        def tell(connection: sqlite3.Connection, now: float) -> list[Announcement]:
+            sql = "SELECT name, told, first, last FROM lockbeat_announced WHERE app = ? AND kind = ? AND until > ?"
+            if names is None:
+                rows = connection.execute(f"{sql} LIMIT ?", (whose, kind, now, limit)).fetchall()
+            else:
+                asked = (connection.execute(f"{sql} AND name = ?", (whose, kind, now, _exact(name))) for name in names)
+                rows = [row for each in asked for row in each]
+            return [Announcement(_text(name), text, first, now - last) for name, text, first, last in rows]
+
+        return self._atomically(tell)
+
     # -- operators -----------------------------------------------------------------------------------------------------
 
     def locks(self, key: str | None = None, *, limit: int = LISTED_AT_MOST) -> list[LiveLock]:
@@ -515,8 +555,17 @@ class MemoryStore(Store):
         connection.execute("UPDATE lockbeat_claim SET until = ?", (now,))
         connection.execute("UPDATE lockbeat_entry SET unlisted = ? WHERE unlisted IS NOT NULL", (now,))
         connection.execute("UPDATE lockbeat_replica SET seen = ?", (LONG_AGO,))
+        self._begin_to_announce_anew(connection, now)
         connection.execute("DELETE FROM lockbeat_host")
         connection.execute("INSERT INTO lockbeat_host VALUES (?)", (boot,))
+
+    def _begin_to_announce_anew(self, connection: sqlite3.Connection, now: float) -> None:
+        """Nobody of an earlier boot is there; what the definitions were is still known."""
+        if connection.execute(
+            "SELECT 1 FROM sqlite_master WHERE name = 'lockbeat_announced'"
+        ).fetchone():  # by a migration
+            connection.execute("DELETE FROM lockbeat_announced WHERE kind <> 'definition'")
+            connection.execute("UPDATE lockbeat_announced SET until = ? + until - last, last = ?", (now, now))
 
     @property
     def _process(self) -> int:

@@ -28,10 +28,12 @@ from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable, UnreadableKey
 from celery_lockbeat.stores.base import (
     ALIVE,
+    ANNOUNCED,
     BACKLOG,
     LISTED_AT_MOST,
     OVERDUE_AT_ONCE,
     STATE_MEMORY,
+    Announcement,
     Beats,
     Claim,
     Claims,
@@ -92,10 +94,15 @@ BEAT_KEYS: Final = {
     "pending": "zset",
     "listing": "set",
     "unlisted": "zset",
+    **{f"announced:{kind}": "hash" for kind in ANNOUNCED},
+    **{f"until:{kind}": "zset" for kind in ANNOUNCED},
 }
 
 #: '<replica> <run> <length of the entry> <entry><details>', see claim.lua.
 _CLAIM: Final = re.compile(rb"[^ ]* (\d{1,15}) (\d{1,5}) (.*)", re.DOTALL)
+
+#: '<first ms> <last ms> <until ms> <text>', see announce.lua.
+_ANNOUNCED: Final = re.compile(rb"(\d{1,15}) (\d{1,15}) (\d{1,15}) (.*)", re.DOTALL)
 
 #: A lock, as acquire.lua writes it.
 _LOCK: Final = re.compile(
@@ -164,6 +171,7 @@ class RedisStore(Store):
         self._acquire, self._extend, self._release, self._free, self._join = (Script.of("lock", name) for name in locks)
         self._list, self._claim, self._settle = (Script.of("state", name) for name in beats)
         self._take_over, self._leave = Script.of("take_over"), Script.of("leave")
+        self._announce, self._announced = Script.of("announce"), Script.of("announced")
         self._set_aside, self._drop, self._probe = Script.of("set_aside"), Script.of("drop"), Script.of("probe")
 
     def acquire(
@@ -338,6 +346,29 @@ class RedisStore(Store):
 
     def leave(self, app: str, replica: str) -> None:
         self._call_beats(app, self._leave, ("replicas", "listing"), (_plain(replica),))
+
+    # -- announcements -------------------------------------------------------------------------------------------------
+
+    def announce(self, app: str, kind: str, told: Mapping[str, str], *, ttl: float) -> None:
+        args: list[Any] = [_ms(ttl), _ms(STATE_MEMORY)]
+        for name, text in told.items():
+            args += (_exact(name), text)
+        self._call_beats(app, self._announce, (f"announced:{kind}", f"until:{kind}"), args)
+
+    def announced(
+        self, app: str, kind: str, names: Sequence[str] | None = None, *, limit: int = LISTED_AT_MOST
+    ) -> list[Announcement]:
+        if names is not None and not names:
+            return []
+        args = [limit, *map(_exact, names or ())]
+        now, told = self._call_beats(app, self._announced, (f"announced:{kind}", f"until:{kind}"), args)
+        found = []
+        for name, value in zip(told[::2], told[1::2], strict=True):
+            match = _ANNOUNCED.fullmatch(value)
+            if match is not None and int(match[3]) > now:  # else it was not written by us
+                first, last = int(match[1]) / 1000, (now - int(match[2])) / 1000
+                found.append(Announcement(_read(name), _text(match[4]), first, last))
+        return found
 
     # -- operators -----------------------------------------------------------------------------------------------------
 

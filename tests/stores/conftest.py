@@ -82,7 +82,7 @@ class MemoryKind:
 
     def forget_all(self) -> None:
         with contextlib.closing(sqlite3.connect(self.file, timeout=10)) as connection, connection:
-            for table in ("lock", "done", "entry", "claim", "replica", "listed", "cold_start"):
+            for table in ("lock", "done", "entry", "claim", "replica", "listed", "cold_start", "announced"):
                 connection.execute(f"DELETE FROM lockbeat_{table}")
 
 
@@ -118,7 +118,9 @@ class PostgresKind:
         self.cluster.query("SELECT pg_sleep(%s)", seconds + 0.002)
 
     def forget_all(self) -> None:
-        tables = [f"lockbeat_{name}" for name in ("lock", "done", "app", "replica", "entry", "listed", "claim")]
+        tables = [
+            f"lockbeat_{name}" for name in ("lock", "done", "app", "replica", "entry", "listed", "claim", "announced")
+        ]
         self.cluster.query(f"TRUNCATE {', '.join(tables)}")
 
 

@@ -301,7 +301,19 @@ def test_keys_of_a_beat_that_hold_another_type_are_set_aside_and_it_goes_on(shop
     rounds = Rounds(shop)
     rounds.go_on()
     names = st.sampled_from(
-        ["entries", "claims", "pending", "replicas", "listing", "unlisted", "names:a", "names:b", "names:gone"]
+        [
+            "entries",
+            "claims",
+            "pending",
+            "replicas",
+            "listing",
+            "unlisted",
+            "names:a",
+            "names:b",
+            "names:gone",
+            "announced:member",
+            "until:member",
+        ]
     )
 
     @fuzz(1500, planted=many(st.tuples(names, KINDS, VALUES, SCORES)))
@@ -313,6 +325,8 @@ def test_keys_of_a_beat_that_hold_another_type_are_set_aside_and_it_goes_on(shop
             rounds.go_on()
             rounds.a.lists("bad", removed=["another"], count=3)
             rounds.a.store.leave("shop", "c")
+            rounds.a.store.announce("shop", "member", {"a": "{}"}, ttl=60)
+            assert [each.told for each in shop.announced("shop", "member", ["a"])] == ["{}"]
 
     plants()
 

@@ -294,6 +294,24 @@ def test_a_reboot_ends_the_leases_and_keeps_tokens_and_finished_runs(path, clock
     after.close()
 
 
+def test_after_a_reboot_nobody_is_there_and_definitions_are_still_known(path, clock, monkeypatch):
+    store = MemoryStore(path, clock=clock)
+    for kind in ("member", "definition"):
+        store.announce("shop", kind, {"a": "1"}, ttl=LONG)
+    (known,) = store.announced("shop", "definition")
+    store.close()
+
+    clock.ahead = -monotonic()  # begins anew
+    monkeypatch.setattr(memory, "boot_id", lambda: "the next boot")
+    after = MemoryStore(path, clock=clock)
+    assert after.announced("shop", "member") == []
+    (still,) = after.announced("shop", "definition")
+    assert (still.name, still.first) == (known.name, known.first)
+    clock.ahead += LONG
+    assert after.announced("shop", "definition") == []
+    after.close()
+
+
 def test_another_name_for_the_same_boot_ends_no_live_lease(path, clock, fork, monkeypatch):
     store = MemoryStore(path, clock=clock)
     fork(take, store, "theirs", "a")

@@ -21,7 +21,7 @@ import sqlite3
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
 from django.apps import apps
@@ -39,6 +39,7 @@ from celery_lockbeat.stores.base import (
     OVERDUE_AT_ONCE,
     STATE_MEMORY,
     TOKEN_MEMORY,
+    Announcement,
     Beats,
     Claim,
     Claims,
@@ -259,6 +260,19 @@ class PostgresStore(Store):
 
     def leave(self, app: str, replica: str) -> None:
         self._call("lockbeat_leave", self._row_key(app), replica)
+
+    # -- announcements -------------------------------------------------------------------------------------------------
+
+    def announce(self, app: str, kind: str, told: Mapping[str, str], *, ttl: float) -> None:
+        rows = [(_short(name), _exact(name).hex(), text) for name, text in told.items()]
+        self._call("lockbeat_announce", self._row_key(app), kind, json.dumps(rows), _us(ttl))
+
+    def announced(
+        self, app: str, kind: str, names: Sequence[str] | None = None, *, limit: int = LISTED_AT_MOST
+    ) -> list[Announcement]:
+        asked = None if names is None else json.dumps([_short(name) for name in names])
+        rows = self._call("lockbeat_announced_of", self._row_key(app), kind, asked, limit)
+        return [Announcement(_text(name), told, first / 1e6, silent / 1e6) for name, told, first, silent in rows]
 
     # -- operators -----------------------------------------------------------------------------------------------------
 
