@@ -655,7 +655,7 @@ def _count_run(event: dict[str, Any], at: float, tick: Tick) -> str | None:
             tick.status = "running"
         case "lock_extended":
             tick.renewals += 1
-        case "task_succeeded" | "task_failed":
+        case "task_succeeded" | "task_failed" | "task_retried":
             tick.status = event["status"]
         case "task_skipped" if event["reason"] == "locked":
             tick.status = "skipped"

@@ -1,7 +1,10 @@
-"""The vocabulary of what happens to runs and locks: one JSON object per line on ``celery_lockbeat.events``.
+"""The vocabulary of what happens to runs and locks, told on the logger ``celery_lockbeat.events``.
 
 Promises: a run's events carry one ``execution_id``; fields that do not apply are left out; an observer, be it a log
 handler or a receiver of the event's Signal, can slow a run but never break it. No handler is forced on anyone.
+
+An event is a log record whose constant part, ``record.msg``, is short and human, for error trackers group by it, and whose
+message is one JSON object on one line; or, with ``brief`` and :func:`log_fields`, the short text.
 """
 
 from __future__ import annotations
@@ -11,55 +14,131 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
-from typing import Any, Final, TextIO
+from logging import ERROR, INFO, WARNING
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO
 
 from celery_lockbeat import signals
+from celery_lockbeat.clock import monotonic
 
-__all__ = ["EVENTS", "Story", "log_json_lines"]
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["EVENTS", "Story", "log_fields", "log_json_lines", "text_of"]
 
 events_logger: Final = logging.getLogger("celery_lockbeat.events")
 logger: Final = logging.getLogger("celery_lockbeat")
 
-#: event -> (level, whether ``lock_logging="verbose"`` is needed to log it). Its Signal has the same name.
-EVENTS: Final[Mapping[str, tuple[int, bool]]] = {
-    "task_started": (logging.INFO, False),
-    "lock_acquired": (logging.INFO, True),
-    "lock_extended": (logging.INFO, True),
-    "lock_extend_failed": (logging.ERROR, False),
-    "lock_expired_before_finish": (logging.ERROR, False),
-    "lock_released": (logging.INFO, True),
-    "task_succeeded": (logging.INFO, False),
-    "task_failed": (logging.ERROR, False),
-    "task_skipped": (logging.INFO, False),
-    "task_finished": (logging.INFO, False),
-    "driver_fallback": (logging.ERROR, False),
+#: With ``lock_logging="brief"`` a run that lasts is told once: when its lock is renewed after so many seconds.
+LONG: Final = 10.0
+
+_Fields = Mapping[str, Any]
+
+
+class Event(NamedTuple):
+    """How an event is logged; its Signal has the same name."""
+
+    level: int
+    #: which values of ``lock_logging`` log it
+    logged_by: frozenset[str | bool]
+    #: the constant part of its text, and what goes into it
+    text: str
+    words: Callable[[_Fields], tuple[str, ...]]
+
+
+def _who(fields: _Fields) -> str:
+    task, key = fields.get("task_name"), fields.get("lock_key")
+    return str(task or key) if task == key or not (task and key) else f"{task} [{key}]"
+
+
+def _key(fields: _Fields) -> str:
+    return str(fields.get("lock_key"))
+
+
+def _took(seconds: float) -> str:
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 60:  # noqa: PLR2004  the units of time
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds:.0f} s"
+
+
+def _ran(fields: _Fields) -> str:
+    return _took(fields["duration_ms"] / 1000)
+
+
+def _error(fields: _Fields) -> str:
+    return ": ".join(str(fields[name]) for name in ("error_name", "error_message") if fields.get(name))
+
+
+def _failure(fields: _Fields) -> str:
+    # nothing of the body has run where it has taken no time
+    return f" after {_ran(fields)}: {_error(fields)}" if fields["duration_ms"] else f": {_error(fields)}"
+
+
+def _next_try(fields: _Fields) -> str:
+    pause, error = fields.get("retry_in"), _error(fields)
+    return (f" in {_took(pause)}" if pause else "") + (f": {error}" if error else "")
+
+
+def _why_skipped(fields: _Fields) -> str:
+    if fields["reason"] == "duplicate":
+        return "a copy of a message whose run has ended"
+    return f"{fields.get('holder') or 'another run'} holds its lock"
+
+
+_BY_ALL: Final[frozenset[str | bool]] = frozenset({"brief", "default", "verbose"})
+_BY_BRIEF: Final[frozenset[str | bool]] = frozenset({"brief"})
+_BY_DEFAULT: Final[frozenset[str | bool]] = frozenset({"default", "verbose"})
+_BY_VERBOSE: Final[frozenset[str | bool]] = frozenset({"verbose"})
+
+#: What is told. That a run falls back is told whatever ``lock_logging`` says: a run outside of its store must never go
+#: unseen. A failure is no ERROR, for Celery logs one itself, and error trackers would count two.
+EVENTS: Final[Mapping[str, Event]] = {
+    "task_started": Event(INFO, _BY_DEFAULT, "%s has started", lambda told: (_who(told),)),
+    "lock_acquired": Event(INFO, _BY_VERBOSE, "lock acquired: %s", lambda told: (_key(told),)),
+    "lock_extended": Event(INFO, _BY_VERBOSE, "lock extended: %s", lambda told: (_key(told),)),
+    "lock_extend_failed": Event(ERROR, _BY_ALL, "lock not extended: %s: %s", lambda told: (_key(told), _error(told))),
+    "lock_expired_before_finish": Event(ERROR, _BY_ALL, "lock lost: %s", lambda told: (_key(told),)),
+    "lock_released": Event(INFO, _BY_VERBOSE, "lock released: %s", lambda told: (_key(told),)),
+    "task_succeeded": Event(INFO, _BY_ALL, "%s succeeded in %s", lambda told: (_who(told), _ran(told))),
+    "task_failed": Event(WARNING, _BY_ALL, "%s failed%s", lambda told: (_who(told), _failure(told))),
+    "task_retried": Event(INFO, _BY_ALL, "%s is tried again%s", lambda told: (_who(told), _next_try(told))),
+    "task_skipped": Event(INFO, _BY_ALL, "%s was skipped: %s", lambda told: (_who(told), _why_skipped(told))),
+    "task_finished": Event(INFO, _BY_DEFAULT, "%s is over: %s", lambda told: (_who(told), told["status"])),
+    "driver_fallback": Event(
+        ERROR, _BY_ALL | {False}, "%s falls back to memory: %s", lambda told: (_who(told), _error(told))
+    ),
 }
 
-_KINDS: Final = {event: (*how, getattr(signals, event)) for event, how in EVENTS.items()}
+_KINDS: Final = {event: (how, getattr(signals, event)) for event, how in EVENTS.items()}
 
-#: Logged whatever ``lock_logging`` says: a run outside of its store must never go unseen.
-_ALWAYS: Final = frozenset({"driver_fallback"})
+#: How all events are written in this process, if somebody has asked for a form: by :func:`log_json_lines`, or by
+#: :func:`log_fields`.
+_form: str | None = None
 
 
 class Story:
     """Who a run, or a lock outside of tasks, is in the log: the fields that all of its events share."""
 
-    __slots__ = ("_logging", "_sender", "execution_id", "fields")
+    __slots__ = ("_began", "_logging", "_sender", "execution_id", "fields")
 
     def __init__(self, sender: Any, logging: str | bool, **fields: Any) -> None:
         self.execution_id = os.urandom(16).hex()
         self.fields = fields
         self._sender = sender
-        self._logging = logging
+        self._logging = _what_suits_the_log() if logging == "auto" else logging
+        self._began: float | None = None
 
     def emit(self, event: str, **details: Any) -> None:
         """Log an event, as far as ``lock_logging`` asks for it, and send its Signal."""
-        level, verbose, signal = _KINDS[event]
-        logs = events_logger.isEnabledFor(level) and (
-            self._logging == "verbose" or (self._logging and not verbose) or event in _ALWAYS
-        )
+        how, signal = _KINDS[event]
+        if self._logging == "brief":
+            how = self._in_brief(event, how)
+        logs = self._logging in how.logged_by and events_logger.isEnabledFor(how.level)
         if not logs and not signal.receivers:
             return
         given = {"event": event, "execution_id": self.execution_id, **self.fields, **details}
@@ -68,36 +147,114 @@ class Story:
         shown = {name: value for name, value in given.items() if value is not None}
         if logs:
             try:
-                events_logger.log(level, "%s", _Line(shown), extra={"lockbeat": shown})
+                _log(how, shown, form=_form or ("text" if self._logging == "brief" else "json"))
             except Exception:
                 logger.exception("a log handler failed at %s", event)
         if signal.receivers:
             signal.send(sender=self._sender, **shown)  # logs what a receiver raises
 
+    def _in_brief(self, event: str, how: Event) -> Event:
+        """Let the first renewal that comes late enough tell that the run lasts: there is no timer to do so."""
+        if event == "task_started":
+            self._began = monotonic()
+        elif event == "lock_extended" and self._began is not None and (lasted := monotonic() - self._began) >= LONG:
+            self._began = None
+            return Event(INFO, _BY_BRIEF, "%s is still running, for %s", lambda told: (_who(told), _took(lasted)))
+        return how
 
-class _Line:
-    """An event as its JSON text, made only if a handler wants it."""
+
+def _log(how: Event, shown: dict[str, Any], *, form: str) -> None:
+    text = _JsonLine(how.text, shown) if form == "json" else how.text
+    # What log() does but to look for who called it: that is always this module, and costs more than all the rest.
+    record = events_logger.makeRecord(events_logger.name, how.level, __file__, 0, text, how.words(shown), None, "emit")
+    vars(record).update(shown if form == "fields" else {"lockbeat": shown})
+    events_logger.handle(record)
+
+
+class _JsonLine(str):
+    """The constant part of an event's text, which becomes the event's JSON line when logging puts the words into it.
+
+    It is in ``record.msg``, for records are copied by their fields: structlog does so, and queues do (structlog 26.1,
+    stdlib.py). Trackers group by it: Sentry, Elastic APM, Rollbar.
+    """
 
     __slots__ = ("_fields",)
+    _fields: _Fields
 
-    def __init__(self, fields: Mapping[str, Any]) -> None:
-        self._fields = fields
+    def __new__(cls, text: str, fields: _Fields) -> Self:
+        line = super().__new__(cls, text)
+        line._fields = fields
+        return line
+
+    def __getnewargs__(self) -> tuple[str, _Fields]:  # type: ignore[override]  # to be copied and pickled
+        return str.__str__(self), self._fields
 
     def __str__(self) -> str:
+        # logging asks for it before it puts the words in
+        return self
+
+    def __mod__(self, words: Any) -> str:
         return json.dumps(self._fields, default=str, separators=(",", ":"))
 
 
-def log_json_lines(stream: TextIO | None = None, *, level: int | str = logging.INFO) -> None:
+def text_of(record: logging.LogRecord) -> str:
+    """Return the short human text of an event's record, whatever its message is."""
+    return str.__mod__(record.msg, record.args)
+
+
+# -- where events go ---------------------------------------------------------------------------------------------------
+
+
+def log_json_lines(stream: TextIO | None = None, *, level: int | str = INFO) -> None:
     """Write each event as one bare JSON line to ``stream``, by default stderr, whatever the worker's own log looks like.
 
     Call it once, where the app is made. The events are then not repeated in the worker's log. The worker replaces
     ``sys.stderr`` by a proxy into its log, so the process's real one is used.
     """
-    events_logger.handlers = [handler for handler in events_logger.handlers if type(handler) is not _JsonLines]
+    _write("json", level)
     events_logger.addHandler(_JsonLines(stream or sys.__stderr__))
-    events_logger.setLevel(level)
     events_logger.propagate = False
+
+
+def log_fields(*, level: int | str = INFO) -> None:
+    """Log each event with its fields as attributes of the record (``extra``) and a short text as its message.
+
+    For formatters that write such attributes, of python-json-logger and structlog, say: one stream of lines for Celery's
+    own and ours. Call it once, where the app is made; the events go wherever the process's log goes.
+    """
+    _write("fields", level)
+    events_logger.propagate = True
+
+
+def _write(form: str, level: int | str) -> None:
+    global _form  # noqa: PLW0603  one logger, one form
+    _form = form
+    events_logger.handlers = [handler for handler in events_logger.handlers if type(handler) is not _JsonLines]
+    events_logger.setLevel(level)
 
 
 class _JsonLines(logging.StreamHandler):  # type: ignore[type-arg]  # not subscriptable in Python 3.10
     """A handler that :func:`log_json_lines` recognises as its own; logging's default format is the bare message."""
+
+
+def _what_suits_the_log() -> str:
+    """Return what ``auto`` means: ``brief`` where people read the log, at a terminal, and nothing else does."""
+    if _form is not None:
+        return "default"
+    handlers: list[logging.Handler | None] = list(_handlers()) or [logging.lastResort]
+    return "brief" if all(map(_is_a_terminal, handlers)) else "default"
+
+
+def _handlers() -> Iterator[logging.Handler]:
+    """Who gets the events; as Logger.callHandlers finds them."""
+    at: logging.Logger | None = events_logger
+    while at is not None:
+        yield from at.handlers
+        at = at.parent if at.propagate else None
+
+
+def _is_a_terminal(handler: logging.Handler | None) -> bool:
+    try:
+        return isinstance(handler, logging.StreamHandler) and bool(handler.stream.isatty())
+    except (AttributeError, ValueError, OSError):  # no file, or one that is closed
+        return False

@@ -70,7 +70,7 @@ class LockOptions:
     hold_at_least: float = 0.0
     on_lost: str = "fail"
     dedupe_ttl: float = 3600.0
-    logging: str | bool = "default"
+    logging: str | bool = "auto"
 
     @property
     def extends_every(self) -> float:
@@ -491,7 +491,7 @@ _LOCK_RULES: Final[dict[str, _Rule]] = {
     "hold_at_least": _seconds(0),
     "on_lost": _one_of("fail", "abort", "warn"),
     "dedupe_ttl": _seconds(0),
-    "logging": _one_of("default", "verbose", False),
+    "logging": _one_of("auto", "brief", "default", "verbose", False),
 }
 _APP_RULES: Final[dict[str, _Rule]] = {
     "redis_url": _redis_url,

@@ -16,6 +16,7 @@ __all__ = [
     "lock_released",
     "task_failed",
     "task_finished",
+    "task_retried",
     "task_skipped",
     "task_started",
     "task_succeeded",
@@ -24,6 +25,7 @@ __all__ = [
 task_started = Signal(name="lockbeat_task_started")
 task_succeeded = Signal(name="lockbeat_task_succeeded")
 task_failed = Signal(name="lockbeat_task_failed")
+task_retried = Signal(name="lockbeat_task_retried")
 task_skipped = Signal(name="lockbeat_task_skipped")
 task_finished = Signal(name="lockbeat_task_finished")
 lock_acquired = Signal(name="lockbeat_lock_acquired")

@@ -2,7 +2,7 @@
 
 Promises: the body runs only while its key is ours; whatever ends it frees the key; a run that could not have its key,
 or has been brought to its end before, answers whoever waits for it; each run logs one ``task_started``, one of
-``task_succeeded``, ``task_failed`` and ``task_skipped``, and one ``task_finished``.
+``task_succeeded``, ``task_failed``, ``task_retried`` and ``task_skipped``, and one ``task_finished``.
 
 A run is one try of one task: its id, its retry number, and how often it was replaced (``self.replace()`` keeps the id
 and starts the retries anew). When it comes to its end, so do all tries of that task, whatever copies of their messages
@@ -181,8 +181,13 @@ class _Run:
     """One run. It knows its lock, if it has one, and tells its story."""
 
     lock: Lock | None = None
-    started: float | None = None
+    started = False
     whole_is_over = False
+    #: when the body was entered, on the local clock, and what the run has spent, ms: in the body, and on its lock
+    entered: float | None = None
+    duration_ms = 0.0
+    acquire_ms: float | None = None
+    release_ms: float | None = None
 
     def __init__(
         self,
@@ -237,6 +242,7 @@ class _Run:
         if self.options.enabled:
             self._acquire()
         self._start()
+        self.entered = time.monotonic()
         outer = _current.set(self.lock)
         try:
             if self.lock is None:
@@ -263,7 +269,11 @@ class _Run:
             description=f"{self._hostname()} pid {this_process.pid} {self.task.name}[{self.request and self.request.id}]",
         )
         self.lock = lock
-        refusal = lock.acquire()
+        began = time.monotonic()
+        try:
+            refusal = lock.acquire()
+        finally:
+            self.acquire_ms = _ms_since(began)
         if refusal is not None:
             raise self._refused(key, refusal)
 
@@ -324,12 +334,17 @@ class _Run:
 
     def _end(self, exc: BaseException | None) -> BaseException | None:
         """Release, answer, and tell the end; returns what the run ends with, None for its result."""
+        if self.entered is not None:
+            self.duration_ms = _ms_since(self.entered)
         # Remembered is what came to an end. A message that goes back to its queue (Reject), or whose worker is going
         # down (SystemExit), is to run again. A try that ended in self.retry() is over: the next one has its own name,
         # but a late copy of this one would start a second chain of tries.
         over = exc is None or (isinstance(exc, Exception) and not isinstance(exc, Reject))
         whole = over and not isinstance(exc, Retry)
+        began = time.monotonic()
         held = self.lock is None or self.lock.release(finished=over, hold=whole, whole=whole)
+        if self.lock is not None and self.lock.lease is not None:
+            self.release_ms = _ms_since(began)
         ending = exc
         if not held and self.lock is not None and self.lock.lost and self.options.on_lost != "warn" and _good(exc):
             ending = LockLost(f"lock {self.lock.key!r} was lost before the run ended")
@@ -385,32 +400,31 @@ class _Run:
     # -- tell ----------------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        self.started = time.monotonic()
+        self.started = True
         self.story.emit("task_started")
         if self.lock is not None and self.lock.held:
             self.story.emit("lock_acquired")
 
     def _tell_end(self, ending: BaseException | None) -> None:
-        if self.started is None:
+        if not self.started:
             self._start()
-        duration_ms = round((time.monotonic() - (self.started or 0.0)) * 1000, 3)
+        spent = {"duration_ms": self.duration_ms, "acquire_ms": self.acquire_ms, "release_ms": self.release_ms}
         if isinstance(ending, TaskSkipped):
             status = "skipped"
-            self.story.emit("task_skipped", status=status, reason=ending.reason, holder=ending.holder)
+            told = {"reason": ending.reason, "holder": ending.holder, "acquire_ms": self.acquire_ms}
+            self.story.emit("task_skipped", status=status, **told)
         elif _good(ending):
             status = "success"
-            self.story.emit("task_succeeded", status=status, duration_ms=duration_ms)
+            self.story.emit("task_succeeded", status=status, **spent)
+        elif isinstance(ending, Retry) and self.request is not None:
+            # of a direct call nothing is tried again: Celery raises what the body gave as the cause, or this
+            status = "retry"
+            pause = ending.when if isinstance(ending.when, (int, float)) else None
+            self.story.emit("task_retried", status=status, **spent, **_error_of(ending.exc), retry_in=pause)
         else:
             status = "failed"
-            self.story.emit(
-                "task_failed",
-                status=status,
-                duration_ms=duration_ms,
-                error_name=type(ending).__name__,
-                error_message=str(ending),
-                holder=getattr(ending, "holder", None),
-            )
-        self.story.emit("task_finished", status=status, duration_ms=duration_ms)
+            self.story.emit("task_failed", status=status, **spent, **_error_of(ending))
+        self.story.emit("task_finished", status=status, **spent)
 
 
 class _SafetyCopy(Exception):  # noqa: N818  no error: it never leaves this module
@@ -441,6 +455,17 @@ class _Step:
 def _good(ending: BaseException | None) -> bool:
     """Whether a run ended well: with a result, or with Ignore, the body's word for "no result"; replace() ends so."""
     return ending is None or (isinstance(ending, Ignore) and not isinstance(ending, TaskSkipped))
+
+
+def _ms_since(began: float) -> float:
+    return round((time.monotonic() - began) * 1000, 3)
+
+
+def _error_of(exc: BaseException | None) -> dict[str, Any]:
+    """Return the fields that tell of an exception."""
+    if exc is None:
+        return {}
+    return {"error_name": type(exc).__name__, "error_message": str(exc), "holder": getattr(exc, "holder", None)}
 
 
 def _tick_of(request: Any) -> Mapping[str, Any]:

@@ -289,14 +289,16 @@ def _nobody_could_free(history: History, worker: str, at: float, but: Fault | No
 # -- P7: stories -------------------------------------------------------------------------------------------------------
 
 #: How an execution may fail in these runs.
-EXPECTED = {"StoreUnavailable", "LockLost", "LockNotAcquired", "Retry", "Reject", "WorkerLostError", "WorkerShutdown"}
+EXPECTED = {"StoreUnavailable", "LockLost", "LockNotAcquired", "Reject", "WorkerLostError", "WorkerShutdown"}
 
 
 def stories(history: History) -> Iterator[Violation]:
     """Each execution tells of its start, of one ending, and of its end, in this order; a killed one, of a part of it."""
     for line in history.of("story"):
         told = [name for name in line["events"] if name.startswith("task_")]
-        wholes = [["task_started", how, "task_finished"] for how in ("task_succeeded", "task_failed", "task_skipped")]
+        wholes = [
+            ["task_started", f"task_{how}", "task_finished"] for how in ("succeeded", "failed", "retried", "skipped")
+        ]
         killed = line["pid"] in history.deaths
         if told not in wholes and not (killed and any(whole[: len(told)] == told for whole in wholes)):
             text = f"execution {line['execution']} of {line['id']} told {told}"

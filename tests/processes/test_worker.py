@@ -41,8 +41,8 @@ def test_a_run_of_several_ttls_keeps_its_lock_all_along(pair, witness, key):
     [
         ("end", "return", "task_succeeded", None),
         ("end", "raise", "task_failed", "ZeroDivisionError"),
-        ("end", "retry", "task_failed", "Retry"),
-        ("end_autoretried", None, "task_failed", "Retry"),
+        ("end", "retry", "task_retried", None),
+        ("end_autoretried", None, "task_retried", "ZeroDivisionError"),
         ("end", "requeue", "task_failed", "Reject"),
         ("end", "replace", "task_succeeded", None),
         ("end", "ignore", "task_succeeded", None),
@@ -78,7 +78,7 @@ def test_a_next_run_of_the_same_task_that_comes_before_its_lock_is_released_does
     assert len(witness.entered(key, run)) == 2
     assert witness.never_overlapped(key)
     assert [event["status"] for event in pair.told(run, runs=2) if event["event"] == "task_finished"] == [
-        "success" if how == "replace" else "failed",
+        "success" if how == "replace" else "retry",
         "success",
     ]
 
@@ -87,8 +87,10 @@ def test_a_run_that_may_not_be_skipped_gets_its_turn_by_autoretry(pair, witness,
     first = pair.send("hold", key)
     witness.wait_for(key, "enter", first)
     second = pair.send("hold_in_turn", key, 0)
-    [failed] = [event for event in pair.told(second) if event["event"] == "task_failed"]
-    assert failed["error_name"] == "Retry"
+    [retried] = [event for event in pair.told(second) if event["event"] == "task_retried"]
+    assert retried["error_name"] == "LockNotAcquired"
+    assert retried["retry_in"] == 0.3
+    assert retried["holder"]
     assert not witness.entered(key, second)
     witness.let_go(first)
     assert second.get(timeout=10) == f"held {key}"
