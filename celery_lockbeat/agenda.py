@@ -1,7 +1,8 @@
 """The agenda of one beat: which entries it knows, and when each of them has to be looked at next.
 
-Promises: what is due is found in a time that does not grow with the number of entries (but for its logarithm), and an
-entry that was planned anew or removed is never found by its earlier plan. Plans are moments of the monotonic clock.
+Promises: what is due is found in a time that does not grow with the number of entries (but for its logarithm), an entry that
+was planned anew or removed is never found by its earlier plan, and of such plans no more are kept than there are entries.
+Plans are moments of the monotonic clock.
 """
 
 from __future__ import annotations
@@ -62,12 +63,14 @@ class Agenda:
         item = self._items.pop(key, None)
         if item is not None:
             item.plan = 0
+            self._compact()
 
     def plan(self, item: Item, when: float) -> None:
         """Look at ``item`` at the moment ``when``, and not at an earlier planned one."""
         item.plan = next(self._plans)
         item.when = when
         heapq.heappush(self._heap, (when, item.plan, item))
+        self._compact()
 
     def due(self) -> Item | None:
         """Take the entry that has been due for longest off its plan; None: none is due."""
@@ -87,3 +90,9 @@ class Agenda:
         heap = self._heap
         while heap and heap[0][1] != heap[0][2].plan:
             heapq.heappop(heap)
+
+    def _compact(self) -> None:
+        # at most every other plan of an entry pays for this, so that a plan costs no more with more of them
+        if len(self._heap) > 2 * len(self._items):
+            self._heap = [planned for planned in self._heap if planned[1] == planned[2].plan]
+            heapq.heapify(self._heap)

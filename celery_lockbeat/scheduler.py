@@ -22,7 +22,7 @@ from datetime import MINYEAR, datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from celery.beat import BeatLazyFunc, Scheduler
+from celery.beat import BeatLazyFunc, Scheduler, SchedulingError
 from celery.result import denied_join_result
 from celery.schedules import crontab, schedule
 from celery.utils import uuid
@@ -40,9 +40,6 @@ from celery_lockbeat.stores.base import ALIVE, OVERDUE_AT_ONCE, Claim, Claims, E
 __all__ = ["LockedScheduler", "LockedSchedulerMixin"]
 
 logger: Final = logging.getLogger("celery_lockbeat.beat")
-
-#: Where Celery's own beat says what it sends.
-beat_logger: Final = logging.getLogger("celery.beat")
 
 #: So many ticks are claimed at once: enough to make the two round trips cheap, few enough that replicas share the work.
 BATCH: Final = 100
@@ -103,6 +100,42 @@ class _Tick(NamedTuple):
     sure_until: float
 
 
+class _Publishing:
+    """The tick whose message is made just now, and what has come of it: celery.beat.Scheduler.apply_entry tells nobody."""
+
+    __slots__ = ("error", "tick")
+
+    def __init__(self, tick: _Tick) -> None:
+        self.tick = tick
+        self.error: Exception | None = None
+
+
+class _Round(Scheduler):  # type: ignore[misc]
+    """A round of a beat of ours inside of Celery's own ``tick``, which tools wrap (ddtrace 4: its span celery.beat.tick).
+
+    With an empty heap, all that it does is to ask whether the schedule has changed (celery 5.4 to 5.7, beat.py).
+    """
+
+    def __init__(self, app: Any, go_round: Callable[[], float]) -> None:
+        # not Celery's: nothing else of a scheduler is needed
+        self.app = app
+        self._go_round = go_round
+        self._heap: list[Any] = []
+        self.data: dict[str, Any] = {}
+        self.old_schedulers = None
+        self._rest: float | None = None
+
+    def seconds(self) -> float:
+        """Go round, and return the seconds until there is more to do."""
+        self._rest = None
+        self.tick()
+        return self._go_round() if self._rest is None else self._rest
+
+    def schedules_equal(self, *_schedules: Any) -> bool:
+        self._rest = self._go_round()
+        return True
+
+
 class _Stale(Exception):  # noqa: N818  a way out of a batch, not an error
     """Ticks of a batch grew too old while it was made, or what was known of their entries did."""
 
@@ -119,6 +152,10 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
     two elsewhere, too; ``refresh_schedule``, ``reread`` with ``trusted_for``, and ``record_runs`` where they may change
     there at any time (see docs/how-to/own-scheduler.md).
     """
+
+    #: RedBeat's receiver of ``beat_init``, there as soon as anything has imported it, takes each scheduler for one of RedBeat's
+    #: that wants its leader lock, but for those that have none (redbeat 2.2 to 2.4, schedulers.py).
+    lock_key: str | None = None
 
     #: Seconds for which what :meth:`reread` has told is trusted: older, it is asked again before a tick is published.
     trusted_for: float = math.inf
@@ -161,6 +198,8 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         self._wall_offset = self._wall() - self._clock()
         self._skew = 0.0  # by how much this host's wall clock is ahead of the store's
         self._in_tick = False
+        self._publishing: _Publishing | None = None
+        self._in_celerys_tick = _Round(app, self._round)
 
     # -- one round -----------------------------------------------------------------------------------------------------
 
@@ -168,7 +207,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         """Claim what is due, publish it and settle it; return the seconds until there is more to do."""
         self._in_tick = True
         try:
-            rest = self._round()
+            rest = self._in_celerys_tick.seconds()
         except StoreUnavailable as exc:
             self._complain("store", "beat waits for the store of its ticks: %s", exc)
             rest = self._next_pause()
@@ -249,7 +288,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             return
         self.refresh_schedule()
         keys = set()
-        for name, entry in list(self.schedule.items()):
+        for name, entry in list(self._entries().items()):
             key = self._key(name, entry)
             keys.add(key)
             item = self._agenda.get(key) or self._unlisted.get(key)
@@ -264,6 +303,11 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             del self._unlisted[key]
         pause = max(LOOK_EVERY, 100 * (self._clock() - started))
         self._next_look = self._clock() + min(pause, float(self.max_interval))
+
+    def _entries(self) -> Mapping[str, Any]:
+        """Return all entries, by names that tell them apart."""
+        entries: Mapping[str, Any] = self.schedule
+        return entries
 
     def _key(self, name: str, entry: Any) -> str:
         if isinstance(entry.schedule, Timeout) and self._joined is not None:
@@ -627,43 +671,48 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         self._recovered("broker")
 
     def _send(self, tick: _Tick) -> None:
-        """Send the message of one tick. Raises what the broker's client raises."""
-        entry, producer = tick.item.entry, self.producer
+        """Send the message of one tick by the ways of Celery's beat. Raises what the broker's client raises."""
+        producer = self.producer
+        self._publishing = publishing = _Publishing(tick)
         try:
-            args, kwargs = _evaluated(entry)
-        except Exception:
-            logger.exception("tick %s of entry %r is lost: its arguments cannot be made", dict(tick.told), entry.name)
+            # what wraps it, such as Sentry's, writes into the options: they are those of one tick
+            self.apply_entry(_copied(tick.item.entry), producer=producer)
+        except Exception as exc:  # noqa: BLE001  somebody's own apply_entry
+            publishing.error = publishing.error or exc
+        finally:
+            self._publishing = None
+        error = publishing.error
+        if error is None:
             return
-        beat_logger.info("Scheduler: Sending due task %s (%s)", entry.name, entry.task)
-        try:
-            self.send_tick(entry, args, kwargs, producer, task_id=tick.task_id, lockbeat=_header(tick))
-        except Exception as exc:
-            if self._is_brokers(exc):
-                raise
-            # no other replica could send it either
-            logger.exception("tick %s of entry %r is lost: its message cannot be made", dict(tick.told), entry.name)
-        self._tasks_since_sync += 1
+        if self._is_brokers(error):
+            raise error
+        # no other replica could send it either
+        text = "tick %s of entry %r is lost: its message cannot be made: %s: %s"
+        logger.error(text, dict(tick.told), tick.item.entry.name, type(error).__name__, error)
 
-    def send_tick(
-        self,
-        entry: Any,
-        args: list[Any],
-        kwargs: dict[str, Any],
-        producer: Any,
-        *,
-        task_id: str,
-        lockbeat: dict[str, Any],
-    ) -> None:
-        """Send one message, as :meth:`celery.beat.Scheduler.apply_async` does, under this task id and with this header."""
-        options = dict(entry.options)
-        headers = {**(options.pop("headers", None) or {}), "celery_beat_task": True, "lockbeat": lockbeat}
-        # retried by us, for a claim has its time; the claim chose the id
-        options.update(task_id=task_id, headers=headers, retry=False)
-        task = self.app.tasks.get(entry.task)
-        if task:
-            task.apply_async(args, kwargs, producer=producer, **options)
-        else:
-            self.send_task(entry.task, args, kwargs, producer=producer, **options)
+    def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
+        """Send a message as :meth:`celery.beat.Scheduler.apply_async` does: that of the tick under way with its id and header."""
+        publishing = self._publishing
+        if publishing is None or entry.name != publishing.tick.item.entry.name:
+            return super().apply_async(entry, producer=producer, advance=advance, **kwargs)
+        try:
+            # a function of the user's that raises OSError is no broker in trouble
+            evaluated = _evaluated(entry)
+        except Exception as exc:
+            publishing.error = ValueError(f"its arguments cannot be made: {type(exc).__name__}: {exc}")
+            raise
+        try:
+            message = _message(entry, *evaluated, publishing.tick)
+            # it was advanced when it was claimed
+            return super().apply_async(message, producer=producer, advance=False, **kwargs)
+        except Exception as exc:
+            cause = exc.__context__ if isinstance(exc, SchedulingError) else None
+            publishing.error = cause if isinstance(cause, Exception) else exc
+            raise
+
+    def should_sync(self) -> bool:
+        """Tell whether it is time to, which it is not between the messages of a batch."""
+        return self._publishing is None and bool(super().should_sync())
 
     def _is_brokers(self, exc: Exception) -> bool:
         # kombu's Redis transport counts KeyError among its connection errors (kombu 5.7, transport/redis.py)
@@ -796,11 +845,14 @@ class LockedScheduler(LockedSchedulerMixin, Scheduler):  # type: ignore[misc]
     Changes of ``beat_schedule`` at run time are followed. It keeps no file.
     """
 
+    #: What ``app.conf.beat_schedule`` was when it was last looked at; None: it is not followed, for others set up the entries.
+    _settings: dict[str, Any] | None = None
+
     def setup_schedule(self) -> None:
         """Make the entries of the settings, and Celery's own default entries. Raises ConfigurationError."""
-        self._settings: dict[str, Any] = {}
+        self._settings = {}
         for name, definition in dict(self.app.conf.beat_schedule).items():
-            self._follow(name, definition)
+            self._follow(self._settings, name, definition)
         self.install_default_entries(self.data)
 
     def reserve(self, entry: Any) -> Any:
@@ -809,6 +861,8 @@ class LockedScheduler(LockedSchedulerMixin, Scheduler):  # type: ignore[misc]
 
     def refresh_schedule(self) -> None:
         """Follow changes of ``app.conf.beat_schedule``."""
+        if self._settings is None:
+            return
         # a copy, for another thread may change it meanwhile
         wanted = dict(self.app.conf.beat_schedule)
         if self._settings == wanted:
@@ -819,12 +873,12 @@ class LockedScheduler(LockedSchedulerMixin, Scheduler):  # type: ignore[misc]
         for name, definition in wanted.items():
             if self._settings.get(name) != _fields_of(definition):
                 try:
-                    self._follow(name, definition)
+                    self._follow(self._settings, name, definition)
                 except ConfigurationError as exc:
                     logger.error("a change of the schedule is not followed: %s", exc)  # noqa: TRY400  it says it all
 
-    def _follow(self, name: str, definition: Any) -> None:
-        self._settings[name] = fields = _fields_of(definition)
+    def _follow(self, settings: dict[str, Any], name: str, definition: Any) -> None:
+        settings[name] = fields = _fields_of(definition)
         try:
             entry = self.Entry(**dict(fields, name=name, app=self.app))
             if not entry.task or entry.schedule is None:
@@ -853,12 +907,38 @@ def _without_results() -> contextlib.AbstractContextManager[None]:
     return switch
 
 
+def _copied(entry: Any) -> Any:
+    """Copy an entry, so that its options can be written into; copy.copy() does as pickle does, which entries make more of."""
+    other = object.__new__(type(entry))
+    vars(other).update(vars(entry))
+    other.options = options = dict(entry.options or {})
+    if isinstance(options.get("headers"), Mapping):
+        options["headers"] = dict(options["headers"])
+    return other
+
+
 def _evaluated(entry: Any) -> tuple[list[Any], dict[str, Any]]:
     args = [value() if isinstance(value, BeatLazyFunc) else value for value in entry.args or ()]
     kwargs = {
         name: value() if isinstance(value, BeatLazyFunc) else value for name, value in (entry.kwargs or {}).items()
     }
     return args, kwargs
+
+
+def _message(entry: Any, args: list[Any], kwargs: dict[str, Any], tick: _Tick) -> Any:
+    """Return an entry whose message is that of this tick."""
+    message = _copied(entry)
+    options = message.options
+    # the claim's, unless the user wants another
+    options["task_id"] = options.get("task_id") or tick.task_id
+    header = _header(tick)
+    if options["task_id"] != tick.task_id:
+        header["claim"] = tick.task_id
+    options["headers"] = {**(options.get("headers") or {}), "celery_beat_task": True, "lockbeat": header}
+    # retried by us, for a claim has its time
+    options["retry"] = False
+    message.args, message.kwargs = args, kwargs
+    return message
 
 
 def _header(tick: _Tick) -> dict[str, Any]:

@@ -87,6 +87,25 @@ def test_task_arguments_and_options_that_are_changed_in_place_go_with_the_next_m
     assert (second.entry, second.run) == ("old", 2)
 
 
+def test_entries_that_change_all_the_time_keep_no_more_old_plans_than_there_are_entries(simulation):
+    app = simulation.app({"first": every(HOUR / 2), **{f"e{n}": every(HOUR, "later") for n in range(20)}})
+    beat = simulation.beat(app)
+    heap = 0
+    for change in range(30):
+        for entry in app.conf.beat_schedule.values():
+            if entry["task"] == "later":
+                entry["args"] = [change]
+        simulation.world.run(beat, seconds=2)
+        heap = max(heap, len(beat.scheduler._agenda._heap))
+    assert len(beat.scheduler._agenda) == 21
+    assert heap <= 2 * 21
+    app.conf.beat_schedule = {"first": every(HOUR / 2), "e0": every(HOUR, "later")}
+    simulation.world.run(beat, seconds=2)
+    assert len(beat.scheduler._agenda._heap) <= 2 * 2
+    simulation.world.run(beat, seconds=2 * HOUR)
+    assert {task: len(times) for task, times in simulation.times().items()} == {"t": 4, "later": 2}
+
+
 def test_an_entry_that_is_removed_at_run_time_fires_no_more(simulation, app):
     app.conf.beat_schedule["stays"] = every(10, "stays")
     beat = simulation.beat(app)

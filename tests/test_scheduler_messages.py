@@ -219,12 +219,6 @@ def test_a_receiver_that_raises_stops_nothing(fire):
         signals.before_task_publish.disconnect(raises)
 
 
-def test_the_claims_id_stands_against_a_task_id_in_the_options(fire):
-    messages = fire({"e": every(1, options={"task_id": "the same for all"})}, seconds=2.5)
-    assert "the same for all" not in [headers["id"] for headers, *_ in messages]
-    assert len({headers["id"] for headers, *_ in messages}) == 2
-
-
 def test_a_task_in_an_eager_app_runs_in_the_beat_as_with_celerys(fire):
     ran = []
 

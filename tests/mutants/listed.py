@@ -218,8 +218,8 @@ MUTANTS = [
     Mutant(
         "the task id is chosen after the claim",
         "scheduler.py",
-        "options.update(task_id=task_id, headers=headers, retry=False)",
-        "options.update(task_id=uuid(), headers=headers, retry=False)",
+        'options["task_id"] = options.get("task_id") or tick.task_id',
+        'options["task_id"] = options.get("task_id") or uuid()',
         (REPLICAS + "test_what_a_replica_has_claimed_when_it_dies_is_taken_over_under_the_same_task_id",),
     ),
     Mutant(
@@ -249,6 +249,13 @@ MUTANTS = [
         "claim.task_id, claim.details, asked, sure_until)",
         "claim.task_id, claim.details, self._clock(), sure_until)",
         (REPLICAS + "test_a_replica_that_was_frozen_for_longer_than_its_claims_last_publishes_none_of_them",),
+    ),
+    Mutant(
+        "what Celery's apply_entry keeps to itself is taken for published",
+        "scheduler.py",
+        "            publishing.error = cause if isinstance(cause, Exception) else exc\n            raise",
+        "            raise",
+        (REPLICAS + "test_what_is_due_while_the_broker_is_down_is_published_in_order_when_it_is_back",),
     ),
     Mutant(
         "settle before publish",
