@@ -14,13 +14,15 @@ from __future__ import annotations
 import inspect
 import logging
 import socket
+import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from celery import Task, signals, states
 from celery.app.autoretry import add_autoretry_behaviour
 from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
+from celery.fixups.django import DjangoFixup
 from celery.result import EagerResult
 from celery.states import IGNORED
 
@@ -51,6 +53,28 @@ _POSTPONED: Final = "lockbeat_postponed"
 
 #: The attribute of a request that says that its one run has begun.
 _TAKEN: Final = "lockbeat_taken"
+
+
+class _OnCommit:
+    """A method of Celery's ``DjangoTask``, for the tasks of an app with Celery's support for Django; all others have none.
+
+    Asked for at each look-up, not copied when a task is bound: so a subclass can call its ``super()``.
+    """
+
+    def __set_name__(self, owner: type[Any], name: str) -> None:
+        self._name = name
+
+    def __get__(self, task: LockedTask | None, owner: type[LockedTask]) -> Any:
+        # another base of a user's may have it
+        found = getattr(super(LockedTask, owner), self._name, None)
+        if found is None and _supports_django(owner._app):
+            # late: it imports Django
+            from celery.contrib.django.task import DjangoTask  # noqa: PLC0415
+
+            found = getattr(DjangoTask, self._name)
+        if found is None:
+            raise AttributeError(f"{owner.__name__} has no {self._name}: its app has no support for Django")
+        return found if task is None else found.__get__(task, owner)
 
 
 class LockedTask(Task):  # type: ignore[misc]
@@ -85,6 +109,17 @@ class LockedTask(Task):  # type: ignore[misc]
     lock_logging: str | bool | None = None
 
     _lock_plan: _Plan | None = None
+
+    if TYPE_CHECKING:
+
+        def delay_on_commit(self, *args: Any, **kwargs: Any) -> None:
+            """Under Django: ``delay`` the task as soon as the transaction is committed."""
+
+        def apply_async_on_commit(self, *args: Any, **kwargs: Any) -> None:
+            """Under Django: ``apply_async`` the task as soon as the transaction is committed."""
+    else:
+        delay_on_commit = _OnCommit()
+        apply_async_on_commit = _OnCommit()
 
     @classmethod
     def on_bound(cls, app: Any) -> None:
@@ -171,6 +206,16 @@ class _Plan:
         # Celery makes a staticmethod of a decorated function, but for bind=True; a method gets the task first
         body = run.__func__ if isinstance(run, staticmethod) else run.__get__(object())
         self.key_of: Final = bound_key(self.options, body, owner=task.name)
+
+
+def _supports_django(app: Any) -> bool:
+    """Whether Celery has installed its support for Django in this app, or its tasks are Django's for another reason."""
+    if app is None:
+        return False
+    if any(isinstance(fixup, DjangoFixup) for fixup in app._fixups or ()):
+        return True
+    djangos = sys.modules.get("celery.contrib.django.task")
+    return djangos is not None and issubclass(app.Task, djangos.DjangoTask)
 
 
 def _plain_function(attribute: Any) -> Any:
