@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from logging import ERROR, INFO, WARNING
@@ -122,12 +123,15 @@ _form: str | None = None
 
 
 class Story:
-    """Who a run, or a lock outside of tasks, is in the log: the fields that all of its events share."""
+    """Who a run, or a lock outside of tasks, is in the log: the fields that all of its events share.
+
+    ``sender``, of its Signals, is the task, or a weak reference to the lock.
+    """
 
     __slots__ = ("_began", "_logging", "_sender", "execution_id", "fields")
 
     def __init__(self, sender: Any, logging: str | bool, **fields: Any) -> None:
-        self.execution_id = os.urandom(16).hex()
+        self.execution_id = new_id()
         self.fields = fields
         self._sender = sender
         self._logging = _what_suits_the_log() if logging == "auto" else logging
@@ -151,7 +155,8 @@ class Story:
             except Exception:
                 logger.exception("a log handler failed at %s", event)
         if signal.receivers:
-            signal.send(sender=self._sender, **shown)  # logs what a receiver raises
+            sender = self._sender() if isinstance(self._sender, weakref.ref) else self._sender
+            signal.send(sender=sender, **shown)  # logs what a receiver raises
 
     def _in_brief(self, event: str, how: Event) -> Event:
         """Let the first renewal that comes late enough tell that the run lasts: there is no timer to do so."""
@@ -161,6 +166,11 @@ class Story:
             self._began = None
             return Event(INFO, _BY_BRIEF, "%s is still running, for %s", lambda told: (_who(told), _took(lasted)))
         return how
+
+
+def new_id() -> str:
+    """Make an execution_id."""
+    return os.urandom(16).hex()
 
 
 def _log(how: Event, shown: dict[str, Any], *, form: str) -> None:

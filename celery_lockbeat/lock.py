@@ -16,6 +16,7 @@ import random
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from contextvars import ContextVar
 from functools import partial
@@ -26,8 +27,8 @@ from celery import current_app
 
 from celery_lockbeat.abort import Abort
 from celery_lockbeat.clock import monotonic
-from celery_lockbeat.events import Story
-from celery_lockbeat.exceptions import LockLost, LockNotAcquired, StoreUnavailable, UnreadableKey
+from celery_lockbeat.events import Story, new_id
+from celery_lockbeat.exceptions import ConfigurationError, LockLost, LockNotAcquired, StoreUnavailable, UnreadableKey
 from celery_lockbeat.lifecycle import forget, note, stopping, this_process
 from celery_lockbeat.options import MARGIN, LockOptions, check_key
 from celery_lockbeat.renewal import Renewer, renewer_of
@@ -46,12 +47,59 @@ LATE_ANSWERS: Final = 3
 #: Options that make no sense outside of a task.
 _OF_TASKS_ONLY: Final = frozenset({"enabled", "key", "skip_if_locked", "dedupe_ttl"})
 
-_current: ContextVar[Lock | None] = ContextVar("lockbeat_current_lock", default=None)
+_current: ContextVar[Scope | None] = ContextVar("lockbeat_current_lock", default=None)
 
 
 def current_lock() -> Lock | None:
     """Return the lock of the task that runs here, or of the innermost ``with Lock(...)``; None outside of both."""
-    return _current.get()
+    scope = _innermost(_current.get())
+    return None if scope is None else scope.lock
+
+
+class Scope:
+    """What runs under one lock, or under none (a task with ``lock_enabled=False``), from its making until ``leave``.
+
+    It may be left in another context, or another thread, than it was made in, and not in the order in which others were: a
+    generator is advanced by whoever likes to. So none is ever taken back by ``ContextVar.reset``, which refuses just that;
+    one that is over is passed over, in every context that still has it. A context outlives what ran in it (a task of
+    asyncio's, a copied one), so it keeps no lock alive.
+    """
+
+    __slots__ = ("_lock", "_over", "outer")
+
+    def __init__(self, lock: Lock | None) -> None:
+        self._lock = None if lock is None else weakref.ref(lock)
+        self._over = False
+        self.outer = outer = _innermost(_current.get())
+        if outer is not None:
+            # two generators that run by turns would else make a chain without an end
+            outer.outer = _innermost(outer.outer)
+        _current.set(self)
+
+    def leave(self) -> None:
+        """Be over, everywhere."""
+        self._over = True
+        if _current.get() is self:
+            _current.set(self.outer)
+
+    @property
+    def lock(self) -> Lock | None:
+        """The lock, as long as somebody has it."""
+        return None if self._lock is None else self._lock()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing runs here any more."""
+        if self._over or self._lock is None:
+            return self._over
+        lock = self._lock()
+        return lock is None or lock.released
+
+
+def _innermost(scope: Scope | None) -> Scope | None:
+    while scope is not None and scope.over:
+        scope = scope.outer
+    return scope
 
 
 class Lock:
@@ -78,6 +126,8 @@ class Lock:
     _abort: Abort | None = None
     #: the store that may hold something for us, which nobody else would end before its ttl
     _unsettled: Store | None = None
+    #: what the store may hold for us is being freed there
+    _abandoned = False
     #: the loss
     _told = False
 
@@ -85,7 +135,8 @@ class Lock:
         app = app or current_app
         check_key("the key of Lock", key)
         resolved = LockOptions.read(app.conf, options, owner=f"Lock({key!r})", without=_OF_TASKS_ONLY)
-        story = Story(self, resolved.logging, kind=None)
+        # a weak reference: once nobody has the lock any more it is not renewed, without waiting for a garbage collection
+        story = Story(weakref.ref(self), resolved.logging, kind=None)
         stores = stores_of(app)
         stores.options.check_timeouts(resolved, owner=f"Lock({key!r})")
         self._prepare(key, resolved, stores, story, description=f"{socket.gethostname()} {this_process.pid}")
@@ -163,6 +214,11 @@ class Lock:
         """Seconds that an attempt to extend may take."""
         return self._options.attempt
 
+    @property
+    def released(self) -> bool:
+        """Whether it was held and has been released here."""
+        return self._state == "released"
+
     def check(self) -> None:
         """Raise LockLost unless the lock is ours now."""
         if not self.held:
@@ -175,17 +231,26 @@ class Lock:
         if refusal is not None:
             holder = refusal.description if isinstance(refusal, Held) else None
             raise LockNotAcquired(f"lock {self.key!r} is held by {holder}", key=self.key, holder=holder)
-        self._story.emit("lock_acquired")
-        self._outer = _current.set(self)
-        self.arm()
+        try:
+            self._story.emit("lock_acquired")
+            self._scope = Scope(self)
+            self.arm()
+        except BaseException:
+            # raised from outside, or by an observer: nobody will leave what was not entered
+            self.release()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        # What can go wrong on the way out (LockLost comes, a signal handler raises) goes wrong here, before the release.
         try:
-            self.disarm()
+            try:
+                self.disarm()
+            finally:
+                released = self.release()
         finally:
-            _current.reset(self._outer)
-            released = self.release()
+            self._scope.leave()
+            self.abandon()  # what the release was kept from
         if not released and exc is None and self._options.on_lost != "warn" and self._pid == this_process.pid:
             raise LockLost(f"lock {self.key!r} was lost before the block ended")
 
@@ -210,6 +275,9 @@ class Lock:
         if self._state != "new":
             msg = f"lock {self.key!r} was {self._state} already: a Lock is one hold, make another"
             raise RuntimeError(msg)
+        if self._abandoned:
+            # what frees an earlier acquire whose answer was lost frees by this name, and may come late
+            self._story.execution_id = new_id()
         try:
             answer = self._ask_or_fall_back()
             for _ in range(self._options.retry_attempts):
@@ -217,17 +285,17 @@ class Lock:
                     break
                 stopping.wait(self._options.retry_delay + random.uniform(0, self._options.retry_jitter))  # noqa: S311
                 answer = self._ask_or_fall_back()
+            if not isinstance(answer, Lease):
+                self._settle()
+                return answer
+            self._state = "held"
+            self._story.fields["token"] = answer.token
+            self._renewer = renewer_of(self._store)
+            self._renewer.add(self)
         except BaseException:
             # It may have been granted all the same: the answer was lost, or an exception from outside came in between.
             self.abandon()
             raise
-        if not isinstance(answer, Lease):
-            self._settle()
-            return answer
-        self._state = "held"
-        self._story.fields["token"] = answer.token
-        self._renewer = renewer_of(self._store)
-        self._renewer.add(self)
         return None
 
     def release(self, *, hold: bool = True, finished: bool = True, whole: bool = True) -> bool:
@@ -257,7 +325,8 @@ class Lock:
         lease = self.lease
         try:
             released = self._store.release(lease, hold_for=hold_for, remember_for=remember_for, whole=whole)
-        except StoreUnavailable as exc:
+        except (StoreUnavailable, ConfigurationError) as exc:
+            # the latter: what was right when the lock was acquired is wrong now
             text = "lock %r ends by its ttl of %g s, unless the store comes back before, for its release failed: %s"
             logger.warning(text, self.key, self.ttl, exc)
             self._settle_later(
@@ -279,7 +348,9 @@ class Lock:
         if store is None or self._pid != this_process.pid:
             return
         if self._state == "held":
+            self._state, self.next_action = "released", None
             renewer_of(store).discard(self)
+        self._abandoned = True
         key, holder = self.key, self._story.execution_id
         self._settle_later(store, lambda store: store.free(key, holder=holder), until=monotonic() + self.ttl)
 

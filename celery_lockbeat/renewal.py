@@ -102,15 +102,21 @@ class Renewer:
 
     def errand(self, tell: Callable[[Store], object], *, until: float, then: Callable[[], None]) -> None:
         """Call ``tell`` with the store, now and as long as it raises StoreUnavailable, until ``until``; in the end, ``then``."""
+        now = self._clock()
+        errand = _Errand(tell, then, now, until)
         with self._mutex:
-            now = self._clock()
-            self._errands.append(_Errand(tell, then, now, until))
-            self._wake_by(now)
+            self._errands.append(errand)
+            try:
+                self._wake_by(now)
+            except RuntimeError:  # no thread can be had: there are too many, or the interpreter is about to end
+                errand.until = now
+        if errand.until == now:
+            self._run_errand(errand)
 
     def _wake_by(self, action: float) -> None:
         if not self._started:
+            self._start(self._run, ())  # may raise RuntimeError
             self._started = True
-            self._start(self._run, ())
         elif self._wakes_at is None or action < self._wakes_at:
             # The usual lock is over long before its first renewal, and the next one's comes later than that of
             # the one before: so the thread is seldom woken, for it sleeps until then though that lock is over.

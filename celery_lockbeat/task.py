@@ -36,7 +36,7 @@ from celery_lockbeat.exceptions import (
     TaskSkipped,
 )
 from celery_lockbeat.lifecycle import events_wanted, this_process
-from celery_lockbeat.lock import Lock, _current
+from celery_lockbeat.lock import Lock, Scope
 from celery_lockbeat.options import TASK_PREFIX, AppOptions, LockOptions, bound_key
 from celery_lockbeat.stores import Finished, Held, Stores, stores_of
 
@@ -288,7 +288,7 @@ class _Run:
             self._acquire()
         self._start()
         self.entered = time.monotonic()
-        outer = _current.set(self.lock)
+        scope = Scope(self.lock)
         try:
             if self.lock is None:
                 return self.body(*self.args, **self.kwargs)
@@ -298,7 +298,7 @@ class _Run:
             finally:
                 self.lock.disarm()
         finally:
-            _current.reset(outer)
+            scope.leave()
 
     # -- acquire -------------------------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ LOCK = "tests/test_lock.py::"
 RENEWAL = "tests/test_renewal.py::"
 TASK = "tests/test_task.py::"
 BAD_MOMENTS = "tests/test_bad_moments.py::"
+WAYS_OUT = "tests/test_ways_out.py::"
 PROCESSES = "tests/processes/"
 
 MUTANTS = [
@@ -321,6 +322,27 @@ MUTANTS = [
         "            self.abandon()\n            raise\n",
         "            raise\n",
         (BAD_MOMENTS + "test_a_block_that_never_heard_that_it_has_the_lock_leaves_none_behind",),
+    ),
+    Mutant(
+        "what frees a lost acquire frees the next one, too",
+        "lock.py",
+        "        if self._abandoned:\n",
+        "        if False:\n",
+        (WAYS_OUT + "test_what_frees_an_acquire_whose_answer_was_lost_does_not_free_the_next_one",),
+    ),
+    Mutant(
+        "a context keeps what was held in it",
+        "lock.py",
+        "self._lock = None if lock is None else weakref.ref(lock)",
+        "self._lock = None if lock is None else lambda: lock",
+        (WAYS_OUT + "test_a_lock_whose_owner_is_gone_is_not_renewed_whatever_contexts_remember",),
+    ),
+    Mutant(
+        "what its release was kept from is renewed for ever",
+        "lock.py",
+        "            self.abandon()  # what the release was kept from\n",
+        "",
+        (WAYS_OUT + "test_an_exception_from_outside_at_any_moment_of_the_way_out_leaves_no_key_that_is_renewed",),
     ),
     Mutant(
         "a forked child holds its parent's lock",
