@@ -24,7 +24,7 @@ from celery_lockbeat.stores import redis, servers
 RUN = "the run: its lock's key and names, its story"
 #: stage -> the functions of it
 STAGES: dict[str, list[tuple[Any, str]]] = {
-    RUN: [(LockedTask, "__call__")],
+    RUN: [(LockedTask, "_run_locked")],
     "the lock's states and its renewal": [(lock.Lock, "acquire"), (lock.Lock, "release")],
     "notes for the parent, which frees what a dead child held": [(lock, "note"), (lock, "forget")],
     "the store: keys and answers": [(redis.RedisStore, "acquire"), (redis.RedisStore, "release")],

@@ -438,7 +438,7 @@ def name_of(app: Any) -> str:
 
 
 def _task_facts(app: Any, task: Any) -> TaskFacts:
-    options = _Plan(type(task), app).options if isinstance(task, LockedTask) else None
+    options = _Plan(task, app).options if isinstance(task, LockedTask) else None
     limits = (task.time_limit, app.conf.task_time_limit, task.soft_time_limit, app.conf.task_soft_time_limit)
     lock = options if options is not None and options.enabled else None
     return TaskFacts(

@@ -17,15 +17,19 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NoReturn
+from weakref import ref
 
 from celery import Task, signals, states
 from celery.app.autoretry import add_autoretry_behaviour
+from celery.app.task import Context
 from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
 from celery.fixups.django import DjangoFixup
 from celery.result import EagerResult
 from celery.states import IGNORED
 
+from celery_lockbeat.binding import Unraised, lock_run
 from celery_lockbeat.events import Story
 from celery_lockbeat.exceptions import (
     ConfigurationError,
@@ -51,8 +55,12 @@ COPY_COMES_WITHIN: Final = 5.0
 #: The header of a postponed copy that tells how often it has been.
 _POSTPONED: Final = "lockbeat_postponed"
 
-#: The attribute of a request that says that its one run has begun.
-_TAKEN: Final = "lockbeat_taken"
+#: The requests whose bodies are under way here, of whatever tasks. Not told by a mark in them: Celery makes copies of
+#: requests, and sends on what it does not know in them.
+_going: ContextVar[tuple[Any, ...]] = ContextVar("lockbeat_going", default=())
+
+#: The request whose run has ended here last: a ``__call__`` that calls ``self.run()`` twice starts another run.
+_ended: ContextVar[Callable[[], Any]] = ContextVar("lockbeat_ended", default=lambda: None)
 
 
 class _OnCommit:
@@ -108,7 +116,8 @@ class LockedTask(Task):  # type: ignore[misc]
     lock_dedupe_ttl: float | None = None
     lock_logging: str | bool | None = None
 
-    _lock_plan: _Plan | None = None
+    #: by the name of the task, for two instances of one class may be registered under names of their own
+    _lock_plans: Mapping[str, _Plan] = {}
 
     if TYPE_CHECKING:
 
@@ -123,33 +132,14 @@ class LockedTask(Task):  # type: ignore[misc]
 
     @classmethod
     def on_bound(cls, app: Any) -> None:
-        """Validate the options as soon as Celery binds the task, after ``task_annotations``."""
+        """Validate the options as soon as Celery binds the task, after ``task_annotations``, and lock its body."""
         super().on_bound(app)
-        cls._lock_plan = None
-        _Plan(cls, app)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the body under its lock. Called directly, a held key raises :class:`TaskSkipped`."""
-        plan = self._lock_plan
-        if plan is None:
-            # read at the first run, so that settings made after the task's definition count
-            plan = type(self)._lock_plan = _Plan(type(self), self.app)
-        request: Any = self.request_stack.top
-        # Not super().__call__: out of a worker it would push an empty request before the one that the body asks for
-        # (celery 5.7, app/task.py; app/trace.py patches it within a worker only).
-        body = self.run
-        if request is None or request.called_directly or vars(request).get(_TAKEN):
-            request, body = None, self._call_directly
-        else:
-            # Once per request: a body that calls its own task starts another run, though the worker's request is on top.
-            setattr(request, _TAKEN, True)
-        try:
-            return _Run(self, plan, request, body, args, kwargs).carry_out()
-        except TaskSkipped as skipped:
-            if request is None:
-                raise
-            # Celery copies and formats each frame of it, twice, and shows none: that was a third of what a skipped run costs
-            raise skipped.with_traceback(None) from None
+        cls._lock_plans = {}
+        tasks = _registered(cls, app)
+        known: list[Any] = [*tasks] or [cls]
+        for task in known:
+            _Plan(task, app)
+        lock_run(cls, tasks)
 
     def apply(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task here and now; a skipped run has the state REVOKED, as it has from a worker."""
@@ -158,20 +148,80 @@ class LockedTask(Task):  # type: ignore[misc]
             return EagerResult(result.id, TaskRevokedError(str(result.result)), states.REVOKED, name=self.name)
         return result
 
-    def _call_directly(self, *args: Any, **kwargs: Any) -> Any:
-        # A request of its own, in the worker too, whose patched __call__ would take the one below for this call's.
-        self.push_request(args=args, kwargs=kwargs)
+    def _run_locked(self, body: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a body under its lock, once per request; ``binding`` puts this around ``run``.
+
+        Where no message asks for it, a held key raises :class:`TaskSkipped`.
+        """
+        stack: list[Any] = self.request_stack.stack
+        if not stack:
+            # task.run(): a request says that it is under way
+            return self._run_within(Context(args=args, kwargs=kwargs), body, args, kwargs)
+        going = _going.get()
+        if stack[-1] in going:
+            # self.run() or super().run() within the body
+            return body(*args, **kwargs)
+        message = _message_of(stack, going)
+        if message is not None:
+            if message is not stack[-1]:
+                # Out of a worker super().__call__ pushes an empty request before the one that the body asks for (celery 5.4,
+                # app/task.py; app/trace.py patches it within a worker only).
+                return self._run_within(message, body, args, kwargs)
+            # a body that calls its own task starts another run: else Celery's __call__ would take this request for that call's
+            message._protected = 1
+        first = stack[0]
+        outer = _going.set((*going, *stack))
         try:
-            return super().__call__(*args, **kwargs)
+            return _Run(self, self._plan(), message, body, args, kwargs).carry_out()
+        except TaskSkipped as skipped:
+            if message is None:
+                raise
+            # Celery copies and formats each frame of it, twice, and shows none: that was a third of what a skipped run costs
+            return Unraised(skipped)
         finally:
-            self.pop_request()
+            _going.reset(outer)
+            _ended.set(ref(first))
+
+    def _run_within(self, request: Any, body: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.request_stack.push(request)
+        try:
+            return self._run_locked(body, args, kwargs)
+        finally:
+            self.request_stack.pop()
+
+    def _plan(self) -> _Plan:
+        plan = self._lock_plans.get(self.name)
+        if plan is None:
+            # read at the first run, so that settings made after the task's definition count
+            plan = _Plan(self, self.app)
+            type(self)._lock_plans = {**self._lock_plans, self.name: plan}
+        return plan
+
+
+def _registered(cls: type[LockedTask], app: Any) -> list[LockedTask]:
+    """The instances of a class that an app knows by now: Celery enters them before it binds them."""
+    task = app._tasks.get(cls.name)
+    if type(task) is cls:
+        return [task]
+    # the name is the instance's own
+    return [task for task in app._tasks.values() if type(task) is cls]
+
+
+def _message_of(stack: list[Any], going: tuple[Any, ...]) -> Any:
+    """The request of the message, or of ``apply()``, that asks for a run; None where it is another call."""
+    if _ended.get()() is stack[0] or (going and any(request in going for request in stack)):
+        return None
+    return next((request for request in reversed(stack) if not request.called_directly), None)
 
 
 @signals.celeryd_after_setup.connect  # type: ignore[untyped-decorator]
 def _check_the_stores(instance: Any, **_: Any) -> None:
     """Look at the servers of the locks before the worker has a pool, and end it if one cannot do what is needed."""
     app = instance.app
-    plans = [_Plan(type(task), app).options for task in app.tasks.values() if isinstance(task, LockedTask)]
+    tasks = [task for task in app.tasks.values() if isinstance(task, LockedTask)]
+    plans = [_Plan(task, app).options for task in tasks]
+    for task in tasks:
+        lock_run(type(task), [task])
     for driver, connection in {(plan.driver, plan.connection) for plan in plans if plan.enabled}:
         store = stores_of(app).choose(driver, connection)[0]
         try:
@@ -190,22 +240,23 @@ class _Plan:
 
     __slots__ = ("key_of", "options")
 
-    def __init__(self, task: type[LockedTask], app: Any) -> None:
+    def __init__(self, task: LockedTask | type[LockedTask], app: Any) -> None:
+        task_class = task if isinstance(task, type) else type(task)
+        owner = task.name or task_class.__qualname__
         # Not getattr(): it would make a bound method of a function that is the value of lock_key.
         own = {
             name: _plain_function(value)
-            for cls in reversed(task.__mro__)
+            for cls in reversed(task_class.__mro__)
             for name, value in vars(cls).items()
             if name.startswith(TASK_PREFIX)
         }
-        self.options: Final = LockOptions.read(app.conf, own, owner=task.name, prefix=TASK_PREFIX)
+        self.options: Final = LockOptions.read(app.conf, own, owner=owner, prefix=TASK_PREFIX)
         stores = Stores(AppOptions.read(app.conf))
-        stores.options.check_timeouts(self.options, owner=task.name)
+        stores.options.check_timeouts(self.options, owner=owner)
         stores.choose(self.options.driver, self.options.connection)  # which refuses what it cannot be made of
-        run = inspect.getattr_static(task, "run")
         # Celery makes a staticmethod of a decorated function, but for bind=True; a method gets the task first
-        body = run.__func__ if isinstance(run, staticmethod) else run.__get__(object())
-        self.key_of: Final = bound_key(self.options, body, owner=task.name)
+        body = inspect.getattr_static(task_class, "run").__get__(object(), task_class)
+        self.key_of: Final = bound_key(self.options, body, owner=owner)
 
 
 def _supports_django(app: Any) -> bool:

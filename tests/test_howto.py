@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from celery_lockbeat import Lock, LockLost
+from celery_lockbeat import Lock, LockLost, TaskSkipped
 
 HOW_TO = Path(__file__).parent.parent / "docs" / "how-to"
 
@@ -60,3 +60,15 @@ def test_a_late_write_to_a_redis_key_is_refused(app, fencing, server):
         with pytest.raises(LockLost, match=f"customer 7 has been written under a later lock than {old}"):
             save(client, 7, 3, old)
         assert client.get("total:{7}") == "2"
+
+
+def test_flasks_own_base_and_ours_make_one(app):
+    flask = pytest.importorskip("flask")
+    scope = {"__name__": "make_celery"}
+    exec(compile(code_of("flask.md"), "flask.md", "exec"), scope)
+    report = scope["report"]
+    assert report.apply((7,)).get() == "shop"
+    with Lock("report:7", app=scope["celery_app"]), pytest.raises(TaskSkipped):
+        report(7)
+    assert not flask.has_app_context()
+    assert report.__wrapped__.__name__ == "report"

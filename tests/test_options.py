@@ -160,7 +160,7 @@ def test_a_key_is_made_of_the_calls_arguments(key, expected):
     from celery_lockbeat.task import _Plan
 
     task = a_task(lock_key=key)
-    plan = _Plan(type(task), task.app)
+    plan = _Plan(task, task.app)
     assert plan.key_of(task, (7,), {}) == expected
     assert plan.key_of(task, (), {"customer_id": 7}) == expected
 

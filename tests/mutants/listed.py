@@ -429,4 +429,25 @@ MUTANTS = [
         "                ending = exc\n",
         (TASK + "test_each_ending_is_told_once_in_order_and_frees_the_key",),
     ),
+    Mutant(
+        "the lock is taken outside of what autoretry adds, but not for a class that is registered",
+        "binding.py",
+        'if "run" in vars(task) and not _is_locked(task):',
+        "if False:",
+        ("tests/test_binding.py::test_what_autoretry_adds_is_inside_of_the_lock_and_sees_a_held_one",),
+    ),
+    Mutant(
+        "the run of a class is what it was",
+        "binding.py",
+        "    elif not _takes_the_lock(own):\n",
+        "    elif False:\n",
+        ("tests/test_binding.py::test_every_way_to_the_body_leads_through_its_lock_which_is_taken_once",),
+    ),
+    Mutant(
+        "whatever runs within a run is a part of it",
+        "task.py",
+        "if stack[-1] in going:",
+        "if stack[0] in going:",
+        (TASK + "test_a_task_that_calls_itself_finds_its_own_key_held",),
+    ),
 ]
