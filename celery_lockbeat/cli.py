@@ -119,12 +119,21 @@ def locks(ctx: click.Context, limit: int, as_json: bool) -> None:
     held = [(name, lock) for name, store in stores_in_use(ctx.obj.app) for lock in store.locks(limit=limit)]
     held.sort(key=lambda each: each[1].key)
     if as_json:
-        _print_json([{"store": name, **asdict(lock)} for name, lock in held])
+        _print_json([{"store": name, **asdict(lock), "held_since": lock.held_since.isoformat()} for name, lock in held])
         return
     _print_table(
         ctx,
-        ("key", "rest", "token", "holder"),
-        ((lock.key, f"{lock.remaining:.1f} s", lock.token, lock.description) for _, lock in held),
+        ("key", "held since", "rest", "token", "holder"),
+        (
+            (
+                lock.key,
+                lock.held_since.isoformat(" ", "seconds"),
+                f"{lock.remaining:.1f} s",
+                lock.token,
+                lock.description,
+            )
+            for _, lock in held
+        ),
     )
 
 

@@ -30,12 +30,12 @@ from celery_lockbeat.clock import monotonic
 from celery_lockbeat.events import Story, new_id
 from celery_lockbeat.exceptions import ConfigurationError, LockLost, LockNotAcquired, StoreUnavailable, UnreadableKey
 from celery_lockbeat.lifecycle import forget, note, stopping, this_process
-from celery_lockbeat.options import MARGIN, LockOptions, check_key
+from celery_lockbeat.options import LOCK_NAMES, MARGIN, LockKeywords, LockOptions, check_key
 from celery_lockbeat.renewal import Renewer, renewer_of
 from celery_lockbeat.stores import Finished, Held, Lease, Store, Stores, stores_of
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
 __all__ = ["Lock", "current_lock"]
 
@@ -45,7 +45,7 @@ logger: Final = logging.getLogger("celery_lockbeat")
 LATE_ANSWERS: Final = 3
 
 #: Options that make no sense outside of a task.
-_OF_TASKS_ONLY: Final = frozenset({"enabled", "key", "skip_if_locked", "dedupe_ttl"})
+_OF_TASKS_ONLY: Final = frozenset(LOCK_NAMES) - LockKeywords.__annotations__.keys()
 
 _current: ContextVar[Scope | None] = ContextVar("lockbeat_current_lock", default=None)
 
@@ -108,15 +108,16 @@ class Lock:
     >>> with Lock("nightly", app=app, ttl=60) as lock:  # doctest: +SKIP
     ...     export(fence=lock.token)
 
-    ``options`` are a task's lock options without their ``lock_`` (``ttl``, ``driver``, ``connection``,
-    ``retry_attempts``, ...), in seconds; their defaults are the app's settings, and the app is the current one where none
-    is given. Entering raises :class:`LockNotAcquired` when the key is held by another (after ``retry_attempts``) and
+    ``options`` (:class:`LockKeywords`) are a task's lock options without their ``lock_``, in seconds; the default of each is
+    the app's setting, and the app is the current one where none is given. Entering raises :class:`LockNotAcquired` when the key is held by another (after ``retry_attempts``) and
     :class:`StoreUnavailable`. Leaving raises :class:`LockLost` when the lock was lost meanwhile and the block did not
     raise, unless ``on_lost="warn"``. Wrong options are a :class:`ConfigurationError`. Not reentrant; one hold a Lock.
     """
 
     # What each begins with, before it is held.
     lease: Lease | None = None
+    #: why the last ``acquire`` was refused: a :class:`Held`, whose ``description`` and ``remaining`` tell of the holder
+    refusal: Held | Finished | None = None
     next_action: float | None = None
     _renewer: Renewer | None = None
     _trusted_until = 0.0
@@ -131,7 +132,7 @@ class Lock:
     #: the loss
     _told = False
 
-    def __init__(self, key: str, *, app: Any = None, **options: Any) -> None:
+    def __init__(self, key: str, *, app: Any = None, **options: Unpack[LockKeywords]) -> None:
         app = app or current_app
         check_key("the key of Lock", key)
         resolved = LockOptions.read(app.conf, options, owner=f"Lock({key!r})", without=_OF_TASKS_ONLY)
@@ -227,9 +228,8 @@ class Lock:
     # -- the life of a hold --------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Self:
-        refusal = self.acquire()
-        if refusal is not None:
-            holder = refusal.description if isinstance(refusal, Held) else None
+        if not self.acquire():
+            holder = self.refusal.description if isinstance(self.refusal, Held) else None
             raise LockNotAcquired(f"lock {self.key!r} is held by {holder}", key=self.key, holder=holder)
         try:
             self._story.emit("lock_acquired")
@@ -237,7 +237,7 @@ class Lock:
             self.arm()
         except BaseException:
             # raised from outside, or by an observer: nobody will leave what was not entered
-            self.release()
+            self.end()
             raise
         return self
 
@@ -247,7 +247,7 @@ class Lock:
             try:
                 self.disarm()
             finally:
-                released = self.release()
+                released = self.released or self.end()
         finally:
             self._scope.leave()
             self.abandon()  # what the release was kept from
@@ -267,11 +267,17 @@ class Lock:
         if self._abort is not None:
             self._abort.disarm()
 
-    def acquire(self) -> Held | Finished | None:
-        """Take the key, trying ``retry_attempts`` more times while it is held; None: it is ours, else why it is not.
+    def acquire(self) -> bool:
+        """Take the key, trying ``retry_attempts`` more times while it is held; False: it is another's (see ``refusal``).
 
-        Raises StoreUnavailable, when there is no store to fall back to.
+        Whoever has no ``with`` block must call ``release``. Raises StoreUnavailable, when there is no store to fall back to,
+        and RuntimeError for a lock that was held before.
         """
+        self.refusal = self.take()
+        return self.refusal is None
+
+    def take(self) -> Held | Finished | None:
+        """As ``acquire``, for a task's run: None, or why it is not ours."""
         if self._state != "new":
             msg = f"lock {self.key!r} was {self._state} already: a Lock is one hold, make another"
             raise RuntimeError(msg)
@@ -298,8 +304,15 @@ class Lock:
             raise
         return None
 
-    def release(self, *, hold: bool = True, finished: bool = True, whole: bool = True) -> bool:
-        """End the hold; False: the lock had been lost before.
+    def release(self) -> bool:
+        """End the hold; False: the lock had been lost before. Raises RuntimeError when there is no hold to end."""
+        if self._state in ("new", "released"):
+            why = "was never held" if self._state == "new" else "has been released already"
+            raise RuntimeError(f"lock {self.key!r} {why}")
+        return self.end()
+
+    def end(self, *, hold: bool = True, finished: bool = True, whole: bool = True) -> bool:
+        """As ``release``, for a task's run; False, too, where there is nothing to end.
 
         ``finished``: remember the run, so that a copy of its message is a duplicate; ``whole``: and so are those of all
         its other tries, earlier and later. ``hold``: honour ``hold_at_least``. A store that does not answer now changes nothing: the lock was ours until here, and its lease

@@ -15,7 +15,7 @@ import string
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
-from typing import Any, Final
+from typing import Any, Final, Literal, TypedDict
 from urllib.parse import urlsplit
 
 from celery_lockbeat.exceptions import ConfigurationError
@@ -119,6 +119,22 @@ class LockOptions:
             ttl = named.get("ttl", "the default ttl")
             raise _refusal(setting, options.extend_interval, f"a time below {ttl}, which is {options.ttl:g}")
         return options
+
+
+class LockKeywords(TypedDict, total=False):
+    """The keywords of :class:`~celery_lockbeat.Lock`, each of which may be None: as the app's settings say. Durations are seconds."""
+
+    driver: Literal["auto", "redis", "memory", "database"] | None
+    connection: str | None
+    ttl: float | None
+    auto_extend: bool | None
+    extend_interval: float | None
+    retry_attempts: int | None
+    retry_delay: float | None
+    retry_jitter: float | None
+    hold_at_least: float | None
+    on_lost: Literal["fail", "abort", "warn"] | None
+    logging: Literal["auto", "brief", "default", "verbose", False] | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -367,7 +367,7 @@ class _Run:
         self.lock = lock
         began = time.monotonic()
         try:
-            refusal = lock.acquire()
+            refusal = lock.take()
         finally:
             self.acquire_ms = _ms_since(began)
         if refusal is not None:
@@ -438,7 +438,7 @@ class _Run:
         over = exc is None or (isinstance(exc, Exception) and not isinstance(exc, Reject))
         whole = over and not isinstance(exc, Retry)
         began = time.monotonic()
-        held = self.lock is None or self.lock.release(finished=over, hold=whole, whole=whole)
+        held = self.lock is None or self.lock.end(finished=over, hold=whole, whole=whole)
         if self.lock is not None and self.lock.lease is not None:
             self.release_ms = _ms_since(began)
         ending = exc

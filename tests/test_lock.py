@@ -5,12 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import multiprocessing
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from celery import Celery
 from scripted import DOWN, ScriptedStore, Time, renewer
 
-from celery_lockbeat import Lock, LockLost, LockNotAcquired, StoreUnavailable, lock
+import docs
+from celery_lockbeat import Lock, LockLost, LockNotAcquired, StoreUnavailable, current_lock, lock
+from celery_lockbeat.options import LOCK_NAMES, LockKeywords
 from celery_lockbeat.stores import Stores
 from celery_lockbeat.stores.base import Finished, Held
 
@@ -177,8 +183,8 @@ def test_a_held_lock_is_tried_as_often_as_asked_but_for_a_copy(stage, monkeypatc
             stage.time.now += timeout
 
     monkeypatch.setattr(lock, "stopping", Waiting())
-    refusal = stage.lock.acquire()
-    assert (refusal is None) is (len(answers) < tries)
+    assert stage.lock.acquire() is (len(answers) < tries)
+    assert stage.lock.refusal == (answers[-1] if len(answers) >= tries else None)
     assert stage.store.acquisitions == list(range(tries))
 
 
@@ -191,10 +197,107 @@ def test_a_key_is_kept_for_what_is_left_of_hold_at_least(stage, held_for, kept):
     assert stage.store.releases[0]["hold_for"] == pytest.approx(kept)
 
 
+def test_an_acquire_that_is_refused_is_false_and_the_refusal_tells_why_until_it_is_granted(stage):
+    stage = stage(Held("w1 pid 7", 9, same_run=False), True)
+    assert stage.lock.refusal is None
+    assert stage.lock.acquire() is False
+    assert stage.lock.refusal.description == "w1 pid 7"
+    assert stage.lock.refusal.remaining == 9
+    assert stage.lock.acquire() is True
+    assert stage.lock.refusal is None
+    assert stage.lock.release() is True
+
+
+def test_releasing_what_is_not_held_is_an_error_that_says_so(stage):
+    stage = stage(Held("w1 pid 7", 9, same_run=False), True)
+    with pytest.raises(RuntimeError, match="'key' was never held"):
+        stage.lock.release()
+    assert stage.lock.acquire() is False
+    with pytest.raises(RuntimeError, match="'key' was never held"):
+        stage.lock.release()
+    assert stage.lock.acquire() is True
+    assert stage.lock.release() is True
+    with pytest.raises(RuntimeError, match="'key' has been released already"):
+        stage.lock.release()
+    assert len(stage.store.releases) == 1
+
+
+def test_a_block_may_release_its_lock_itself(stage):
+    stage = stage()
+    with stage.lock as held:
+        assert current_lock() is held
+        assert held.release() is True
+        assert current_lock() is None
+    assert len(stage.store.releases) == 1
+    assert stage.told() == []
+
+
 def test_a_refusal_names_the_holder(stage):
     stage = stage(Held("w1 pid 7", 9, same_run=False))
     with pytest.raises(LockNotAcquired, match="w1 pid 7"), stage.lock:
         pass
+
+
+USES_EACH_KEYWORD = """
+from typing import assert_type
+from celery import Celery
+from celery_lockbeat import Lock, current_lock
+app = Celery()
+with Lock(
+    "k", app=app, driver="redis", connection="default", ttl=2.5, auto_extend=True, extend_interval=None, retry_attempts=3,
+    retry_delay=1, retry_jitter=0.5, hold_at_least=10, on_lost="abort", logging=False,
+) as lock:
+    assert_type(lock, Lock)
+    assert_type(current_lock(), Lock | None)
+assert_type(Lock("k").acquire(), bool)
+"""
+MISUSES = {
+    'Lock("k", tll=3)': "tll",
+    'Lock("k", ttl="3")': "str",
+    'Lock("k", on_lost="die")': "die",
+    'Lock("k", skip_if_locked=True)': "skip_if_locked",
+}
+
+
+def test_the_keywords_of_a_lock_are_known_to_type_checkers_and_are_those_that_it_takes(tmp_path):
+    pytest.importorskip("mypy")
+    assert LockKeywords.__annotations__.keys() == set(LOCK_NAMES) - {"enabled", "key", "skip_if_locked", "dedupe_ttl"}
+    module = tmp_path / "users_module.py"
+    module.write_text(USES_EACH_KEYWORD + "\n".join(MISUSES) + "\n")
+    first = USES_EACH_KEYWORD.count("\n") + 1
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--strict",
+        "--python-version",
+        "3.11",
+        "--cache-dir",
+        str(tmp_path),
+        module,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False)
+    told = re.findall(r"users_module.py:(\d+): error: (.*)", done.stdout)
+    assert [int(line) for line, _ in told] == [first + n for n in range(len(MISUSES))], done.stdout + done.stderr
+    for (_, error), word in zip(told, MISUSES.values(), strict=True):
+        assert word in error
+
+
+def test_the_page_on_locks_does_what_it_says(server, capsys):
+    page = docs.run("reference/lock.md", url=server.url)
+    page["nightly"]()
+    assert page["try_once"]() == "done"
+    with Lock("nightly", app=page["app"]):
+        page["nightly"]()
+        assert re.fullmatch(r"nightly is held by \S+ \d+\n", capsys.readouterr().out)
+        assert re.fullmatch(r"held by \S+ \d+", page["try_once"]())
+    page["app"].close()
+
+
+def test_the_page_on_locks_has_each_keyword():
+    page = (docs.DOCS / "reference" / "lock.md").read_text()
+    for keyword in LockKeywords.__annotations__:
+        assert f"`{keyword}`" in page
 
 
 def test_a_forked_child_does_not_hold_its_parents_lock(stage):

@@ -17,6 +17,7 @@ import abc
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from typing import Any, ClassVar, Final, NamedTuple
 
 from celery_lockbeat.exceptions import StoreUnavailable
@@ -183,6 +184,11 @@ class LiveLock:
     run: str
     token: int
     remaining: float
+
+    @property
+    def held_since(self) -> datetime:
+        """When it was acquired, by the store's clock, of which the token is made: later, if that was set back since."""
+        return datetime.fromtimestamp(self.token / 1_000_000, timezone.utc)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
 from itertools import pairwise
 from pathlib import Path
 
@@ -340,7 +340,8 @@ def test_locks_are_shown_and_released_whoever_holds_them(project):
     store.acquire("k2", holder="h", ttl=600)
     assert [lock["key"] for lock in project.told("locks")] == ["k 1", "k2"]
     assert len(project.told("locks", "--limit", "1")) == 1
-    assert "w1 pid 7" in project.run("locks").stdout
+    _, first, _ = project.run("locks").stdout.splitlines()
+    assert "w1 pid 7" in first
     done = project.run("release", "k 1")
     assert done.returncode == 0
     assert "'k 1' is free; it was held by w1 pid 7" in done.stdout
@@ -352,6 +353,24 @@ def test_locks_are_shown_and_released_whoever_holds_them(project):
     assert (done.returncode, done.stdout) == (1, "")
     assert "'k 1' is not held" in done.stderr
     assert [lock["key"] for lock in project.told("locks")] == ["k2"]
+
+
+@pytest.mark.parametrize("driver", ["redis", "memory"])
+def test_locks_are_shown_with_the_time_since_which_they_are_held_however_often_they_are_renewed(
+    project, make_app, driver
+):
+    options = {"environment": {"DRIVER": driver}, "lockbeat_driver": driver}
+    before = datetime.now(timezone.utc)
+    with Lock("here", app=make_app(lockbeat_driver=driver, lockbeat_redis_url=project.url), ttl=0.6) as lock:
+        after = datetime.now(timezone.utc)
+        time.sleep(1)
+        assert not lock.lost
+        (told,) = project.told("locks", **options)
+        slack = timedelta(milliseconds=20)  # the server has a clock of its own
+        assert before - slack < datetime.fromisoformat(told["held_since"]) < after + slack
+        head, line = project.run("locks", **options).stdout.splitlines()
+        assert "held since" in head
+        assert datetime.fromisoformat(told["held_since"]).isoformat(" ", "seconds") in line
 
 
 def test_locks_of_the_memory_store_are_shown_while_their_process_lives(project, tmp_path, make_app):
