@@ -3,7 +3,7 @@
 Promises: entries stay RedBeat's, in its Redis and its format, and what "due" means is RedBeat's own: by the score in its
 sorted set, and by the entry's schedule since its last run. Each entry is read again right before it is claimed, and a tick
 that nobody has published in time is dropped when its entry has been deleted or disabled meanwhile. RedBeat may run in turn
-with this scheduler, not beside it.
+with this scheduler, not beside it. What a Redis that has lost its data lacks of the static entries is put back.
 
 When did an entry run last? Between two writes by others the truth is the store's, where ticks are claimed; RedBeat's meta and
 score follow once a tick is published. A meta that is not the one we wrote (``reschedule()``, a new entry, plain RedBeat)
@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import MINYEAR, datetime
@@ -25,7 +25,8 @@ from typing import Any, Final
 from uuid import uuid4
 
 from redbeat.decoder import RedBeatJSONDecoder, RedBeatJSONEncoder
-from redbeat.schedulers import RedBeatScheduler, get_redis
+from redbeat.schedulers import RedBeatScheduler, RedBeatSchedulerEntry, get_redis
+from redbeat.schedulers import logger as redbeats_logger
 from redis.cluster import RedisCluster
 from redis.exceptions import RedisError, ResponseError
 
@@ -41,11 +42,18 @@ OLDEST: Final = (2, 2)
 #: So many entries are read or written in one round trip.
 AT_ONCE: Final = 500
 
+#: So many entries are told by name in one line.
+NAMED_AT_MOST: Final = 100
+
 #: Our own field in the hash of an entry: '<life> <epoch> <digest of the meta that goes with them>'. A life begins where a
 #: hash does, or where plain RedBeat has run; an epoch with each meta that is not ours. RedBeat deletes it with the hash.
 MARK: Final = "lockbeat"
 
 FIELDS: Final = ("definition", "meta", MARK)
+
+#: Stands among the names of the static entries, so that this set, once there, is there until its Redis loses its data, though a
+#: new release has no static entry any more. RedBeat's own setup takes it for one of an earlier release, and off.
+KEPT: Final = ":lockbeat"
 
 _KEY: Final = re.compile(r"(.*)@([0-9a-f]{16})\.[0-9a-f]{16}", re.DOTALL)
 
@@ -70,6 +78,21 @@ if #changed > 0 then
   redis.call('ZADD', KEYS[1], unpack(changed))
 end
 return written
+"""
+
+
+# Put an entry back that Redis has lost.
+# KEYS     its hash
+# ARGV     its definition, meta and mark
+# Returns  1, or 0: it is there, for another beat was first, or somebody has made it anew
+# Atomic:  a meta goes with its mark; with that of another beat it would be plain RedBeat's.
+_PUT_BACK: Final = """
+if redis.call('HEXISTS', KEYS[1], 'definition') == 1 then
+  return 0
+end
+redis.call('DEL', KEYS[1])
+redis.call('HSET', KEYS[1], 'definition', ARGV[1], 'meta', ARGV[2], 'lockbeat', ARGV[3])
+return 1
 """
 
 
@@ -98,7 +121,10 @@ class LockedRedBeatScheduler(LockedSchedulerMixin, RedBeatScheduler):  # type: i
         _refuse_old_redbeat()
         self._stored: dict[str, _Stored] = {}  # by the keys of the hashes
         self._own: dict[str, Any] = {}  # what RedBeat cannot keep, by name
-        self._is_set_up = False
+        self._statics: set[str] = set()  # the keys of the static entries
+        self._gone: dict[str, _Stored] = {}  # what was not there any more since the look before the last one
+        self._to_set_up = self._is_set_up = self._has_looked = False
+        self._has_kept = False  # whether KEPT is in Redis, unless that has lost its data
         self._unwritten: set[str] = set()
         super().__init__(app, **kwargs)
         # before RedBeat's receiver of beat_init looks for it
@@ -106,6 +132,7 @@ class LockedRedBeatScheduler(LockedSchedulerMixin, RedBeatScheduler):  # type: i
 
     def setup_schedule(self) -> None:
         """Leave it to the first tick: a Redis that does not answer yet is waited for."""
+        self._to_set_up = True
 
     def update_from_dict(self, dict_: Mapping[str, Any]) -> None:
         """Store static entries, as far as RedBeat can read them again."""
@@ -118,6 +145,7 @@ class LockedRedBeatScheduler(LockedSchedulerMixin, RedBeatScheduler):  # type: i
             if not _can_be_stored(entry):
                 self._own[name] = entry
                 continue
+            self._statics.add(self.Entry.generate_key(self.app, name))
             try:
                 super().update_from_dict({name: definition})
             except (RedisError, OSError):
@@ -128,7 +156,13 @@ class LockedRedBeatScheduler(LockedSchedulerMixin, RedBeatScheduler):  # type: i
 
     @property
     def schedule(self) -> dict[str, Any]:
-        """All entries: those in Redis, by their keys there, and those of our own, by their names."""
+        """All entries by their names: those in Redis, and those of our own. Raises StoreUnavailable before the first look."""
+        if not self._has_looked:
+            self.refresh_schedule()
+        return {**{each.entry.name: each.entry for each in self._stored.values()}, **self._own}
+
+    def _entries(self) -> Mapping[str, Any]:
+        # by their keys: of what was written by hand, two may have one name
         prefix = self.app.redbeat_conf.key_prefix
         hidden = {prefix + name for name in self._own}
         return {**{key: each.entry for key, each in self._stored.items() if key not in hidden}, **self._own}
@@ -155,6 +189,14 @@ class LockedRedBeatScheduler(LockedSchedulerMixin, RedBeatScheduler):  # type: i
             delay = min(delay, self.max_interval)
         return is_due, delay
 
+    def apply_entry(self, entry: Any, producer: Any = None) -> None:
+        """Send a message as RedBeat's ``maybe_due`` does, by ``apply_async`` alone: what wraps both would count it twice."""
+        redbeats_logger.info("Scheduler: Sending due task %s (%s)", entry.name, entry.task)
+        try:
+            self.apply_async(entry, producer=producer, advance=False)
+        except Exception as exc:  # noqa: BLE001  as RedBeat
+            redbeats_logger.exception("Scheduler: Message Error: %s", exc)
+
     def _key(self, name: str, entry: Any) -> str:
         stored = getattr(entry, "lockbeat_stored", None)
         return super()._key(name, entry) if stored is None else stored.key
@@ -164,15 +206,17 @@ class LockedRedBeatScheduler(LockedSchedulerMixin, RedBeatScheduler):  # type: i
     def refresh_schedule(self) -> None:
         """Follow what was added, removed, or made due earlier; all else is seen when it is due."""
         with _redbeats_redis():
-            if not self._is_set_up:
-                super().setup_schedule()
+            if self._to_set_up and not self._is_set_up:
+                self._set_up()
                 self._is_set_up = True
             self._write_down()
-            found = get_redis(self.app).zrange(self.app.redbeat_conf.schedule_key, 0, -1, withscores=True)
-            scores = {_text(key): score for key, score in found}
-            for key in self._stored.keys() - scores.keys():
-                del self._stored[key]
-            changed = []
+            scores, has_kept = self._look()
+            gone, self._gone = self._gone, {key: self._stored.pop(key) for key in self._stored.keys() - scores.keys()}
+            gone |= self._gone
+            # without static entries there is no such set; then several that are gone at once must do
+            if not has_kept if self._has_kept else len(gone) > 1 and not scores:
+                scores |= self._make_up_for(gone, scores)
+            changed = self._without_hash(scores)
             for key, score in scores.items():
                 stored = self._stored.get(key)
                 if stored is None or stored.score < 0 <= score or score < stored.score:
@@ -181,6 +225,89 @@ class LockedRedBeatScheduler(LockedSchedulerMixin, RedBeatScheduler):  # type: i
                     # it has run, most often: to be read when it is due again
                     stored.score = score
             self._read(changed, anew=True)
+            self._has_looked = True
+
+    def _set_up(self) -> None:
+        """Store the static entries, and remove those of earlier releases, as RedBeat does; ``KEPT`` is there all the while."""
+        client, conf = get_redis(self.app), self.app.redbeat_conf
+        stored = {_text(name) for name in client.smembers(conf.statics_key)}
+        self._has_kept = bool(stored or conf.schedule)
+        if self._has_kept:
+            client.sadd(conf.statics_key, KEPT)
+        for name in stored - {KEPT} - conf.schedule.keys():
+            RedBeatSchedulerEntry(name, app=self.app).delete()
+            client.srem(conf.statics_key, name)
+        self.install_default_entries(conf.schedule)
+        self.update_from_dict(conf.schedule)
+        if conf.schedule:
+            client.sadd(conf.statics_key, *conf.schedule)
+
+    def _look(self) -> tuple[dict[str, float], bool]:
+        """Return the scores of all entries, and whether the set with ``KEPT`` is there."""
+        conf = self.app.redbeat_conf
+        with get_redis(self.app).pipeline(transaction=False) as pipe:
+            # before the scores: what is lost from here on is seen as gone now, and as lost at the next look
+            pipe.exists(conf.statics_key)
+            pipe.zrange(conf.schedule_key, 0, -1, withscores=True)
+            if conf.lock_key:
+                pipe.pttl(conf.lock_key)
+            has_kept, found, *rest = _answers(pipe)
+        if rest:
+            self._notice_plain_redbeat(rest[0])
+        return {_text(key): score for key, score in found}, bool(has_kept)
+
+    def _notice_plain_redbeat(self, rest: int) -> None:
+        """Say that a plain RedBeat holds its lock, for another ``rest`` milliseconds; -2: nobody does."""
+        about, key = "plain RedBeat", self.app.redbeat_conf.lock_key
+        if rest == -2:  # noqa: PLR2004  Redis's word for it
+            if self._complained.pop(about, None) is not None:
+                logger.info("nobody holds RedBeat's lock %r any more", key)
+            return
+        text = (
+            "a beat of plain RedBeat runs beside this one, and they double each other's ticks: it holds RedBeat's lock %r. "
+            "Stop it; if it was killed, its lock ends in %.0f s"
+        )
+        self._complain(about, text, key, max(0, rest) / 1000)
+
+    def _make_up_for(self, gone: Mapping[str, _Stored], scores: Mapping[str, float]) -> dict[str, float]:
+        """Put the static entries back into a Redis that has lost its data, as they were; tell what else is gone.
+
+        What has been deleted while Redis has its data stays deleted, as with RedBeat, until the next start of a beat.
+        """
+        client, conf = get_redis(self.app), self.app.redbeat_conf
+        gone = {key: each for key, each in gone.items() if key not in scores}
+        static = {key: each for key, each in gone.items() if key in self._statics}
+        for key, stored in static.items():
+            self._put_back(key, stored)
+        keys = {name: self.Entry.generate_key(self.app, name) for name in conf.schedule}
+        there = {*scores, *static, *map(keys.get, self._own)}
+        self.update_from_dict({name: conf.schedule[name] for name, key in keys.items() if key not in there})
+        if self._has_kept:
+            client.sadd(conf.statics_key, KEPT, *keys)
+        if static:
+            names = _listed(each.entry.name for each in static.values())
+            logger.warning("RedBeat's Redis has lost its data: the static entries are put back: %s", names)
+        if dynamic := _listed(each.entry.name for key, each in gone.items() if key not in static):
+            doubt = "" if self._has_kept else ", unless somebody has deleted them all"
+            text = "RedBeat's Redis has lost its data%s: these entries are gone, save them again: %s"
+            logger.error(text, doubt, dynamic)
+        self._stored.update(static)
+        self._gone = {}
+        return {key: stored.score for key, stored in static.items()}
+
+    def _without_hash(self, scores: Mapping[str, float]) -> list[str]:
+        """Return the static entries that are in the sorted set, but have lost their hashes."""
+        client, keys = get_redis(self.app), list(self._statics & scores.keys() & self._stored.keys())
+        if not keys or client.exists(*keys) == len(keys):
+            return []
+        return [key for key in keys if not client.exists(key)]
+
+    def _put_back(self, key: str, stored: _Stored) -> bool:
+        """Store an entry as it was last seen here, unless it is there; return whether it was not."""
+        client, (definition, meta, mark) = get_redis(self.app), stored.fields
+        was_gone = client.eval(_PUT_BACK, 1, key, definition, meta or "", mark)
+        client.zadd(self.app.redbeat_conf.schedule_key, {key: stored.score}, nx=True)
+        return bool(was_gone)
 
     def reread(self, keys: Sequence[str]) -> Mapping[str, tuple[str, Any]]:
         """Tell what is behind these keys now, straight from Redis."""
@@ -241,9 +368,17 @@ class LockedRedBeatScheduler(LockedSchedulerMixin, RedBeatScheduler):  # type: i
             return
         self._stored.pop(key, None)
         if score is None:
+            if known is not None:
+                # deleted, or lost: the next look tells
+                self._gone[key] = known
             return
         if not isinstance(fields, Exception) and not fields[0]:
-            self._drop(key, score)
+            if known is not None and key in self._statics:
+                self._stored[key] = known
+                if self._put_back(key, known):
+                    logger.warning("static entry %r was gone from Redis, and is put back", known.entry.name)
+            else:
+                self._drop(key, score)
             return
         try:
             stored = self._load(key, score, fields)
@@ -391,6 +526,13 @@ def _answers(pipe: Any) -> list[Any]:
 
 def _fields(answer: Any) -> Any:
     return answer if isinstance(answer, Exception) else tuple(map(_text, answer))
+
+
+def _listed(names: Iterable[str]) -> str:
+    """List names, but not thousands."""
+    listed = sorted(names)
+    rest = [f"and {len(listed) - NAMED_AT_MOST} more"] if len(listed) > NAMED_AT_MOST else []
+    return ", ".join([*map(repr, listed[:NAMED_AT_MOST]), *rest])
 
 
 def _text(value: Any) -> Any:

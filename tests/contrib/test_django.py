@@ -445,6 +445,38 @@ def test_a_static_entry_that_is_broken_is_skipped(make_world, caplog):
 # -- in turn with plain django-celery-beat -----------------------------------------------------------------------------
 
 
+def test_the_schedule_tells_the_entries_before_the_first_tick_as_django_celery_beats(make_world):
+    """Its own tests read it so (django-celery-beat 2.9, t/unit/test_schedulers.py)."""
+    from django_celery_beat.schedulers import DatabaseScheduler
+
+    from celery_lockbeat.contrib.django import LockedDatabaseScheduler
+
+    world = make_world()
+    world.create("a")
+    world.create("off", enabled=False)
+    settings = {"static": {"task": "s", "schedule": 10.0}, "half": {"task": "h", "schedule": 0.5}}
+    ours = LockedDatabaseScheduler(app=world.app(settings))
+    assert {name: entry.task for name, entry in ours.schedule.items()} == {"a": "t", "static": "s", "half": "h"}
+    assert all(isinstance(ours.schedule[name], ours.Entry) for name in ("a", "static"))
+    del settings["half"]
+    assert LockedDatabaseScheduler(app=world.app(settings)).schedule.keys() == {"a", "static"}
+    assert DatabaseScheduler(app=world.app(settings)).schedule.keys() == {"a", "static"}
+
+
+def test_a_lazy_scheduler_reads_what_is_there_and_stores_nothing(make_world):
+    from celery_lockbeat.contrib.django import LockedDatabaseScheduler
+
+    world = make_world()
+    world.create("a")
+    beat = world.simulation.beat(world.app())
+    beat.scheduler = LockedDatabaseScheduler(app=world.app({"static": {"task": "s", "schedule": 10.0}}), lazy=True)
+    assert beat.scheduler.schedule.keys() == {"a"}
+    world.simulation.world.run(beat, seconds=11)
+    assert len(world.times()) == 1
+    assert beat.scheduler.schedule.keys() == {"a"}
+    beat.close()
+
+
 def test_switching_to_plain_django_celery_beat_and_back_loses_and_doubles_nothing(world):
     world.create()
     world.start()

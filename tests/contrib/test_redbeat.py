@@ -11,12 +11,13 @@ from datetime import datetime, timedelta, timezone
 from itertools import pairwise
 
 import pytest
+from celery.beat import Scheduler
 from celery.schedules import crontab, schedule, solar
 from celery.signals import beat_init
 from redbeat import RedBeatScheduler, RedBeatSchedulerEntry
 from redbeat.schedulers import ensure_conf, get_redis
 from redbeat.schedules import rrule
-from simulation import Simulation, open_store, set_clocks
+from simulation import Simulation, every, open_store, set_clocks
 
 from celery_lockbeat import ConfigurationError, cron, timeout
 from celery_lockbeat.contrib import redbeat as contrib
@@ -459,6 +460,196 @@ def test_a_beat_that_was_frozen_before_it_publishes_looks_once_more(make_world):
     world.run(11.5)
     assert world.times() == []
     assert world.times("b") == pytest.approx([11], abs=0.5)
+
+
+# -- a Redis that loses its data -----------------------------------------------------------------------------------------
+
+
+def said(caplog, level, text="lost its data"):
+    return [each.getMessage() for each in caplog.records if each.levelno == level and text in each.getMessage()]
+
+
+def test_static_entries_are_put_back_into_a_redis_that_comes_back_empty_and_the_others_are_told_once(world, caplog):
+    world.entry("dynamic", task="d").save()
+    world.start({"static": every(10, args=["x"]), "later": {"task": "l", "schedule": crontab(hour="9", minute="0")}})
+    world.run(35.5)
+    world.redis.flushall()
+    world.run(3)
+    assert world.load("static").total_run_count == 3
+    assert world.load("later").schedule == crontab(hour="9", minute="0")
+    assert {*said(caplog, logging.WARNING)} == {
+        "RedBeat's Redis has lost its data: the static entries are put back: 'later', 'static'"
+    }
+    world.run(100)
+    assert world.times() == pytest.approx(range(10, 131, 10), abs=1)
+    assert world.load("static").total_run_count == 13
+    assert len(world.times("d")) == 3
+    assert said(caplog, logging.ERROR) == [
+        "RedBeat's Redis has lost its data: these entries are gone, save them again: 'dynamic'"
+    ]
+    # and the next time, too
+    world.redis.flushall()
+    world.run(1.2)
+    assert world.load("static").total_run_count == 13
+    assert len(said(caplog, logging.ERROR)) == 1
+
+
+def test_entries_that_are_all_gone_are_told_where_none_is_static(world, caplog):
+    for name in "ab":
+        world.entry(name).save()
+    world.start()
+    world.run(5)
+    world.redis.flushall()
+    world.run(60)
+    errors = said(caplog, logging.ERROR)
+    assert len(errors) == world.replicas
+    assert {*errors} == {
+        "RedBeat's Redis has lost its data, unless somebody has deleted them all: these entries are gone, save them again: 'a', 'b'"
+    }
+
+
+def test_a_static_entry_whose_hash_is_gone_is_put_back_within_seconds(world, caplog):
+    world.start({"static": {"task": "t", "schedule": crontab(hour="9", minute="0")}, "other": every(60, "o")})
+    world.run(5)
+    world.redis.delete("redbeat:static")
+    world.run(3)
+    assert world.load("static").schedule == crontab(hour="9", minute="0")
+    assert said(caplog, logging.WARNING, "put back") == ["static entry 'static' was gone from Redis, and is put back"]
+    world.run(60)
+    assert len(said(caplog, logging.WARNING, "put back")) == 1
+    assert said(caplog, logging.ERROR, "") == []
+
+
+def test_a_static_entry_whose_hash_is_gone_when_it_is_due_runs_all_the_same(make_world):
+    world = make_world()
+    (beat,) = world.start({"static": every(10)})
+    world.run(5)
+    reread = beat.scheduler.reread
+
+    def lose_and_reread(keys):
+        world.redis.delete("redbeat:static")
+        return reread(keys)
+
+    beat.scheduler.reread = lose_and_reread
+    world.run(30)
+    assert world.times() == pytest.approx([10, 20, 30], abs=1)
+
+
+def test_what_is_deleted_stays_deleted_until_the_next_start(world, caplog):
+    world.entry("dynamic").save()
+    world.start({"static": every(10), "other": every(10, "o")})
+    world.run(5)
+    world.load("static").delete()
+    world.load("dynamic").delete()
+    world.run(20)
+    assert world.times() == []
+    assert said(caplog, logging.ERROR, "") == said(caplog, logging.WARNING, "put back") == []
+    world.stop()
+    world.start({"static": every(10), "other": every(10, "o")})
+    assert world.load("static")
+
+
+def test_a_release_without_its_static_entries_is_not_undone_by_beats_of_the_one_before(make_world, caplog):
+    world = make_world()
+    (old,) = world.start({"static": every(10)})
+    world.run(5)
+    (new,) = world.start({})
+    world.beats = [old, new]
+    world.run(20)
+    assert world.times() == []
+    assert set(world.redis.keys("redbeat*")) == {"redbeat::statics"}
+    assert said(caplog, logging.ERROR, "") == said(caplog, logging.WARNING, "put back") == []
+
+
+# -- what other software finds ---------------------------------------------------------------------------------------------
+
+
+def test_what_wraps_redbeats_apply_async_sees_each_tick_once_as_with_redbeat(world, monkeypatch):
+    """As Sentry does it, which wraps Celery's apply_entry, too (sentry-sdk 2, integrations/celery/beat.py)."""
+    seen = []
+
+    def wrap(owner, name):
+        original = getattr(owner, name)
+
+        def wrapped(*args, **kwargs):
+            scheduler, entry = args
+            seen.append((name, entry.name, isinstance(scheduler, owner), kwargs["producer"] is scheduler.producer))
+            entry.options["headers"] = {**entry.options.pop("headers", {}), "check-in": len(seen)}
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, wrapped)
+
+    wrap(Scheduler, "apply_entry")
+    wrap(RedBeatScheduler, "apply_async")
+    world.entry(options={"headers": {"mine": 1}}).save()
+    world.start()
+    world.run(25)
+    assert seen == [("apply_async", "a", True, True)] * 2
+    assert [each.headers["check-in"] for each in world.messages()] == [1, 2]
+    assert [each.headers["mine"] for each in world.messages()] == [1, 1]
+    assert [each.run for each in world.messages()] == [1, 2]
+
+
+def test_a_subclass_that_overrides_apply_entry_or_apply_async_is_called(make_world):
+    world, calls = make_world(), []
+
+    class Mine(LockedRedBeatScheduler):
+        def apply_entry(self, entry, producer=None):
+            calls.append(("apply_entry", entry.name))
+            super().apply_entry(entry, producer=producer)
+
+        def apply_async(self, entry, producer=None, **kwargs):
+            calls.append(("apply_async", entry.name))
+            return super().apply_async(entry, producer=producer, **kwargs)
+
+    world.entry().save()
+    world.beats = [world.simulation.beat(world.app(), scheduler=Mine)]
+    world.run(15)
+    assert calls == [("apply_entry", "a"), ("apply_async", "a")]
+    assert len(world.messages()) == 1
+
+
+def test_the_schedule_tells_the_entries_before_the_first_tick_by_their_names_as_redbeats(make_world):
+    world = make_world()
+    world.entry("a").save()
+    settings = {"static": every(10)}
+    ours = LockedRedBeatScheduler(app=world.app(settings))
+    assert {name: entry.task for name, entry in ours.schedule.items()} == {"a": "t", "static": "t"}
+    theirs = RedBeatScheduler(app=world.app(settings, beat_max_loop_interval=60))
+    # the one that comes next
+    assert theirs.schedule.keys() == {"a"}
+
+
+def test_a_lazy_scheduler_reads_what_is_there_and_stores_nothing(make_world):
+    world = make_world()
+    world.entry("a").save()
+    beat = world.simulation.beat(world.app())
+    beat.scheduler = LockedRedBeatScheduler(app=world.app({"static": every(10)}), lazy=True)
+    assert set(beat.scheduler.schedule) == {"a"}
+    world.simulation.world.run(beat, seconds=11)
+    assert len(world.times()) == 1
+    assert set(world.redis.keys("redbeat*")) == {"redbeat:a", "redbeat::schedule"}
+
+
+# -- beside plain RedBeat --------------------------------------------------------------------------------------------------
+
+
+def test_a_plain_redbeat_beside_ours_is_an_error_within_a_minute_and_its_end_is_told(world, caplog):
+    caplog.set_level(logging.INFO)
+    world.start({"static": every(3600)})
+    world.run(5)
+    plain = world.simulation.beat(world.app(redbeat_lock_timeout=1500), scheduler=RedBeatScheduler)
+    beat_init.send(sender=plain)
+    assert plain.scheduler.lock is not None
+    world.run(150)
+    errors = said(caplog, logging.ERROR, "plain RedBeat runs beside this one")
+    assert len(errors) == pytest.approx(3 * world.replicas, abs=world.replicas)
+    assert "it holds RedBeat's lock 'redbeat::lock'" in errors[0]
+    plain.close()
+    world.run(5)
+    assert len(said(caplog, logging.INFO, "nobody holds RedBeat's lock")) == world.replicas
+    world.run(100)
+    assert said(caplog, logging.ERROR, "plain RedBeat") == errors
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
         _refuse_old()
         self._rows: dict[int, _Stored] = {}  # by primary keys
         self._own: dict[str, Any] = {}  # what the tables cannot keep, by name
-        self._is_set_up = False
+        self._to_set_up = self._is_set_up = False
         self._last_change: Any = None
         self._read_all_at: float | None = None  # None: not yet
         self._unwritten: dict[int, Any] = {}  # entries that have run, by primary keys
@@ -94,10 +94,16 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
 
     def setup_schedule(self) -> None:
         """Leave it to the first tick: a database that does not answer yet is waited for."""
+        self._to_set_up = True
 
     @property
     def schedule(self) -> dict[str, Any]:
-        """All entries: those of enabled rows, by their keys, and those of our own, by their names."""
+        """All entries by their names: those of enabled rows, and those of our own. Raises StoreUnavailable before the first look."""
+        if self._read_all_at is None:
+            self.refresh_schedule()
+        return {**{each.entry.name: each.entry for each in self._rows.values() if each.entry}, **self._own}
+
+    def _entries(self) -> Mapping[str, Any]:
         stored = {
             each.key: each.entry for each in self._rows.values() if each.entry and each.entry.name not in self._own
         }
@@ -167,7 +173,7 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
 
     def refresh_schedule(self) -> None:
         """Follow what was added, changed, removed or reset."""
-        if not self._is_set_up:
+        if self._to_set_up and not self._is_set_up:
             self._query(self._set_up)
             self._is_set_up = True
         self._write_down()
