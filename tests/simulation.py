@@ -256,14 +256,14 @@ class Weak:
 class Simulation:
     """Our beats over one store, in one world."""
 
-    def __init__(self, open_store: Callable[[World], Any]) -> None:
-        self._open_store = open_store
+    def __init__(self, open_store: Callable[[World], Any], make_world: Callable[[str], World] = World) -> None:
+        self._open_store, self._make_world = open_store, make_world
         self.apps: list[Celery] = []
         self.restart()
 
     def restart(self, start: str = "2026-06-01T00:00:00+00:00") -> World:
         """A new world, which begins at this time, and a new store."""
-        self.world = World(start)
+        self.world = self._make_world(start)
         self.store = Weak(self._open_store(self.world))
         return self.world
 

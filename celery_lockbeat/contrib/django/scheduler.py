@@ -23,6 +23,7 @@ from typing import Any, Final, TypeVar
 
 from celery import schedules
 from celery.beat import ScheduleEntry
+from celery.utils.time import LocalTimezone
 from django.conf import settings
 from django.db import connections, router
 from django.db.models import Case, CharField, F, Value, When
@@ -30,7 +31,8 @@ from django.db.models.functions import Cast
 from django.db.utils import DatabaseError, InterfaceError
 from django.utils import timezone as django_timezone
 from django_celery_beat.clockedschedule import clocked
-from django_celery_beat.schedulers import SCHEDULE_SYNC_MAX_INTERVAL, DatabaseScheduler
+from django_celery_beat.schedulers import SCHEDULE_SYNC_MAX_INTERVAL, DatabaseScheduler, ModelEntry
+from django_celery_beat.tzcrontab import TzAwareCrontab
 from kombu.utils import json as kombus_json
 
 from celery_lockbeat.agenda import Item
@@ -60,6 +62,25 @@ _T = TypeVar("_T")
 _json: Any = kombus_json
 
 
+class _Entry(ModelEntry):  # type: ignore[misc]
+    """An entry of a row, whose times have a zone in every project: where the row's have none, that of the admin's clock.
+
+    Without it, django-celery-beat compares times with a zone with others that have none, or takes these for UTC, and runs
+    crontabs in another zone than the row's, as ``USE_TZ`` and ``DJANGO_CELERY_BEAT_TZ_AWARE`` have it.
+    """
+
+    def __init__(self, model: Any, app: Any = None) -> None:
+        model.start_time, model.expires = (
+            each and _aware(each, django_timezone.get_default_timezone()) for each in (model.start_time, model.expires)
+        )
+        super().__init__(model, app=app)
+        self.schedule = _schedule_of(model, self.app)
+
+    def _default_now(self) -> datetime:
+        now: datetime = self.app.now()
+        return now
+
+
 @dataclass(slots=True)
 class _Stored:
     """A row: its key in our store, its definition, and its entry; None: it is broken."""
@@ -75,6 +96,8 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
     What its tables cannot keep of ``beat_schedule`` (a ``@timeout``, half a second, a schedule of your own) is kept here, as
     :class:`~celery_lockbeat.LockedScheduler` does. Raises ConfigurationError for a django-celery-beat that is too old.
     """
+
+    Entry = _Entry
 
     trusted_for = 0.5
     gather = 0.2
@@ -121,6 +144,7 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
                 entry = ScheduleEntry(name=name, app=self.app, **celerys)
                 if not entry.task or entry.schedule is None:
                     raise ValueError("it needs a task and a schedule")
+                entry.schedule = _storable(entry.schedule)
                 if not _can_be_stored(entry):
                     self._own[name] = entry
                 elif not self._is_stored(entry, fields):
@@ -133,7 +157,7 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
     def _is_stored(self, entry: Any, fields: Mapping[str, Any]) -> bool:
         """Whether it need not be written: each write lets all beats read everything anew."""
         row = self.Model.objects.using(self._database).select_related(*KINDS).filter(name=entry.name).first()
-        if row is None or row.scheduler is None or not _equal(row.schedule, entry.schedule):
+        if row is None or row.scheduler is None or not _equal(_schedule_of(row, self.app), entry.schedule):
             return False
         wanted = {field: value for field, value in fields.items() if field not in CELERYS_FIELDS}
         wanted |= self.Entry._unpack_options(**(fields.get("options") or {}))
@@ -310,11 +334,11 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
                 raise TypeError(f"its {column} are {value!r}; allowed: a JSON {kind.__name__}")
         if not model.task or model.scheduler is None:
             raise ValueError("it has no task or no schedule")
-        when = model.schedule
-        if type(when) is schedules.schedule and when.run_every <= timedelta(0):
-            raise ValueError(f"its interval is {when.run_every}")
         told = model.last_run_at
         entry = self.Entry(model, app=self.app)
+        when = entry.schedule
+        if type(when) is schedules.schedule and when.run_every <= timedelta(0):
+            raise ValueError(f"its interval is {when.run_every}")
         self._begin(entry, told)
         life = f"@{model.date_changed.isoformat()}" if model.one_off and model.date_changed else ""
         return _Stored(f"periodictask:{model.pk}{life}", definition, entry)
@@ -449,8 +473,28 @@ def _fields(when: Any) -> list[str]:
     return [*(str(getattr(when, f"_orig_{name}")) for name in names), str(when.tz)]
 
 
+def _schedule_of(model: Any, app: Any) -> Any:
+    """Return the schedule of a row, in the zone that the admin shows."""
+    if model.crontab and not model.interval:
+        cron = model.crontab
+        fields = (cron.minute, cron.hour, cron.day_of_week, cron.day_of_month, cron.month_of_year)
+        return TzAwareCrontab(*fields, tz=cron.timezone, app=app)
+    if model.clocked and not (model.interval or model.solar):
+        return clocked(_aware(model.clocked.clocked_time, django_timezone.get_default_timezone()), app=app)
+    return model.schedule
+
+
+def _storable(when: Any) -> Any:
+    """Return a schedule of the settings with its times as the tables of this project can have them."""
+    if isinstance(when, schedules.crontab) and isinstance(when.tz, LocalTimezone):
+        # the zone of this process has no name; it is Django who has set it
+        fields = (when._orig_minute, when._orig_hour, when._orig_day_of_week, when._orig_day_of_month)
+        return TzAwareCrontab(*fields, when._orig_month_of_year, tz=django_timezone.get_default_timezone())
+    return when
+
+
 def _zone() -> Any:
-    """What the tables of a project without timezones are in: django-celery-beat's own choice."""
+    """What the last runs in the tables of a project without timezones are in: django-celery-beat's own choice."""
     aware = getattr(settings, "DJANGO_CELERY_BEAT_TZ_AWARE", True)
     return django_timezone.get_default_timezone() if aware else timezone.utc
 
