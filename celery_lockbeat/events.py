@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import sys
 import weakref
@@ -36,6 +37,8 @@ LONG: Final = 10.0
 
 _Fields = Mapping[str, Any]
 
+_UUID: Final = re.compile(r"\[([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\]")
+
 
 class Event(NamedTuple):
     """How an event is logged; its Signal has the same name."""
@@ -59,9 +62,9 @@ def _key(fields: _Fields) -> str:
 
 def _took(seconds: float) -> str:
     if seconds < 1:
-        return f"{seconds * 1000:.0f} ms"
+        return f"{seconds * 1000:.0f} ms" if round(seconds * 1000) else "under 1 ms"
     if seconds < 60:  # noqa: PLR2004  the units of time
-        return f"{seconds:.1f} s"
+        return f"{seconds:g} s" if seconds == round(seconds) else f"{seconds:.1f} s"
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds:.0f} s"
@@ -88,7 +91,9 @@ def _next_try(fields: _Fields) -> str:
 def _why_skipped(fields: _Fields) -> str:
     if fields["reason"] == "duplicate":
         return "a copy of a message whose run has ended"
-    return f"{fields.get('holder') or 'another run'} holds its lock"
+    holder = str(fields.get("holder") or "another run")
+    # as git cuts its ids; what Celery logs of that run is found by it
+    return "held by " + _UUID.sub(r"[\1]", holder.replace(f"{fields.get('task_name')}[", "["))
 
 
 _BY_ALL: Final[frozenset[str | bool]] = frozenset({"brief", "default", "verbose"})

@@ -55,6 +55,9 @@ COPY_COMES_WITHIN: Final = 5.0
 #: The header of a postponed copy that tells how often it has been.
 _POSTPONED: Final = "lockbeat_postponed"
 
+#: The headers of ours: the tick of a beat, and the one above.
+_HEADERS: Final = ("lockbeat", _POSTPONED)
+
 #: The requests whose bodies are under way here, of whatever tasks. Not told by a mark in them: Celery makes copies of
 #: requests, and sends on what it does not know in them.
 _going: ContextVar[tuple[Any, ...]] = ContextVar("lockbeat_going", default=())
@@ -301,6 +304,8 @@ class _Run:
         self.body = body
         self.args = args
         self.kwargs = kwargs
+        if request is not None:
+            _unhide_headers(request)
         tick = _tick_of(request)
         self.story = Story(
             task,
@@ -562,6 +567,19 @@ def _error_of(exc: BaseException | None) -> dict[str, Any]:
     if exc is None:
         return {}
     return {"error_name": type(exc).__name__, "error_message": str(exc), "holder": getattr(exc, "holder", None)}
+
+
+def _unhide_headers(request: Any) -> None:
+    """Put our headers back into ``request.headers``, for the body, and for the message of the next try.
+
+    A tracer that sends headers in a header named ``headers``, as ddtrace does (celery#4875), replaces by them all others
+    that would be there; each is an attribute of the request all the same (celery 5.7, app/task.py, Context).
+    """
+    headers = request.headers
+    if isinstance(headers, dict):
+        hidden = {name: vars(request)[name] for name in _HEADERS if name not in headers and name in vars(request)}
+        if hidden:
+            request.headers = {**headers, **hidden}
 
 
 def _tick_of(request: Any) -> Mapping[str, Any]:

@@ -6,8 +6,10 @@ import copy
 import json
 import logging
 import logging.handlers
+import os
 import pickle
 import queue
+import socket
 import time
 from datetime import datetime
 
@@ -208,6 +210,34 @@ def test_a_skipped_run_tells_what_it_cost_to_find_out_and_no_release(app, caplog
     assert finished["duration_ms"] == 0
 
 
+def test_a_tick_is_known_though_a_tracer_hides_the_headers_and_by_the_next_try_too(app, caplog, monkeypatch):
+    caplog.set_level(logging.INFO, LOGGER.name)
+    tick = {"entry": "nightly", "due": "2026-11-27T00:00:00.000+00:00", "run": 7, "kind": "cron"}
+    seen = []
+
+    @app.task(base=LockedTask, bind=True)
+    def body(self):
+        seen.append(self.request.headers)
+        raise self.retry(countdown=0)
+
+    sent = []
+    app.finalize()
+    monkeypatch.setattr(
+        type(app.tasks[body.name]), "apply_async", lambda *_, **options: sent.append(options["headers"])
+    )
+    # as ddtrace leaves it: a header named headers, which Celery takes for all there are
+    message = {"id": "i", "task": body.name, "lockbeat": tick, "headers": {"x-datadog-trace-id": "1"}}
+    body.push_request(**message, retries=0, called_directly=False, is_eager=False, hostname="w1")
+    try:
+        with pytest.raises(Retry):
+            body.run()
+    finally:
+        body.pop_request()
+    assert {event["schedule"] for event in told(caplog)} == {"nightly"}
+    assert {event["tick"] for event in told(caplog)} == {tick["due"]}
+    assert seen == sent == [{"x-datadog-trace-id": "1", "lockbeat": tick}]
+
+
 # -- JSON lines --------------------------------------------------------------------------------------------------------
 
 
@@ -310,8 +340,25 @@ def test_in_brief_each_run_is_one_short_human_line(app, show):
     assert lines[0].endswith(" ms")
     assert lines[1].startswith("sync [sync:raise] failed after ")
     assert lines[1].endswith(" ms: ValueError: boom")
-    assert lines[2].startswith("sync [sync:held] was skipped: ")
-    assert lines[2].endswith(" holds its lock")
+    assert lines[2] == f"sync [sync:held] was skipped: held by {socket.gethostname()} {os.getpid()}"
+
+
+def test_in_brief_the_holders_line_is_short_and_its_id_still_leads_to_it(show):
+    seen = show(Terminal())
+    story = Story("sender", "brief", task_name="sync", lock_key="sync")
+    for holder in (
+        "celery@w1 pid 812 sync[f3e6f669-04d5-4b7c-8bd0-6b1f7a3c9f10]",
+        "celery@w1 pid 812 other[f3e6f669-04d5-4b7c-8bd0-6b1f7a3c9f10]",
+        "celery@w1 pid 812 sync[report-2026-11-27]",
+    ):
+        story.emit("task_skipped", status="skipped", reason="locked", holder=holder)
+    story.emit("task_skipped", status="skipped", reason="duplicate")
+    assert seen.lines == [
+        "sync was skipped: held by celery@w1 pid 812 [f3e6f669]",
+        "sync was skipped: held by celery@w1 pid 812 other[f3e6f669]",
+        "sync was skipped: held by celery@w1 pid 812 [report-2026-11-27]",
+        "sync was skipped: a copy of a message whose run has ended",
+    ]
 
 
 def test_in_brief_a_retry_says_why_and_when(show):
@@ -373,7 +420,7 @@ def test_the_default_is_brief_where_nobody_but_a_terminal_gets_the_events(show, 
     story.emit("task_succeeded", status="success", duration_ms=2000)
     story.emit("task_finished", status="success", duration_ms=2000)
     if how == "brief":
-        assert seen.lines == ["sync succeeded in 2.0 s"]
+        assert seen.lines == ["sync succeeded in 2 s"]
     elif seen is not None:
         assert [json.loads(line)["event"] for line in streams[-1].lines] == [
             "task_started",
@@ -393,9 +440,10 @@ def test_a_terminal_that_was_asked_for_json_lines_gets_them():
 @pytest.mark.parametrize(
     ("seconds", "text"),
     [
-        (0.0004, "0 ms"),
+        (0.0004, "under 1 ms"),
         (0.35, "350 ms"),
         (2.04, "2.0 s"),
+        (3, "3 s"),
         (59.96, "60.0 s"),
         (200.2, "3 min 20 s"),
         (3600, "1 h 0 min"),
