@@ -20,7 +20,7 @@ from celery.utils import uuid
 
 from celery_lockbeat.doctor import KINDS, LEVELS, examine, gather, name_of, redactor, stores_in_use
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
-from celery_lockbeat.options import AppOptions
+from celery_lockbeat.options import AppOptions, spelling
 from celery_lockbeat.stores.base import ALIVE, LISTED_AT_MOST, Beats, Claim, Store, StoredEntry
 
 __all__ = ["lockbeat"]
@@ -57,7 +57,7 @@ def _command(function: Callable[..., None]) -> click.Command:
 )
 def doctor(ctx: click.Context, ignore: Sequence[str], as_json: bool) -> None:
     """Check what would otherwise be learned at 3 a.m. Exits with 1 when there is an error."""
-    facts = gather(ctx.obj.app)
+    facts, spell = gather(ctx.obj.app), spelling(ctx.obj.app.conf)
     findings = [finding for finding in examine(facts) if finding.kind.name not in ignore]
     levels = Counter(finding.kind.level for finding in findings)
     counts = {f"{level}s": levels[level] for level in LEVELS}
@@ -68,8 +68,8 @@ def doctor(ctx: click.Context, ignore: Sequence[str], as_json: bool) -> None:
                 "level": finding.kind.level,
                 "about": finding.about,
                 "what": finding.what,
-                "why": finding.kind.why,
-                "do": finding.kind.do,
+                "why": spell(finding.kind.why),
+                "do": spell(finding.kind.do),
             }
             for finding in findings
         ]
@@ -78,7 +78,8 @@ def doctor(ctx: click.Context, ignore: Sequence[str], as_json: bool) -> None:
         for finding in findings:
             kind = finding.kind
             level = ctx.obj.style(kind.level, fg=_COLOURS[kind.level], bold=True)
-            ctx.obj.echo(f"{level} {kind.name}: {finding.about}: {finding.what}\n  why: {kind.why}\n  do:  {kind.do}\n")
+            ctx.obj.echo(f"{level} {kind.name}: {finding.about}: {finding.what}")
+            ctx.obj.echo(f"  why: {spell(kind.why)}\n  do:  {spell(kind.do)}\n")
         ctx.obj.echo(", ".join(f"{name}: {count}" for name, count in counts.items()))
     ctx.exit(1 if levels["error"] else 0)
 

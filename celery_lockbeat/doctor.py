@@ -19,7 +19,7 @@ from urllib.parse import unquote
 
 from celery.utils.imports import load_extension_class_names, symbol_by_name
 
-from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
+from celery_lockbeat.exceptions import ConfigurationError, StoreRefused, StoreUnavailable
 from celery_lockbeat.options import AppOptions, LockOptions
 from celery_lockbeat.scheduler import SKEW, LockedScheduler, LockedSchedulerMixin
 from celery_lockbeat.stores import Store, stores_of
@@ -99,7 +99,25 @@ _ALL_KINDS: Final = (
         "error",
         "Beats publish nothing, and locked runs fail with StoreUnavailable or, with lock_driver auto, lock on their own host"
         " only.",
-        "Start the server, or correct lockbeat_redis_url, the credentials and lockbeat_redis_options.",
+        "Start the server, or correct lockbeat_redis_url and lockbeat_redis_options.",
+    ),
+    Kind(
+        "store-refuses",
+        "error",
+        "Workers and beats do not start, and what runs already fails with StoreRefused; nothing falls back from a server that is there.",
+        "Correct the user, the password, the database and the scheme in lockbeat_redis_url, and lockbeat_redis_options.",
+    ),
+    Kind(
+        "database-unreachable",
+        "error",
+        "Beats publish nothing, and locked runs fail with StoreUnavailable.",
+        "Start the database, correct DATABASES in Django's settings, or run 'manage.py migrate lockbeat'.",
+    ),
+    Kind(
+        "memory-unusable",
+        "error",
+        "Beats publish nothing, and locked runs fail.",
+        "Let lockbeat_memory_path be a directory on a local disk that is this user's alone (mode 0700), with room in it.",
     ),
     Kind(
         "version",
@@ -328,7 +346,7 @@ KINDS: Final[Mapping[str, Kind]] = {kind.name: kind for kind in _ALL_KINDS}
 class StoreFacts:
     """A store that locks or beats use. ``patience`` is the least time that anything in it has for one answer.
 
-    ``trouble`` is why it did not answer; ``servers`` are several in a Cluster, and none where there is no server. The other
+    ``trouble`` is why it did not answer, or what it answered if it ``refuses`` us; ``servers`` are several in a Cluster, and none where there is no server. The other
     fields are of its URL.
     """
 
@@ -336,6 +354,7 @@ class StoreFacts:
     driver: str
     patience: float
     trouble: str | None = None
+    refuses: bool = False
     servers: tuple[ServerFacts, ...] = ()
     min_replicas: int = 0
     remote: bool = False
@@ -479,14 +498,14 @@ def _store_facts(
     tell: Callable[[object], str],
 ) -> StoreFacts:
     servers: list[ServerFacts] = []
-    trouble = None
+    trouble, refuses = None, False
     try:
         if isinstance(store, RedisStore):
             servers = store.facts(name_of(app))
         else:
             store.locks(limit=1)
     except (StoreUnavailable, ConfigurationError) as exc:
-        trouble = tell(exc)
+        trouble, refuses = tell(exc), store.driver == "redis" and isinstance(exc, StoreRefused)
     except Exception as exc:  # noqa: BLE001  a client's own, of arguments that it does not take
         trouble = tell(f"{type(exc).__name__}: {exc}")
     told = arguments or {}
@@ -497,6 +516,7 @@ def _store_facts(
     required = str(getattr(requires, "name", requires)).lower().removeprefix("cert_")  # ssl.CERT_NONE, or a word
     return StoreFacts(
         name=_named(store, arguments),
+        refuses=refuses,
         driver=store.driver,
         patience=patience,
         trouble=trouble,
@@ -596,7 +616,10 @@ def _app(facts: Facts) -> Iterator[Finding]:
 def _stores(facts: Facts) -> Iterator[Finding]:
     for store in facts.stores:
         if store.trouble is not None:
-            yield _found("store-unreachable", store.name, store.trouble)
+            away = {"database": "database-unreachable", "memory": "memory-unusable"}.get(
+                store.driver, "store-unreachable"
+            )
+            yield _found("store-refuses" if store.refuses else away, store.name, store.trouble)
         if store.remote and not store.encrypted:
             yield _found("unencrypted", store.name, "the connection is not encrypted")
         if not store.verified:

@@ -13,6 +13,7 @@ __all__ = [
     "LockLost",
     "LockNotAcquired",
     "LockbeatError",
+    "StoreRefused",
     "StoreUnavailable",
     "TaskSkipped",
     "UnreadableKey",
@@ -33,6 +34,14 @@ class ConfigurationError(LockbeatError, ImproperlyConfigured):  # type: ignore[m
 
 class StoreUnavailable(LockbeatError):
     """Raised when the store does not answer in time, or not at all. Nothing ran without a lock."""
+
+
+class StoreRefused(StoreUnavailable):
+    """Raised when the store answers, and says no: a wrong password, a missing permission, TLS on one side only.
+
+    At the start of a worker or a beat this is a ConfigurationError. To a run, or a beat, that meets it later it is a store
+    that does not answer; but whoever falls back to another store does not: this one is in reach, and others use it.
+    """
 
 
 class UnreadableKey(StoreUnavailable):

@@ -28,7 +28,14 @@ from celery import current_app
 from celery_lockbeat.abort import Abort
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.events import Story, new_id
-from celery_lockbeat.exceptions import ConfigurationError, LockLost, LockNotAcquired, StoreUnavailable, UnreadableKey
+from celery_lockbeat.exceptions import (
+    ConfigurationError,
+    LockLost,
+    LockNotAcquired,
+    StoreRefused,
+    StoreUnavailable,
+    UnreadableKey,
+)
 from celery_lockbeat.lifecycle import forget, note, stopping, this_process
 from celery_lockbeat.options import LOCK_NAMES, MARGIN, LockKeywords, LockOptions, check_key
 from celery_lockbeat.renewal import Renewer, renewer_of
@@ -382,7 +389,7 @@ class Lock:
         try:
             return self._ask()
         except StoreUnavailable as exc:
-            if self._fallback is None or isinstance(exc, UnreadableKey):
+            if self._fallback is None or isinstance(exc, (StoreRefused, UnreadableKey)):
                 raise
             self.abandon()
             # The other way back is none: this lock lives where it was taken, the next one asks the first store again.

@@ -6,6 +6,7 @@ the setting, the value and what is allowed, and unknown names are refused with t
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
 import math
@@ -16,7 +17,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from typing import Any, Final, Literal, TypedDict
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from celery.utils.imports import symbol_by_name
 
 from celery_lockbeat.exceptions import ConfigurationError
 
@@ -40,6 +43,39 @@ _REDIS_SCHEMES: Final = ("redis", "rediss", "unix", "redis+socket", "sentinel")
 _REDIS_OF_CELERY: Final = (
     ("broker_url", "broker_transport_options", "broker_use_ssl"),
     ("result_backend", "result_backend_transport_options", "redis_backend_use_ssl"),
+)
+
+#: What belongs into a mapping of options: a URL has text alone, which redis-py would take for the thing itself.
+_OBJECTS: Final = frozenset(
+    {
+        "address_remap",
+        "command_packer",
+        "connection_class",
+        "driver_info",
+        "encoder_class",
+        "event_dispatcher",
+        "maint_notifications_config",
+        "parser_class",
+        "redis_connect_func",
+        "retry",
+        "retry_on_error",
+        "sentinel_kwargs",
+        "socket_keepalive_options",
+        "ssl_ocsp_context",
+    }
+)
+
+#: Of a URL that is Celery's: who asks which database, and how that is kept secret. The rest is kombu's, such as its
+#: ``heartbeat``, or what Celery's own client is to do, such as its ``socket_timeout``.
+_OF_SERVERS: Final = ("credential_provider", "db", "password", "username")
+
+#: What kombu calls differently in a URL.
+_KOMBU_CALLS: Final = {"virtual_host": "db", "userid": "username"}
+
+#: Settings, in what is told.
+_SETTING: Final = re.compile(
+    r"\b(?:lockbeat_[a-z_]+|broker_url|broker_use_ssl|broker_transport_options|result_backend|redis_backend_use_ssl"
+    r"|result_backend_transport_options|beat_scheduler|beat_schedule)\b"
 )
 
 #: What a lease may end earlier by the local clock, as a part of it: 1 % is far beyond what NTP lets a clock do.
@@ -102,6 +138,13 @@ class LockOptions:
 
         ``without``: the options that make no sense for this owner. Raises ConfigurationError.
         """
+        with spelled_for(conf):
+            return cls._read(conf, own, owner, prefix, without)
+
+    @classmethod
+    def _read(
+        cls, conf: Mapping[str, Any], own: Mapping[str, Any], owner: str, prefix: str, without: frozenset[str]
+    ) -> LockOptions:
         _refuse_unknown(own, [prefix + name for name in LOCK_NAMES if name not in without], owner=owner)
         values: dict[str, Any] = {}
         named: dict[str, str] = {}
@@ -143,6 +186,8 @@ class AppOptions:
 
     # none of these may show a password in a repr
     redis_url: str | None = field(default=None, repr=False)
+    #: the setting that says so
+    redis_setting: str = "lockbeat_redis_url"
     redis_options: Mapping[str, Any] | None = field(default=None, repr=False)
     #: what Celery says of the same servers: the Sentinels' names, and TLS
     redis_of_celery: Mapping[str, Any] | None = field(default=None, repr=False)
@@ -151,10 +196,17 @@ class AppOptions:
     key_prefix: str = "lockbeat:"
     claim_ttl: float = 5.0
     memory_path: str | None = None
+    #: writes the settings in a text as the user does
+    spell: Callable[[str], str] = field(default=str, repr=False, compare=False)
 
     @classmethod
     def read(cls, conf: Any) -> AppOptions:
         """Read and validate all ``lockbeat_*`` settings of ``app.conf``. Raises ConfigurationError."""
+        with spelled_for(conf):
+            return cls._read(conf)
+
+    @classmethod
+    def _read(cls, conf: Any) -> AppOptions:
         known = [SETTING_PREFIX + name for name in (*LOCK_NAMES, *_APP_RULES)]
         _refuse_unknown(_lockbeat_names(conf), known, owner="the app's settings")
         LockOptions.read(conf, {}, owner="the app")
@@ -164,19 +216,31 @@ class AppOptions:
             if conf.get(SETTING_PREFIX + name) is not None
         }
         if "default" not in values.get("connections", ()):
-            url, values["redis_of_celery"] = _redis_of_celery(conf, values.get("redis_url"))
-            values.setdefault("redis_url", url)
+            setting, url, values["redis_of_celery"] = _redis_of_celery(conf, values.get("redis_url"))
+            if "redis_url" not in values:
+                values |= {"redis_url": url, "redis_setting": setting}
         elif "redis_url" in values:
             raise _refusal(
                 "lockbeat_connections", "default", "no connection of this name beside lockbeat_redis_url, which is it"
             )
-        return cls(**values)
+        return cls(**values, spell=spelling(conf))
 
     def connection(self, driver: str, name: str) -> Mapping[str, Any] | None:
         """Return the Redis client arguments, with ``url``, that ``lock_driver`` and ``lock_connection`` stand for.
 
         None: the memory store; ``alias``: that database of Django's. Raises ConfigurationError.
         """
+        try:
+            return self._connection(driver, name)
+        except ConfigurationError as exc:
+            raise ConfigurationError(self.spell(str(exc))) from exc.__cause__
+
+    def setting_of(self, name: str) -> str:
+        """Return the setting that says where the servers of a connection are, as the user spells it."""
+        own = name in (self.connections or ())
+        return self.spell(f"lockbeat_connections[{name!r}]" if own else self.redis_setting)
+
+    def _connection(self, driver: str, name: str) -> Mapping[str, Any] | None:
         if driver == "memory":
             return None
         if driver == "database":
@@ -204,6 +268,9 @@ class AppOptions:
         chosen = {**(self.redis_options or {}), **connections[name]}
         if name == "default":
             chosen = {**(self.redis_of_celery or {}), **chosen}
+        if carried := _carried(self.setting_of(name), chosen["url"]):
+            # what is in the URL counts more
+            chosen |= {**carried, "url": _without(carried, chosen["url"])}
         sentinels = chosen["url"].startswith("sentinel://")
         if sentinels and not chosen.get("master_name"):
             setting, allowed = (
@@ -221,12 +288,13 @@ class AppOptions:
         arguments = self.connection(lock.driver, lock.connection) or {}
         for name in ("socket_timeout", "socket_connect_timeout"):
             if lock.auto_extend and arguments.get(name, 0) > lock.attempt:
-                raise _refusal(
+                refusal = _refusal(
                     f"{name} of the Redis connection {lock.connection!r}",
                     arguments[name],
                     f"at most {math.floor(lock.attempt * 1000) / 1000:g}, for {ATTEMPTS} attempts to extend fit into the ttl "
-                    f"of {owner}, {lock.ttl:g}, after its extend_interval of {lock.extends_every:g}",
+                    f"of {owner}, {lock.ttl:g}, after its extend_interval of {lock.extends_every:g} (it is said in {self.setting_of(lock.connection)} or lockbeat_redis_options)",
                 )
+                raise ConfigurationError(self.spell(str(refusal)))
 
 
 KeyOf = Callable[[Any, tuple[Any, ...], dict[str, Any]], str]
@@ -323,6 +391,32 @@ def _without_passwords(value: Any) -> Any:
         return value
     parts = [re.sub(r"^([^:]*://[^:@]*:).*@", r"\1**@", part, flags=re.DOTALL) for part in value.split(";")]
     return re.sub(r"([?&]\w*pass\w*=)[^&;]*", r"\1**", ";".join(parts))
+
+
+def spelling(conf: Any) -> Callable[[str], str]:
+    """Return what writes the settings in a text as the user of ``conf`` does: CELERY_LOCKBEAT_TTL, with that namespace."""
+    next(iter(conf), None)  # Celery reads settings when they are first asked for, and tells no prefix before
+    prefix = getattr(conf, "prefix", None)
+    if not prefix:
+        return str
+    maps = conf.maps
+
+    def spelled(found: re.Match[str]) -> str:
+        name = found[0]
+        if name.startswith(SETTING_PREFIX) and any(name in each for each in maps):
+            return name  # app.conf.lockbeat_ttl = 5
+        return str((prefix + name).upper() if prefix.isupper() else prefix + name)
+
+    return lambda text: _SETTING.sub(spelled, text)
+
+
+@contextlib.contextmanager
+def spelled_for(conf: Any) -> Iterator[None]:
+    """Let a refusal name the settings as the user of ``conf`` writes them."""
+    try:
+        yield
+    except ConfigurationError as exc:
+        raise ConfigurationError(spelling(conf)(str(exc))) from exc.__cause__
 
 
 def timeouts(options: Mapping[str, Any] | None) -> tuple[float, float]:
@@ -428,6 +522,7 @@ def _redis_url(setting: str, value: Any) -> str:
         [urlsplit(part).port for part in value.split(";")]
     except ValueError:
         raise _refusal(setting, value, "a URL whose port is a number, and whose password is URL-encoded") from None
+    _carried(setting, value)
     if value.startswith("redis+socket://"):
         # Celery's own spelling of a unix socket; redis-py's is unix://, and its database is ?db= for ?virtual_host=
         value = value.replace("redis+socket://", "unix://", 1).replace("virtual_host=", "db=")
@@ -439,18 +534,59 @@ def _client_arguments(setting: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) for name in value):
         # not itself, for there may be a password anywhere in it
         raise _refusal(setting, type(value).__name__, "a mapping of arguments of redis.Redis")
-    arguments = dict(value)
-    if "url" in arguments:
+    if "url" in value:
         raise _refusal(setting, value, "arguments of redis.Redis; the URL goes into lockbeat_redis_url")
-    if arguments.get("decode_responses"):
-        raise _refusal(f"{setting}['decode_responses']", True, "False: the store reads bytes")
-    if "cluster" in arguments:
-        _flag(f"{setting}['cluster']", arguments["cluster"])
-    for name in ("socket_timeout", "socket_connect_timeout"):
-        if name in arguments:
-            # without one, a server that hangs would hang every run
-            arguments[name] = _seconds(0.01, high=3600)(f"{setting}[{name!r}]", arguments[name])
-    return arguments
+    for name, rule in _CLIENT_RULES.items():
+        if name in value:
+            rule(f"{setting}[{name!r}]", value[name])
+    return dict(value)
+
+
+def _reads_bytes(setting: str, value: Any) -> None:
+    if value:
+        raise _refusal(setting, value, "False: the store reads bytes")
+
+
+def _carried(setting: str, url: str) -> dict[str, Any]:
+    """Read the options that a URL carries and that have a rule; redis-py reads the rest, but not that of Sentinels' URLs."""
+    carried: dict[str, Any] = {}
+    for name, text in (pair for part in url.split(";") for pair in parse_qsl(part.partition("?")[2])):
+        named = f"?{name}= of {setting}"
+        if name in _OBJECTS:
+            raise _refusal(named, text, "in lockbeat_redis_options, or not at all: a URL carries text only")
+        if name in _IN_URLS or url.startswith("sentinel://"):
+            carried[name] = _IN_URLS[name](named, text) if name in _IN_URLS else text
+            if name in _CLIENT_RULES:
+                _CLIENT_RULES[name](named, carried[name])
+    return carried
+
+
+def _without(carried: Iterable[str], url: str) -> str:
+    """Take these options off a URL, and a database that another is preferred to."""
+    parts = []
+    for part in url.split(";"):
+        address, _, query = part.partition("?")
+        if "db" in carried and not address.startswith("unix://"):
+            address = re.sub(r"^(\w+://[^/]*)/.*", r"\1", address)
+        left = [pair for pair in parse_qsl(query) if pair[0] not in carried]
+        parts.append(f"{address}?{urlencode(left)}" if left else address)
+    return ";".join(parts)
+
+
+def _of_servers(url: str) -> str:
+    """Leave of what a URL of Celery's carries what the servers need of any client."""
+    parts = []
+    for part in url.split(";"):
+        address, _, query = part.partition("?")
+        pairs = [(_KOMBU_CALLS.get(name, name), text) for name, text in parse_qsl(query)]
+        left = [pair for pair in pairs if pair[0] in _OF_SERVERS or pair[0].startswith("ssl_")]
+        if "credential_provider" in dict(left):
+            # which knows the user, too: kombu heeds no other then
+            address = re.sub(r"//.*@", "//", address)
+        if any(name.startswith("ssl_") for name, _ in left):
+            address = re.sub("^redis:", "rediss:", address)
+        parts.append(f"{address}?{urlencode(left, safe='/')}" if left else address)
+    return ";".join(parts)
 
 
 def _connections(setting: str, value: Any) -> dict[str, dict[str, Any]]:
@@ -465,7 +601,7 @@ def _connections(setting: str, value: Any) -> dict[str, dict[str, Any]]:
     return connections
 
 
-def _redis_of_celery(conf: Any, own: str | None) -> tuple[str | None, dict[str, Any]]:
+def _redis_of_celery(conf: Any, own: str | None) -> tuple[str, str | None, dict[str, Any]]:
     """The Redis that Celery itself uses: its broker, else its result backend, else none; and what is said of it elsewhere.
 
     With a URL of our ``own``: what Celery says of that one, or of the Sentinels, whose names are not in a URL.
@@ -478,8 +614,8 @@ def _redis_of_celery(conf: Any, own: str | None) -> tuple[str | None, dict[str, 
         sentinels = url.startswith("sentinel://")
         if not sentinels:
             url = url.split(";")[0]  # Celery: brokers to fail over to; every process must agree on one store
-        url = _redis_url(setting, url)
-        if own not in (None, url) and not (sentinels and own.startswith("sentinel://")):
+        url, whole = _redis_url(setting, _of_servers(url)), url
+        if own not in (None, url, whole) and not (sentinels and own.startswith("sentinel://")):
             continue
         said = {}
         if sentinels:
@@ -488,10 +624,54 @@ def _redis_of_celery(conf: Any, own: str | None) -> tuple[str | None, dict[str, 
         secured = getattr(conf, tls, None)
         if secured:
             said |= {"ssl": True, **(secured if isinstance(secured, Mapping) else {})}
-        return url, said
-    return None, {}
+        return setting, url, said
+    return "", None, {}
 
 
+def _provider(setting: str, text: str) -> Any:
+    """Make the credential provider that a URL names, as kombu does."""
+    try:
+        return symbol_by_name(text)()
+    except Exception as exc:
+        raise _refusal(setting, text, f"the path of a class that can be made without arguments ({exc})") from exc
+
+
+def _word_for_flag(setting: str, text: str) -> bool:
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+    if text.lower() not in words:
+        raise _refusal(setting, text, ", ".join(words))
+    return words[text.lower()]
+
+
+def _number(kind: Callable[[str], float]) -> _Rule:
+    def rule(setting: str, text: str) -> float:
+        try:
+            return kind(text)
+        except ValueError:
+            raise _refusal(setting, text, "a whole number" if kind is int else "a number") from None
+
+    return rule
+
+
+#: How the text in a URL is read, where redis-py would leave it text, or take any for true.
+_IN_URLS: Final[dict[str, _Rule]] = {
+    "credential_provider": _provider,
+    **dict.fromkeys(
+        ("db", "health_check_interval", "max_connections", "min_other_sentinels", "protocol"), _number(int)
+    ),
+    **dict.fromkeys(("socket_read_size", "ssl_min_version"), _number(int)),
+    **dict.fromkeys(("socket_connect_timeout", "socket_timeout"), _number(float)),
+    **dict.fromkeys(("cluster", "decode_responses", "legacy_responses", "retry_on_timeout"), _word_for_flag),
+    **dict.fromkeys(("socket_keepalive", "ssl", "ssl_check_hostname"), _word_for_flag),
+    **dict.fromkeys(("ssl_validate_ocsp", "ssl_validate_ocsp_stapled"), _word_for_flag),
+}
+#: Of the client's options, wherever they are said. Without a time-out, a server that hangs would hang every run.
+_CLIENT_RULES: Final[dict[str, _Rule]] = {
+    "decode_responses": _reads_bytes,
+    "cluster": _flag,
+    "socket_timeout": _seconds(0.01, high=3600),
+    "socket_connect_timeout": _seconds(0.01, high=3600),
+}
 _LOCK_RULES: Final[dict[str, _Rule]] = {
     "enabled": _flag,
     "key": _key,

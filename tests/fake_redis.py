@@ -11,6 +11,10 @@ from collections.abc import Callable, Iterator
 GREETINGS = {b"CLIENT": b"+OK\r\n", b"SELECT": b"+OK\r\n", b"PING": b"+PONG\r\n"}
 
 
+#: What a server says to the trial of all commands that it has.
+TRIED = b"*2\r\n$1\r\n0\r\n*0\r\n"
+
+
 class FakeRedis(socketserver.ThreadingTCPServer):
     """``answer``: from the words of a command to the bytes of its answer. Greetings are answered by themselves (RESP2)."""
 
@@ -66,6 +70,8 @@ def of_version(version: str) -> Callable[[list[bytes]], bytes]:
         if words[0].upper() == b"INFO":
             text = f"redis_version:{version}\r\n".encode()
             return b"$%d\r\n%b\r\n" % (len(text), text)
+        if words[0].upper() == b"EVALSHA":
+            return TRIED
         return b"-ERR unknown command\r\n"
 
     return answer

@@ -82,6 +82,9 @@ FOUND = [
     ("settings", replace(FINE, wrong_settings=("lockbeat_ttl is 'x'",)), "lockbeat_ttl is 'x'"),
     ("app-not-loaded", replace(FINE, not_loaded="ModuleNotFoundError: nope"), "ModuleNotFoundError: nope"),
     ("store-unreachable", store(trouble="refused", servers=()), "refused"),
+    ("store-refuses", store(trouble="WRONGPASS", refuses=True, servers=()), "WRONGPASS"),
+    ("database-unreachable", store(trouble="gone", driver="database", servers=()), "gone"),
+    ("memory-unusable", store(trouble="full", driver="memory", servers=()), "full"),
     ("version", info(redis_version="6.0.16"), "Redis 6.0.16"),
     ("permissions", server(refused={"SET": "NOPERM", "DEL": "NOPERM"}), "SET, DEL"),
     ("writes-refused", server(failing={"SET": "OOM command not allowed"}), "SET: OOM"),
@@ -128,6 +131,7 @@ FOUND = [
 #: What comes with it, and is right as well.
 ALONG = {"acks-early": {"reject-without-acks-late"}, "reject-without-acks-late": {"acks-early"}}
 ALONG["visibility-timeout"] = {"unlocked-task"}
+ALONG["memory-unusable"] = {"one-host"}
 
 
 def kinds(facts: Facts) -> set[str]:
@@ -313,7 +317,7 @@ def test_a_password_that_the_server_refuses_is_not_told(spare_server, tmp_path):
     with spare_server.client() as client:
         client.config_set("requirepass", "right")
     app = made(spare_server, tmp_path, lockbeat_redis_url=spare_server.url.replace("//", "//:wrong-one@"))
-    (finding,) = [finding for finding in examine(gather(app)) if finding.kind.name == "store-unreachable"]
+    (finding,) = [finding for finding in examine(gather(app)) if finding.kind.name == "store-refuses"]
     assert "wrong-one" not in finding.what + finding.about
     assert "password" in finding.what
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
+import kombu
 import pytest
+import redis
 from celery import Celery
+from celery.backends.redis import RedisBackend
 from celery.exceptions import ImproperlyConfigured
 
 from celery_lockbeat import ConfigurationError, Lock, LockedScheduler, LockedTask
@@ -116,7 +121,7 @@ def test_an_unknown_setting_is_refused_with_the_nearest_right_one():
 def test_an_unknown_setting_in_a_namespace_is_refused_too():
     app = Celery("options", set_as_current=False)
     app.config_from_object({"CELERY_BROKER_URL": "memory://", "CELERY_LOCKBEAT_TLL": 3}, namespace="CELERY")
-    with pytest.raises(ConfigurationError, match="lockbeat_tll .* did you mean lockbeat_ttl"):
+    with pytest.raises(ConfigurationError, match="CELERY_LOCKBEAT_TLL .* did you mean CELERY_LOCKBEAT_TTL"):
         a_task(app)
 
 
@@ -245,3 +250,155 @@ def test_a_password_is_not_in_the_error():
     with pytest.raises(ConfigurationError) as refused:
         AppOptions.read(an_app(lockbeat_redis_url="mysql://user:secret@h").conf)
     assert "secret" not in str(refused.value)
+
+
+# -- options in a URL --------------------------------------------------------------------------------------------------
+
+
+class Vault(redis.CredentialProvider):
+    def get_credentials(self):
+        return ("locks", "secret")
+
+
+def celery_would(setting, url):
+    """Let Celery read a URL of its own; fails as it would at its start."""
+    if setting == "broker_url":
+        kombu.Connection(url)
+    else:
+        RedisBackend(url=url, app=an_app())
+
+
+@pytest.mark.parametrize(
+    ("option", "allowed"),
+    [
+        ("decode_responses=true", "False: the store reads bytes"),
+        ("decode_responses=1", "False"),
+        ("decode_responses=maybe", "true, yes"),
+        ("socket_timeout=0", "seconds, a number from"),
+        ("socket_connect_timeout=99999", "seconds, a number from"),
+        ("socket_timeout=soon", "a number"),
+        ("db=x", "a whole number"),
+        ("health_check_interval=x", "a whole number"),
+        ("cluster=perhaps", "true, yes"),
+        ("retry=3", "lockbeat_redis_options"),
+        ("parser_class=x", "lockbeat_redis_options"),
+        ("credential_provider=no.such.Vault", "the path of a class"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["url", "connection", "mapping", "sentinel"])
+def test_an_option_in_a_url_is_held_to_the_rules_of_the_options(option, allowed, kind):
+    url = f"redis://user:s3cret@h/0?{option}"
+    settings = {
+        "url": {"lockbeat_redis_url": url},
+        "connection": {"lockbeat_connections": {"c": url}, "lockbeat_connection": "c"},
+        "mapping": {"lockbeat_connections": {"c": {"url": url}}, "lockbeat_connection": "c"},
+        "sentinel": {"lockbeat_redis_url": url.replace("redis:", "sentinel:") + "&master_name=m"},
+    }[kind]
+    name = option.partition("=")[0]
+    setting = re.escape("lockbeat_connections['c']") if kind in ("connection", "mapping") else "lockbeat_redis_url"
+    starts = (lambda: a_task(an_app(**settings)), lambda: LockedScheduler(an_app(**settings), lazy=True))
+    for start in starts:
+        with pytest.raises(ConfigurationError, match=rf"\?{name}= of {setting} is .*; allowed: .*{allowed}") as refused:
+            start()
+        assert "s3cret" not in str(refused.value)
+
+
+def test_options_in_a_url_count_as_those_beside_it_and_more(server):
+    url = f"{server.url}?db=3&socket_timeout=0.7&health_check_interval=9&socket_keepalive=no&client_name=of-urls"
+    app = an_app(lockbeat_redis_url=url, lockbeat_redis_options={"socket_timeout": 5, "socket_connect_timeout": 0.6})
+    with Lock("key", app=app, driver="redis") as lock:
+        servers = lock._store._servers
+        (node,) = servers.nodes()
+        assert servers.timeout == 0.7
+        assert servers.connect_timeout == 0.6
+        connection = node._idle[0].connection
+        assert (connection.db, connection.health_check_interval, connection.socket_keepalive) == (3, 9, False)
+        with server.client() as client:
+            assert [each["db"] for each in client.client_list() if each["name"] == "of-urls"] == ["3"]
+    app.close()
+
+
+def test_time_outs_in_a_url_must_fit_into_the_leases_too():
+    app = an_app(lockbeat_redis_url="redis://h?socket_timeout=20")
+    with pytest.raises(ConfigurationError, match=r"socket_timeout of .* is 20.* said in lockbeat_redis_url"):
+        a_task(app)
+
+
+@pytest.mark.parametrize(
+    ("setting", "option", "left"),
+    [
+        ("broker_url", "heartbeat=10", ""),
+        ("broker_url", "connect_timeout=3&login_method=PLAIN&insist=1", ""),
+        ("broker_url", "ssl_cert_reqs=CERT_NONE&heartbeat=10", "?ssl_cert_reqs=none"),
+        ("result_backend", "socket_timeout=99999&decode_responses=true&retry_on_timeout=1", ""),
+        ("result_backend", "ssl_cert_reqs=CERT_NONE&max_connections=9", "?ssl_cert_reqs=none"),
+    ],
+)
+def test_what_celery_reads_in_its_own_url_breaks_no_start_and_changes_no_lock(setting, option, left):
+    url = f"{'rediss' if 'ssl' in option else 'redis'}://h:1/2"
+    celery_would(setting, f"{url}?{option}")
+    app = an_app(**{setting: f"{url}?{option}"})
+    a_task(app)
+    LockedScheduler(app, lazy=True)
+    assert AppOptions.read(app.conf).connection("auto", "default") == {"url": url + left}
+
+
+def test_a_plain_broker_url_with_tls_options_is_one_of_tls_as_kombu_has_it():
+    url = "redis://h:1/2?ssl_cert_reqs=CERT_NONE"
+    assert kombu.Connection(url).ssl
+    chosen = AppOptions.read(an_app(broker_url=url).conf).connection("auto", "default")
+    assert chosen == {"url": "rediss://h:1/2?ssl_cert_reqs=none"}
+
+
+@pytest.mark.parametrize("setting", ["broker_url", "result_backend"])
+def test_the_database_and_the_credentials_in_celerys_url_are_those_of_the_locks(setting):
+    path = f"{__name__}.Vault"
+    app = an_app(**{setting: f"redis://u:p@h:1?virtual_host=3&credential_provider={path}"})
+    chosen = AppOptions.read(app.conf).connection("auto", "default")
+    assert type(chosen.pop("credential_provider")).__name__ == "Vault"
+    assert chosen == {"url": "redis://h:1", "db": 3}
+    Lock("key", app=app)
+
+
+# -- settings as their user spells them --------------------------------------------------------------------------------
+
+
+def in_a_namespace(**settings):
+    app = Celery("options", set_as_current=False)
+    app.config_from_object({f"CELERY_{name.upper()}": value for name, value in settings.items()}, namespace="CELERY")
+    return app
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"lockbeat_ttl": 0}, "CELERY_LOCKBEAT_TTL is 0"),
+        ({"lockbeat_redis_url": "mysql://x"}, "CELERY_LOCKBEAT_REDIS_URL is "),
+        ({"lockbeat_redis_url": "redis://h?decode_responses=1"}, "of CELERY_LOCKBEAT_REDIS_URL is "),
+        ({"lockbeat_redis_options": {"decode_responses": True}}, r"CELERY_LOCKBEAT_REDIS_OPTIONS\['decode_"),
+        ({"lockbeat_connections": {"c": "x"}}, r"CELERY_LOCKBEAT_CONNECTIONS\['c'\] is "),
+        ({"broker_url": "redis://h:x"}, "CELERY_BROKER_URL is "),
+        ({"broker_url": "rediss://h?ssl_ca_certs=/no.crt"}, "ssl_ca_certs of .* or CELERY_BROKER_URL is '/no.crt'"),
+        ({"lockbeat_driver": "redis"}, "neither CELERY_LOCKBEAT_REDIS_URL nor"),
+        (
+            {"broker_url": "sentinel://h"},
+            "master_name of CELERY_LOCKBEAT_REDIS_OPTIONS .*CELERY_BROKER_TRANSPORT_OPTIONS",
+        ),
+        ({"lockbeat_extend_interval": 50}, "CELERY_LOCKBEAT_EXTEND_INTERVAL is 50"),
+        (
+            {"lockbeat_redis_url": "redis://h?socket_timeout=20"},
+            "socket_timeout of .* is 20.* said in CELERY_LOCKBEAT_REDIS_URL or CELERY_",
+        ),
+    ],
+    ids=str,
+)
+def test_settings_of_a_namespace_are_told_as_they_are_written_there(settings, named):
+    with pytest.raises(ConfigurationError, match=named):
+        a_task(in_a_namespace(**settings))
+
+
+def test_a_setting_that_is_set_on_the_app_itself_is_told_as_it_is_written_there():
+    app = in_a_namespace(lockbeat_claim_ttl=3)
+    app.conf.lockbeat_ttl = 0
+    with pytest.raises(ConfigurationError, match="^lockbeat_ttl is 0"):
+        a_task(app)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.options import AppOptions
 from celery_lockbeat.stores.base import Finished, Held, Lease, Store
 from celery_lockbeat.stores.memory import MemoryStore
@@ -42,18 +43,22 @@ class Stores:
         if driver == "database":
             # an alias of Django's may be the name of a connection, too
             return self._open((driver, connection), arguments), None
-        return self._open(connection, arguments), self._open(None, None) if driver == "auto" else None
+        fallback = self._open(None, None) if driver == "auto" else None
+        return self._open(connection, arguments, self.options.setting_of(connection)), fallback
 
-    def _open(self, name: object, arguments: Mapping[str, Any] | None) -> Store:
+    def _open(self, name: object, arguments: Mapping[str, Any] | None, setting: str = "") -> Store:
         store = self._opened.get(name)
         if store is None:
             # two threads may both come here: the first one's is kept. No mutex, that a fork could copy while it is locked
-            store = self._opened.setdefault(name, open_store(self.options, arguments))
+            store = self._opened.setdefault(name, open_store(self.options, arguments, setting))
         return store
 
 
-def open_store(options: AppOptions, connection: Mapping[str, Any] | None) -> Store:
-    """Make the store of a connection (see :meth:`AppOptions.connection`); it connects at its first operation."""
+def open_store(options: AppOptions, connection: Mapping[str, Any] | None, setting: str = "") -> Store:
+    """Make the store of a connection (see :meth:`AppOptions.connection`), which ``setting`` names.
+
+    It connects at its first operation.
+    """
     if connection is None:
         return MemoryStore(options.memory_path, key_prefix=options.key_prefix)
     if "alias" in connection:
@@ -61,12 +66,17 @@ def open_store(options: AppOptions, connection: Mapping[str, Any] | None) -> Sto
 
         return open_database(connection["alias"], key_prefix=options.key_prefix)
     arguments = dict(connection)
-    return RedisStore(
-        arguments.pop("url"),
-        options=arguments,
-        key_prefix=options.key_prefix,
-        min_replicas=options.redis_min_replicas,
-    )
+    try:
+        return RedisStore(
+            arguments.pop("url"),
+            options=arguments,
+            key_prefix=options.key_prefix,
+            min_replicas=options.redis_min_replicas,
+            setting=setting,
+            spell=options.spell,
+        )
+    except ConfigurationError as exc:
+        raise ConfigurationError(options.spell(str(exc))) from exc.__cause__
 
 
 def stores_of(app: Any) -> Stores:

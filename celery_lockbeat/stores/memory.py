@@ -466,6 +466,9 @@ class MemoryStore(Store):
 
         return self._atomically(tell)
 
+    def check(self) -> None:
+        self._atomically(lambda _connection, _now: None)
+
     def close(self) -> None:
         with _mutex:
             connection, self._connection = self._connection, None

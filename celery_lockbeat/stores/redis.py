@@ -16,16 +16,16 @@ import os
 import re
 import time
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar, Final
 from urllib.parse import quote, unquote
 
-from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import MovedError, NoScriptError, RedisError, ResponseError
 
 from celery_lockbeat.clock import monotonic
-from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable, UnreadableKey
+from celery_lockbeat.exceptions import ConfigurationError, StoreRefused, StoreUnavailable, UnreadableKey
 from celery_lockbeat.stores.base import (
     ALIVE,
     ANNOUNCED,
@@ -55,9 +55,13 @@ from celery_lockbeat.stores.servers import (
     Node,
     Request,
     Script,
+    TooFewReplicas,
+    WrongServer,
     info_of,
     open_servers,
+    refuses,
     to_word,
+    where,
     why,
 )
 
@@ -112,6 +116,9 @@ _LOCK: Final = re.compile(
 #: The name of the keys of a trial, which no lock and nothing of the beats has.
 _TRIAL: Final = "%~trial"
 
+#: Of so many keys one is on another node, if the server is one of a Cluster's.
+SPREAD: Final = 32
+
 #: What needs no quoting and no cutting: nearly all keys, holders and runs.
 _is_plain: Final = re.compile(rf"[\w!$&'()*+,/:;=@.~-]{{0,{LONGEST_KEY}}}", re.ASCII).fullmatch
 
@@ -147,7 +154,8 @@ class RedisStore(Store):
     """Locks in one Redis or Valkey database, or in a Cluster; every operation costs one round trip.
 
     ``url`` and ``options`` are what :func:`~celery_lockbeat.stores.servers.open_servers` takes. With ``min_replicas``, what
-    was granted, extended or remembered counts only once so many replicas have it.
+    was granted, extended or remembered counts only once so many replicas have it. ``setting`` says where the URL is from,
+    and ``spell`` writes settings as their user does, in what is told.
     """
 
     driver: ClassVar[str] = "redis"
@@ -159,8 +167,12 @@ class RedisStore(Store):
         options: Mapping[str, Any] | None = None,
         key_prefix: str = "lockbeat:",
         min_replicas: int = 0,
+        setting: str = "",
+        spell: Callable[[str], str] = str,
     ) -> None:
-        self._servers = open_servers(url, options)
+        self._servers = open_servers(url, options, setting or "the Redis URL")
+        self._where = f"{where(url)} ({setting})" if setting else where(url)
+        self._spell = spell
         self._prefix = key_prefix
         self._min_replicas = min_replicas
         #: when an operation was begun, and the server's time (ms) when it was carried out
@@ -210,8 +222,8 @@ class RedisStore(Store):
             if kind == b"granted":
                 return Lease(key, holder, run, answer[1], whole)
             # Late: the answer took too long, or the server's clock was set forward; its time is known now.
-        msg = "the Redis store takes longer to answer than lockbeat_redis_options['socket_timeout'] allows"
-        raise StoreUnavailable(msg)
+        msg = f"{self._where} takes longer to answer than lockbeat_redis_options['socket_timeout'] allows"
+        raise StoreUnavailable(self._spell(msg))
 
     def extend(
         self, leases: Sequence[tuple[Lease, float]], *, within: float = math.inf
@@ -391,7 +403,7 @@ class RedisStore(Store):
         now = _seconds(self._told(time_))
         locks = []
         for key, value in zip(keys, values, strict=True):
-            if isinstance(value, ResponseError) and _is_refusal(value):
+            if isinstance(value, ResponseError) and refuses(value):
                 self._told(value)
             # what is not a lock's text was not written by us
             match = _LOCK.fullmatch(value) if isinstance(value, bytes) else None
@@ -432,7 +444,7 @@ class RedisStore(Store):
                 StoredEntry(_read(name), _state(text), int(text.split(b" ", 2)[1])) for name, text in states.items()
             ]
         except ValueError as exc:
-            raise StoreUnavailable(f"the Redis store has what no beat wrote, in {entries} or near it: {exc}") from exc
+            raise StoreUnavailable(f"{self._where} has what no beat wrote, in {entries} or near it: {exc}") from exc
         return Beats(told, stored, self._told(overdue))
 
     def _members(self, node: Node, command: str, key: str, *, limit: int) -> list[bytes]:
@@ -471,15 +483,9 @@ class RedisStore(Store):
             round_trips.append(monotonic() - asked)
             if told is not None:
                 clock_ahead = wall + round_trips[-1] / 2 - _seconds(told)
-        for key in self._trial_keys(node, app):
-            source = ("EVAL", self._probe.source, 1, key, 0)
-            _, told = self._note(notes, node, ("EVALSHA", self._probe.sha, 1, key, 0), source) or (0, [])
-            for command, error in zip(told[::2], told[1::2], strict=True):
-                notes.setdefault(_text(command), ResponseError(_text(error)))
-        if self._min_replicas:
-            self._note(notes, node, ("WAIT", 0, 1))
+        self._try_all(notes, node, app)
         info, save = self._answers(node, ("INFO",), ("CONFIG", "GET", "save"))
-        refused = {command: str(exc) for command, exc in notes.items() if _is_refusal(exc)}
+        refused = {command: str(exc) for command, exc in notes.items() if refuses(exc)}
         return ServerFacts(
             address=node.address,
             info=_info(info),
@@ -490,6 +496,16 @@ class RedisStore(Store):
             failing={command: str(exc) for command, exc in notes.items() if command not in refused},
             asks_cluster=isinstance(self._servers, Cluster),
         )
+
+    def _try_all(self, notes: dict[str, ResponseError], node: Node, app: str) -> None:
+        """Try all that locks and beats need of a node; note what fails."""
+        for key in self._trial_keys(node, app):
+            source = ("EVAL", self._probe.source, 1, key, 0)
+            _, told = self._note(notes, node, ("EVALSHA", self._probe.sha, 1, key, 0), source) or (0, [])
+            for command, error in zip(told[::2], told[1::2], strict=True):
+                notes.setdefault(_text(command), ResponseError(_text(error)))
+        if self._min_replicas:
+            self._note(notes, node, ("WAIT", 0, 1))
 
     def _trial_keys(self, node: Node, app: str) -> list[str]:
         """Name keys that this node has and that nobody uses: a lock's, a run's and, where it has them, of the beats."""
@@ -513,7 +529,7 @@ class RedisStore(Store):
     def _told(self, answer: Any) -> Any:
         """Return an answer that is none of refusal. Raises StoreUnavailable."""
         if isinstance(answer, ResponseError):
-            raise self._away(answer) from answer
+            raise self._unavailable(answer) from answer
         return answer
 
     def _answers(self, node: Node, *commands: tuple[Any, ...]) -> list[Any]:
@@ -521,38 +537,59 @@ class RedisStore(Store):
         try:
             return node.converse([Request.of(*words) for words in commands], self._servers.timeout)
         except (RedisError, OSError) as exc:
-            raise self._away(exc) from exc
+            raise self._unavailable(exc) from exc
 
     def _primaries(self) -> list[Node]:
         try:
             return list(self._servers.primaries())
         except (RedisError, OSError) as exc:
-            raise self._away(exc) from exc
+            raise self._unavailable(exc) from exc
 
     def _node_of(self, key: str) -> Node:
         try:
             return self._servers.node_of(key)
         except (RedisError, OSError) as exc:
-            raise self._away(exc) from exc
-
-    def _away(self, exc: Exception) -> StoreUnavailable:
-        return StoreUnavailable(f"the Redis store does not answer: {why(exc)}")
+            raise self._unavailable(exc) from exc
 
     def check(self) -> None:
         if self._checked:
             return
         try:
-            facts = self._servers.facts()
-        except (RedisError, OSError) as exc:
-            raise self._away(exc) from exc
+            facts = self._check_versions()
+            self._check_permissions()
+        except StoreRefused as exc:
+            # who only begins here has done nothing yet under settings that were right
+            raise ConfigurationError(str(exc)) from exc
         self._checked = True
-        for version, memory in facts:
-            if version and tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST:
-                oldest = ".".join(map(str, OLDEST))
-                raise ConfigurationError(f"the Redis of the locks is of version {version}; allowed: from {oldest} on")
+        for memory in facts:
             if memory.get("maxmemory", "0") != "0" and memory.get("maxmemory_policy") != "noeviction":
                 logger.warning(EVICTS, memory.get("maxmemory_policy"), int(memory["maxmemory"]) / 2**20)
                 break
+
+    def _check_versions(self) -> list[dict[str, str]]:
+        """Refuse a server that is too old; return what each tells of its memory."""
+        try:
+            facts = self._servers.facts()
+        except (RedisError, OSError) as exc:
+            raise self._unavailable(exc) from exc
+        for version, _ in facts:
+            if version and tuple(map(int, re.findall(r"\d+", version)[:2])) < OLDEST:
+                oldest = ".".join(map(str, OLDEST))
+                raise ConfigurationError(f"the Redis of the locks is of version {version}; allowed: from {oldest} on")
+        return [memory for _, memory in facts]
+
+    def _check_permissions(self) -> None:
+        for node in self._primaries():
+            # in a Cluster they are on all of its nodes
+            spread = [("EXISTS", f"{self._prefix}lock:{{{_TRIAL}{number}}}") for number in range(SPREAD)]
+            for answer in self._answers(node, *spread):
+                if isinstance(answer, MovedError) and not isinstance(self._servers, Cluster):
+                    raise self._unavailable(answer)
+            notes: dict[str, ResponseError] = {}
+            self._try_all(notes, node, "")
+            refused = [f"{command}: {exc}" for command, exc in notes.items() if refuses(exc)]
+            if refused:
+                raise StoreRefused(f"{self._where} refuses us: {'; '.join(refused)}")
 
     def close(self) -> None:
         self._servers.close()
@@ -645,14 +682,14 @@ class RedisStore(Store):
             raise self._unavailable(answer, call) from answer
         return answer
 
-    def _unavailable(self, exc: Exception, call: Call) -> StoreUnavailable:
+    def _unavailable(self, exc: Exception, call: Call | None = None) -> StoreUnavailable:
         # Nothing is undone: a lease that was written ends with its ttl, and asking again gives it back.
-        return StoreUnavailable(f"the Redis store does not answer: {why(exc, call, self._min_replicas)}")
-
-
-def _is_refusal(exc: ResponseError) -> bool:
-    # in a script it has another class, and before Redis 7 another text
-    return isinstance(exc, NoPermissionError) or "NOPERM" in str(exc) or "ACL failure" in str(exc)
+        told = why(exc, call, self._min_replicas)
+        if self._servers.says_no(exc):
+            says = "is not as its URL says" if isinstance(exc, WrongServer) else "refuses us"
+            return StoreRefused(self._spell(f"{self._where} {says}: {told}"))
+        says = "answers" if isinstance(exc, (ResponseError, TooFewReplicas)) else "does not answer"
+        return StoreUnavailable(self._spell(f"{self._where} {says}: {told}"))
 
 
 def _seconds(answer: Any) -> float:

@@ -27,10 +27,12 @@ from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.exceptions import (
     AskError,
+    AuthenticationError,
     BusyLoadingError,
     ClusterDownError,
     MasterDownError,
     MovedError,
+    NoPermissionError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
@@ -41,11 +43,12 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as LostConnection
 from redis.exceptions import TimeoutError as NoAnswer
 from redis.retry import Retry
-from redis.sentinel import Sentinel, SentinelConnectionPool
+from redis.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.options import timeouts
+from celery_lockbeat.stores.listeners import what_listens
 
 __all__ = [
     "SLOTS",
@@ -57,7 +60,9 @@ __all__ = [
     "Servers",
     "info_of",
     "open_servers",
+    "refuses",
     "to_word",
+    "where",
     "why",
 ]
 
@@ -76,6 +81,15 @@ TRIES: Final = 2
 #: Refusals that may be none in a moment; redis-py has no class for those that are told by their first word.
 _FOR_NOW: Final = (BusyLoadingError, ClusterDownError, ReadOnlyError, TryAgainError, AskError)
 _FOR_NOW_TOO: Final = ("BUSY ", "NOREPLICAS ", "UNBLOCKED ")
+
+#: Words of a server that says no to us, and will in a moment too. In a script, and before Redis 7, some have no class.
+_NO: Final = re.compile(
+    r"NOPERM|NOAUTH|WRONGPASS|DENIED|ACL failure|can't run this command|(?i:unknown (redis )?command)|DB index|'auth' command"
+    r"|SELECT is not allowed|cluster support disabled|no password is set"
+)
+
+#: Of OpenSSL's reasons: not that a connection broke off, but that one of the two does not want the other.
+_NO_TLS: Final = re.compile(r"\[SSL: \w*(CERTIFICATE|ALERT|UNSUPPORTED_PROTOCOL)")
 
 #: What redis-py 5 tells apart only on the connections of its own Cluster.
 _OF_CLUSTERS: Final[dict[str, type[ResponseError]]] = {
@@ -192,6 +206,10 @@ def to_word(word: str | bytes | int) -> str:
 
 class TooFewReplicas(Exception):  # noqa: N818  as the exceptions of the package are named
     """Raised when fewer replicas than asked for have confirmed a write; ``args`` has their number."""
+
+
+class WrongServer(RedisError):  # noqa: N818  as above
+    """Raised when what listens is no Redis, or when one side speaks TLS and the other does not."""
 
 
 class _Line:
@@ -327,6 +345,7 @@ class Node:
         # that is nearly half of what a command costs, and it finds no answer there that is still under way.
         self._pool = pool
         self._idle: deque[_Line] = deque()
+        self._has_answered = False
         self.fails = False
 
     def run(self, call: Call, timeout: float) -> Any:
@@ -354,9 +373,12 @@ class Node:
             line.close()
             self._idle.append(line)
             self.fails = isinstance(exc, Exception)
+            if not self._has_answered and isinstance(exc, (RedisError, OSError)):
+                _look_who_listens(line.connection, exc)
             raise
         self._idle.append(line)
         self.fails = False
+        self._has_answered = True
         return answer
 
     def _is_outdated(self, _line: _Line) -> bool:
@@ -388,6 +410,21 @@ class _Primary(Node):
         return address is not None and (line.connection.host, line.connection.port) != address
 
 
+def _look_who_listens(connection: Any, exc: Exception) -> None:
+    """Raise WrongServer if that is why nothing was understood; redis-py tells of time-outs and closed connections."""
+    said, encrypted = str(exc), isinstance(connection, redis.SSLConnection)
+    unreachable = isinstance(exc, LostConnection) and "connecting to" in said and "[SSL" not in said
+    if unreachable or refuses(exc) or not hasattr(connection, "port") or (isinstance(exc, NoAnswer) and not encrypted):
+        return
+    found = what_listens(connection.host, connection.port)
+    if found == "redis" and encrypted:
+        raise WrongServer("it speaks no TLS there: redis:// in place of rediss://, or another port") from exc
+    if found == "tls" and not encrypted:
+        raise WrongServer("it speaks TLS there: rediss:// in place of redis://, or another port") from exc
+    if found not in (None, "redis", "tls"):
+        raise WrongServer(f"what listens there is no Redis: it says {found!r}") from exc
+
+
 def _lacks_replicas(answer: Any) -> bool:
     refused = isinstance(answer, ResponseError) and str(answer).startswith("NOREPLICAS ")
     return refused or isinstance(answer, TooFewReplicas)
@@ -403,8 +440,8 @@ class Servers:
     #: options that are ours
     own_options: tuple[str, ...] = ()
 
-    def __init__(self, url: str, options: Mapping[str, Any]) -> None:
-        self._settings = url, options
+    def __init__(self, url: str, options: Mapping[str, Any], setting: str) -> None:
+        self._settings = url, options, setting
         #: seconds to wait for a connection, for an answer, and for which an operation asks again at most
         self.connect_timeout, self.timeout = timeouts(options)
         self.time_allowed = self.connect_timeout + self.timeout
@@ -435,12 +472,12 @@ class Servers:
             if name not in known and name != "connection_pool":
                 near = difflib.get_close_matches(name, known, n=1, cutoff=0)[0]
                 raise ConfigurationError(
-                    f"{name} of lockbeat_redis_options or the Redis URL is no argument of redis-py {redis.__version__}; "
+                    f"{name} of lockbeat_redis_options or {self._settings[2]} is no argument of redis-py {redis.__version__}; "
                     f"did you mean {near}? allowed: {', '.join(sorted(known))}"
                 )
             if name in _FILES and not os.path.exists(path := pool.connection_kwargs.get(name) or "/"):  # noqa: PTH110
                 raise ConfigurationError(
-                    f"{name} of lockbeat_redis_options or the Redis URL is {path!r}: it is not there"
+                    f"{name} of lockbeat_redis_options or {self._settings[2]} is {path!r}: it is not there"
                 )
         pool.connection_class(**pool.connection_kwargs)
         return pool
@@ -542,7 +579,7 @@ class Servers:
         """Whether another answer may come; learn from this one where to ask, and how."""
         if _lacks_replicas(answer):
             self._doubt()
-        if not isinstance(answer, Exception) or isinstance(answer, TooFewReplicas):
+        if not isinstance(answer, Exception) or isinstance(answer, TooFewReplicas) or refuses(answer):
             return False
         if isinstance(answer, NoScriptError):
             known, progress.unknown = each not in progress.unknown, progress.unknown | {each}
@@ -571,6 +608,10 @@ class Servers:
     def _reach_another(self) -> bool:
         """Whether another server may stand in for one that does not answer."""
         return False
+
+    def says_no(self, answer: Exception) -> bool:
+        """Whether it is no outage, but a server that will not do what is asked of it for as long as the settings are these."""
+        return refuses(answer) or isinstance(answer, MovedError)
 
     def _doubt(self) -> None:
         """Learn that a primary has no replicas: it may have been replaced."""
@@ -765,25 +806,55 @@ class Cluster(Servers):
         self._slots = {}  # a replica may have taken the place of the node that does not answer
         return True
 
+    def says_no(self, answer: Exception) -> bool:
+        """Of the nodes of a Cluster, a slot that has moved on once more says nothing."""
+        return refuses(answer)
 
-def open_servers(url: str, options: Mapping[str, Any] | None = None) -> Servers:
-    """Choose by the URL and the options; connects at the first call. Raises ConfigurationError."""
+
+def open_servers(url: str, options: Mapping[str, Any] | None = None, setting: str = "the Redis URL") -> Servers:
+    """Choose by the URL, which ``setting`` says, and the options; connects at the first call. Raises ConfigurationError."""
     arguments = dict(options or {})
     kind = Sentinels if url.startswith("sentinel://") else Cluster if arguments.pop("cluster", False) else Servers
     try:
-        return kind(url, arguments)
+        return kind(url, arguments, setting)
     except ConfigurationError:
         raise
     except (ValueError, TypeError, RedisError) as exc:
-        msg = f"cannot make a Redis client of lockbeat_redis_options and the URL: {exc}"
+        msg = f"cannot make a Redis client of lockbeat_redis_options and {setting}: {exc}"
         raise ConfigurationError(msg) from None
+
+
+def where(url: str) -> str:
+    """Say where a URL leads, without who asks there."""
+    parts = [urlsplit(part) for part in url.split(";")]
+    sentinels = url.startswith("sentinel://")
+    port = 26379 if sentinels else 6379
+    places = [
+        part.path if part.scheme == "unix" else f"{part.hostname or 'localhost'}:{part.port or port}" for part in parts
+    ]
+    return f"the Redis {'that Sentinels name ' if sentinels else ''}at {', '.join(places)}"
+
+
+def refuses(exc: Exception) -> bool:
+    """Whether a server has said no to us: who we are, what we may do, or how we speak is not to its liking."""
+    if isinstance(exc, (AuthenticationError, NoPermissionError, WrongServer)):
+        return True
+    said = str(exc)
+    if isinstance(exc, ResponseError):
+        return _NO.search(said) is not None
+    return _NO_TLS.search(said) is not None or "AuthenticationError" in _said_by_sentinels(exc)
+
+
+def _said_by_sentinels(exc: Exception) -> set[str]:
+    """Read of an error that no Sentinel knows the primary which errors they ended in; redis-py tells them there alone."""
+    return set(re.findall(r"> - (?:\w+:)?(\w+)", str(exc))) if isinstance(exc, MasterNotFoundError) else set()
 
 
 def why(exc: Exception, call: Call | None = None, min_replicas: int = 0) -> str:
     """Say why a call has no answer, in the terms of whoever looks after the server."""
     if isinstance(exc, TooFewReplicas):
         return f"only {exc.args[0]} of lockbeat_redis_min_replicas={min_replicas} replicas confirmed the write"
-    told = f"{type(exc).__name__}: {exc}"
+    told = _in_short(exc)
     if isinstance(exc, MovedError):
         return f"{told}: it is a node of a Cluster, for which lockbeat_redis_options needs 'cluster': True"
     if isinstance(exc, OutOfMemoryError):
@@ -792,3 +863,13 @@ def why(exc: Exception, call: Call | None = None, min_replicas: int = 0) -> str:
         # Redis 7.0 tells where, and not what
         return f"{told}: the user has no permission for {call.script.command_at(int(line[1]))}"
     return told
+
+
+def _in_short(exc: Exception) -> str:
+    told = f"{type(exc).__name__}: {exc}"
+    if isinstance(exc, WrongServer):
+        return str(exc)
+    if isinstance(exc, AuthenticationError) and ("HELLO must be" in told or "Authentication required" in told):
+        return "NOAUTH: it asks for a password, and none is given"
+    errors = _said_by_sentinels(exc)
+    return f"{told.partition(' : <')[0]} ({', '.join(sorted(errors))})" if errors else told

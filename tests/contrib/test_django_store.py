@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 import sqlite3
 import threading
 import time
@@ -12,6 +13,7 @@ import pytest
 from servers import free_port, need_django, wait_until
 
 from celery_lockbeat import ConfigurationError, Lock, StoreUnavailable
+from celery_lockbeat.exceptions import StoreRefused
 from celery_lockbeat.stores.base import TOKEN_MEMORY, Claim, EntryState, Held, Lease
 
 
@@ -341,6 +343,30 @@ def test_a_wrong_database_is_refused_by_name(contrib, djangos, tmp_path):
     dummy = djangos.use({"ENGINE": "django.db.backends.dummy"})
     with pytest.raises(ConfigurationError, match="unknown; allowed: postgresql, sqlite"):
         contrib.open_database(dummy, key_prefix="lockbeat:")
+
+
+def test_a_database_that_says_no_is_refused_at_start_up_by_its_name_and_place(contrib, djangos, cluster, file):
+    from django.core.management import call_command
+
+    place = re.escape(f"{cluster.database['HOST'] or 'localhost'}:{cluster.database['PORT']}")
+    for wrong in ({"USER": "nobody-there"}, {"NAME": "nothing-there"}):
+        alias = djangos.use({**cluster.database, **wrong})
+        expected = rf"at {place} \(DATABASES\['{alias}'\]\) refuses us: .*does not exist"
+        with open_one(contrib, alias) as store:
+            with pytest.raises(ConfigurationError, match=expected):
+                store.check()
+            with pytest.raises(StoreRefused, match=expected):
+                store.acquire("key", holder="a", ttl=30)
+    for alias in (djangos.use(cluster.database), file):
+        with open_one(contrib, alias) as store:
+            store.check()
+            call_command("migrate", "lockbeat", "zero", database=alias, verbosity=0)
+        with open_one(contrib, alias) as store, pytest.raises(ConfigurationError, match="manage.py migrate lockbeat"):
+            store.check()
+        djangos.migrate(alias, "lockbeat")
+    away = djangos.use({**cluster.database, "PORT": str(free_port())})
+    with open_one(contrib, away) as store, pytest.raises(StoreUnavailable, match="does not answer"):
+        store.check()
 
 
 def test_a_project_without_our_app_is_told_so(contrib):

@@ -208,6 +208,21 @@ MUTANTS = [
         "WHERE key = ? AND ? > 0 AND holder = ? AND until > ?",
         (CONTRACT + "test_a_later_hold_of_the_same_holder_is_not_its_earlier_one",),
     ),
+    # -- a store that says no ------------------------------------------------------------------------------------------
+    Mutant(
+        "fall back from a store that says no",
+        "lock.py",
+        "isinstance(exc, (StoreRefused, UnreadableKey)):",
+        "isinstance(exc, UnreadableKey):",
+        ("tests/stores/test_refusals.py::test_a_server_that_says_no_is_refused_with_host_setting_and_reason",),
+    ),
+    Mutant(
+        "TLS on one side only is an outage",
+        "stores/servers.py",
+        "if not self._has_answered and isinstance(exc, (RedisError, OSError)):",
+        "if False:",
+        ("tests/stores/test_refusals.py::test_a_server_that_speaks_no_tls_is_not_taken_for_a_slow_one",),
+    ),
     # -- the beat ------------------------------------------------------------------------------------------------------
     Mutant(
         "a task id of its own for each try to claim",

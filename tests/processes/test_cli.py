@@ -217,7 +217,7 @@ def test_a_wrong_password_is_found_and_not_told(project, saving):
     project.url = saving.url.replace("//", "//nobody:geheim@")
     done = project.run("doctor")
     assert done.returncode == 1
-    assert "store-unreachable" in done.stdout
+    assert "store-refuses" in done.stdout
     assert "geheim" not in done.stdout + done.stderr
 
 
@@ -387,7 +387,7 @@ def test_a_store_that_is_away_is_said_in_one_line_without_its_password(project, 
     project.url = spare.url.replace("//", "//:geheim@")
     done = project.run(*command)
     assert done.returncode == 1
-    assert done.stderr.startswith("the Redis store does not answer")
+    assert done.stderr.startswith(f"the Redis at 127.0.0.1:{spare.port} (lockbeat_redis_url) does not answer: ")
     assert done.stderr.count("\n") == 1
     assert "geheim" not in done.stderr
 

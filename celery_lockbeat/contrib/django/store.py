@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import select
 import sqlite3
 import time
@@ -30,7 +31,7 @@ from django.db import connections
 from django.db.utils import ConnectionDoesNotExist
 
 from celery_lockbeat.clock import monotonic
-from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
+from celery_lockbeat.exceptions import ConfigurationError, StoreRefused, StoreUnavailable
 from celery_lockbeat.stores import memory
 from celery_lockbeat.stores.base import (
     ALIVE,
@@ -75,6 +76,14 @@ PURGE_AT_MOST: Final = 1000
 TRY_AGAIN: Final = frozenset({b"40001", b"40P01"})
 NOT_MIGRATED: Final = frozenset({b"42883", b"42P01"})
 LATE: Final = b"LB001"
+
+#: Of SQLSTATEs: what the role may not do, and who may not log in, or not there.
+REFUSED: Final = (b"42501", b"28", b"3D000")
+
+#: A login that fails has no SQLSTATE in psycopg, but these words of the server's, unless it speaks another language.
+_NO_LOGIN: Final = re.compile(
+    r"authentication failed|no password supplied|does not exist|no pg_hba\.conf entry|permission denied"
+)
 
 
 def open_database(alias: str, *, key_prefix: str) -> Store:
@@ -320,6 +329,12 @@ class PostgresStore(Store):
         parents, self._idle = self._idle, deque()
         return parents
 
+    def check(self) -> None:
+        try:
+            self._ask("lockbeat_purge", (0,), self._timeout)
+        except StoreRefused as exc:
+            raise ConfigurationError(str(exc)) from exc
+
     def _call(self, function: str, *args: bytes | str | int | None, within: float = math.inf) -> Any:
         """Call one function; what was not carried out for another's sake is tried once more. Raises StoreUnavailable."""
         answer = self._ask(function, args, min(within, self._timeout))
@@ -355,10 +370,13 @@ class PostgresStore(Store):
                 return json.loads(answer)
             if state == LATE:
                 return ["late", int(answer)]
-            if state in NOT_MIGRATED:
-                raise self._unavailable(f"{answer.decode()}; has 'manage.py migrate lockbeat' been run?")
             if state not in TRY_AGAIN or time.monotonic() > gives_up:
-                raise self._unavailable(answer.decode("utf-8", "replace"))
+                raise self._told(state, answer.decode("utf-8", "replace"))
+
+    def _told(self, state: bytes, error: str) -> StoreUnavailable:
+        if state in NOT_MIGRATED:
+            return self._refused(f"{error}; has 'manage.py migrate lockbeat' been run?")
+        return self._refused(error) if state.startswith(REFUSED) else self._unavailable(error)
 
     def _lend(self) -> tuple[Any, bool]:
         """Return a connection of ours, and whether it has been used before. Raises StoreUnavailable."""
@@ -367,7 +385,8 @@ class PostgresStore(Store):
         try:
             return self._connect(), False
         except Exception as exc:
-            raise self._unavailable(f"{type(exc).__name__}: {exc}") from exc
+            tell = self._refused if _NO_LOGIN.search(str(exc)) else self._unavailable
+            raise tell(f"{type(exc).__name__}: {exc}") from exc
 
     def _connect(self) -> Any:
         wrapper = connections[self._alias].copy()
@@ -387,7 +406,16 @@ class PostgresStore(Store):
         return connection
 
     def _unavailable(self, why: str) -> StoreUnavailable:
-        return StoreUnavailable(f"the database store in {self._alias!r} does not answer: {why.strip()}")
+        return StoreUnavailable(f"{self._where} does not answer: {why.strip()}")
+
+    def _refused(self, why: str) -> StoreRefused:
+        return StoreRefused(f"{self._where} refuses us: {why.strip()}")
+
+    @property
+    def _where(self) -> str:
+        settings = connections[self._alias].settings_dict
+        place = f"{settings['HOST'] or 'localhost'}:{settings['PORT'] or 5432}"
+        return f"the database {settings['NAME']} at {place} (DATABASES[{self._alias!r}])"
 
 
 def _carry_out(
@@ -515,12 +543,21 @@ class SQLiteStore(memory.MemoryStore):
             with connection:
                 connection.execute("BEGIN IMMEDIATE")
                 if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'lockbeat_host'").fetchone():
-                    raise sqlite3.DatabaseError("it has no such tables; has 'manage.py migrate lockbeat' been run?")
+                    raise StoreRefused(
+                        f"the database {self._path} (DATABASES[{self._alias!r}]) has no such tables; has 'manage.py migrate"
+                        " lockbeat' been run?"
+                    )
                 self._begin_a_new_boot(connection)
         except BaseException:
             connection.close()
             raise
         return connection
+
+    def check(self) -> None:
+        try:
+            super().check()
+        except StoreRefused as exc:
+            raise ConfigurationError(str(exc)) from exc
 
     @property
     def _process(self) -> int:
