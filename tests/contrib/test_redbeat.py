@@ -494,6 +494,26 @@ def test_static_entries_are_put_back_into_a_redis_that_comes_back_empty_and_the_
     assert len(said(caplog, logging.ERROR)) == 1
 
 
+def test_of_two_beats_that_put_an_entry_back_the_later_one_undoes_no_run(make_world):
+    world = make_world(2)
+    one, late = world.start({"static": every(10)})
+    world.run(15)
+    world.redis.flushall()
+    world.simulation.world.run(one, seconds=10)
+    assert world.load("static").total_run_count == 2
+    look = late.scheduler._look
+
+    def look_too_early():
+        late.scheduler._look = look
+        return {}, False
+
+    late.scheduler._look = look_too_early
+    world.run(2)
+    assert world.load("static").total_run_count == 2
+    world.run(8)
+    assert world.times() == pytest.approx([10, 20, 30], abs=1.5)
+
+
 def test_entries_that_are_all_gone_are_told_where_none_is_static(world, caplog):
     for name in "ab":
         world.entry(name).save()

@@ -104,6 +104,26 @@ def test_entries_live_in_a_cluster(start, cluster):
         tick_until(lambda: client.dbsize() == 0)
 
 
+def test_static_entries_are_put_back_into_a_cluster_that_has_lost_its_data(start, cluster, caplog):
+    static = {name: {"task": "t", "schedule": 1.0} for name in ("x", "y", "z")}
+    app, tick_until, runs = start(
+        redbeat_redis_url=cluster.url, redbeat_redis_options={"cluster": True}, beat_schedule=static
+    )
+    save(app)
+    tick_until(lambda: len(runs()) >= 8)
+    with cluster.client() as client:
+        client.flushall()
+        tick_until(lambda: all(client.exists(f"redbeat:{name}") for name in static))
+        so_far = sum(count for (entry, _), count in runs().items() if entry == "x")
+        client.delete("redbeat:x")
+        tick_until(lambda: client.exists("redbeat:x"))
+        assert not client.exists("redbeat:a")
+    tick_until(lambda: sum(count for (entry, _), count in runs().items() if entry == "x") >= so_far + 2)
+    assert set(runs().values()) == {1}
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert errors == ["RedBeat's Redis has lost its data: these entries are gone, save them again: 'a'"]
+
+
 def test_entries_live_behind_a_sentinel(start, sentinel):
     master, port = sentinel
     app, tick_until, runs = start(

@@ -295,6 +295,27 @@ MUTANTS = [
         "            self._known = False\n",
         (REPLICAS + "test_a_beat_that_is_closed_in_the_middle_of_a_tick_by_a_signal_settles_when_it_is_unwound",),
     ),
+    Mutant(
+        "what is written into the options of a tick stays in its entry",
+        "scheduler.py",
+        "self.apply_entry(_copied(tick.item.entry), producer=producer)",
+        "self.apply_entry(tick.item.entry, producer=producer)",
+        ("tests/test_scheduler_seams.py::test_what_is_written_into_the_options_of_one_tick_is_gone_at_the_next",),
+    ),
+    Mutant(
+        "RedBeat's entries are put back though nothing is lost",
+        "contrib/redbeat.py",
+        "if not has_kept if self._has_kept else",
+        "if True if self._has_kept else",
+        ("tests/contrib/test_redbeat.py::test_what_is_deleted_stays_deleted_until_the_next_start",),
+    ),
+    Mutant(
+        "RedBeat's entries are put back over what is there",
+        "contrib/redbeat.py",
+        "if redis.call('HEXISTS', KEYS[1], 'definition') == 1 then",
+        "if false then",
+        ("tests/contrib/test_redbeat.py::test_of_two_beats_that_put_an_entry_back_the_later_one_undoes_no_run",),
+    ),
     # -- the lock ------------------------------------------------------------------------------------------------------
     Mutant(
         "trust from the answer on",
