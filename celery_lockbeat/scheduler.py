@@ -34,6 +34,7 @@ from celery_lockbeat.clock import monotonic
 from celery_lockbeat.decorators import Timeout
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
 from celery_lockbeat.options import AppOptions, LockOptions
+from celery_lockbeat.runs import NONCE
 from celery_lockbeat.stores import stores_of
 from celery_lockbeat.stores.base import ALIVE, OVERDUE_AT_ONCE, Claim, Claims, EntryState, Joined, Overdue, Store
 
@@ -934,7 +935,13 @@ def _message(entry: Any, args: list[Any], kwargs: dict[str, Any], tick: _Tick) -
     header = _header(tick)
     if options["task_id"] != tick.task_id:
         header["claim"] = tick.task_id
-    options["headers"] = {**(options.get("headers") or {}), "celery_beat_task": True, "lockbeat": header}
+    options["headers"] = {
+        **(options.get("headers") or {}),
+        "celery_beat_task": True,
+        "lockbeat": header,
+        # whoever takes the claim over sends a copy
+        NONCE: tick.task_id,
+    }
     # retried by us, for a claim has its time
     options["retry"] = False
     message.args, message.kwargs = args, kwargs

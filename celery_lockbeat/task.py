@@ -4,9 +4,8 @@ Promises: the body runs only while its key is ours; whatever ends it frees the k
 or has been brought to its end before, answers whoever waits for it; each run logs one ``task_started``, one of
 ``task_succeeded``, ``task_failed``, ``task_retried`` and ``task_skipped``, and one ``task_finished``.
 
-A run is one try of one task: its id, its retry number, and how often it was replaced (``self.replace()`` keeps the id
-and starts the retries anew). When it comes to its end, so do all tries of that task, whatever copies of their messages
-are under way: a copy of a try that could not have its key would else start a second chain of tries.
+A run is one try of one task (see ``runs.py``). When it comes to its end, so do all tries of that task, whatever copies of
+their messages are under way: a copy of a try that could not have its key would else start a second chain of tries.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, NoReturn
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 from celery import Task, signals, states
 from celery.app.autoretry import add_autoretry_behaviour
@@ -28,6 +27,7 @@ from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
 from celery.fixups.django import DjangoFixup
 from celery.result import EagerResult
 from celery.states import IGNORED
+from celery.utils.functional import firstmethod
 
 from celery_lockbeat.binding import Unraised, lock_run
 from celery_lockbeat.events import Story
@@ -42,6 +42,19 @@ from celery_lockbeat.exceptions import (
 from celery_lockbeat.lifecycle import events_wanted, this_process
 from celery_lockbeat.lock import Lock, Scope
 from celery_lockbeat.options import TASK_PREFIX, AppOptions, LockOptions, bound_key
+from celery_lockbeat.runs import (
+    NONCE,
+    POSTPONED,
+    REDELIVERED,
+    delivered_again,
+    headers_of,
+    may_be_sent_anew,
+    name_of,
+    name_of_all_tries,
+    nonce_of,
+    postponed,
+    task_of,
+)
 from celery_lockbeat.stores import Finished, Held, Stores, stores_of
 
 __all__ = ["LockedTask"]
@@ -52,11 +65,8 @@ logger: Final = logging.getLogger("celery_lockbeat")
 #: lock of a run that dies may be freed long before its lease ends, and a copy costs but a message and a round trip.
 COPY_COMES_WITHIN: Final = 5.0
 
-#: The header of a postponed copy that tells how often it has been.
-_POSTPONED: Final = "lockbeat_postponed"
-
-#: The headers of ours: the tick of a beat, and the one above.
-_HEADERS: Final = ("lockbeat", _POSTPONED)
+#: The headers of ours: the tick of a beat, and those of runs.py.
+_HEADERS: Final = ("lockbeat", NONCE, POSTPONED)
 
 #: The requests whose bodies are under way here, of whatever tasks. Not told by a mark in them: Celery makes copies of
 #: requests, and sends on what it does not know in them.
@@ -64,6 +74,13 @@ _going: ContextVar[tuple[Any, ...]] = ContextVar("lockbeat_going", default=())
 
 #: The request whose run has ended here last: a ``__call__`` that calls ``self.run()`` twice starts another run.
 _ended: ContextVar[Callable[[], Any]] = ContextVar("lockbeat_ended", default=lambda: None)
+
+
+#: The locks of the runs of ``apply()`` that go on here, by their requests.
+_eager: Final[WeakKeyDictionary[Any, Lock]] = WeakKeyDictionary()
+
+#: What ``task_annotations`` say of a task by its name.
+_annotated: Final = firstmethod("annotate")
 
 
 class _OnCommit:
@@ -150,6 +167,14 @@ class LockedTask(Task):  # type: ignore[misc]
         if result.state == IGNORED and isinstance(result.result, TaskSkipped):
             return EagerResult(result.id, TaskRevokedError(str(result.result)), states.REVOKED, name=self.name)
         return result
+
+    def on_replace(self, sig: Any) -> Any:
+        """Hand over to what replaces this run, which may have the same key."""
+        lock = _eager.get(self.request)
+        if lock is not None:
+            # In a worker the other begins when this run has ended. Called at once, it would find its key held by this one.
+            lock.end(hold=False, finished=False)
+        return super().on_replace(sig)
 
     def _run_locked(self, body: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a body under its lock, once per request; ``binding`` puts this around ``run``.
@@ -244,7 +269,7 @@ class _Plan:
     __slots__ = ("key_of", "options")
 
     def __init__(self, task: LockedTask | type[LockedTask], app: Any) -> None:
-        task_class = task if isinstance(task, type) else type(task)
+        task_class: Any = task if isinstance(task, type) else type(task)
         owner = task.name or task_class.__qualname__
         # Not getattr(): it would make a bound method of a function that is the value of lock_key.
         own = {
@@ -253,6 +278,8 @@ class _Plan:
             for name, value in vars(cls).items()
             if name.startswith(TASK_PREFIX)
         }
+        if _is_celerys(task_class, app):
+            own = {"lock_enabled": False}
         self.options: Final = LockOptions.read(app.conf, own, owner=owner, prefix=TASK_PREFIX)
         stores = Stores(AppOptions.read(app.conf))
         stores.options.check_timeouts(self.options, owner=owner)
@@ -260,6 +287,16 @@ class _Plan:
         # Celery makes a staticmethod of a decorated function, but for bind=True; a method gets the task first
         body = inspect.getattr_static(task_class, "run").__get__(object(), task_class)
         self.key_of: Final = bound_key(self.options, body, owner=owner)
+
+
+def _is_celerys(task_class: type[LockedTask], app: Any) -> bool:
+    """Whether this is one of Celery's own tasks, which has become a locked one by ``app.task_cls`` alone.
+
+    Under one key most of ``celery.chord_unlock`` would be skipped, and chords never end. ``task_annotations`` can ask for
+    the lock of one, by its name.
+    """
+    celerys = str(task_class.name).startswith("celery.") and task_class.__module__.startswith("celery.")
+    return celerys and not {"lock_enabled", "lock_key"} & set(_annotated(app.annotations, task_class) or ())
 
 
 def _supports_django(app: Any) -> bool:
@@ -365,11 +402,13 @@ class _Run:
             self.options,
             stores_of(self.task.app),
             self.story,
-            run=self._name(),
-            whole=self._name_of_all_tries(),
+            run=name_of(self.request),
+            whole=name_of_all_tries(self.request),
             description=f"{self._hostname()} pid {this_process.pid} {self.task.name}[{self.request and self.request.id}]",
         )
         self.lock = lock
+        if self.request is not None and self.request.is_eager:
+            _eager[self.request] = lock
         began = time.monotonic()
         try:
             refusal = lock.take()
@@ -377,20 +416,6 @@ class _Run:
             self.acquire_ms = _ms_since(began)
         if refusal is not None:
             raise self._refused(key, refusal)
-
-    def _name(self) -> str | None:
-        """Name this run, the same in each copy of its message. A call that no message stands for has no name."""
-        request = self.request
-        if request is None or request.is_eager:
-            return None
-        return f"{request.id}:{request.retries}:{request.replaced_task_nesting}"
-
-    def _name_of_all_tries(self) -> str | None:
-        """Name this run and its retries, the same in each of them; never what ``_name`` gives to any run."""
-        request = self.request
-        if request is None or request.is_eager:
-            return None
-        return f"{request.id}::{request.replaced_task_nesting}"
 
     def _hostname(self) -> str:
         return str((self.request and self.request.hostname) or socket.gethostname())
@@ -402,9 +427,10 @@ class _Run:
             return TaskSkipped(f"duplicate: this run has ended before, under lock {key!r}", reason="duplicate", key=key)
         if refusal.same_run:
             return _SafetyCopy(refusal.remaining)
-        if self._name() is not None and refusal.run.startswith(f"{self.request.id}:"):
+        if name_of(self.request) is not None and task_of(refusal.run) == self.request.id:
             # Celery sends the message of self.retry() and self.replace() from within the body, under its lock: this is
-            # that next run, come before its predecessor has ended. It is about to, whatever is left of its lease.
+            # that next run, come before its predecessor has ended. It is about to, whatever is left of its lease. Or it
+            # was sent anew under the id of a run that still goes on, whose result no answer to this one may overwrite.
             return _SafetyCopy(0.0)
         held = f"lock {key!r} is held by {refusal.description}"
         if self.options.skip_if_locked:
@@ -419,8 +445,10 @@ class _Run:
         comes again soon, and then ever later, but not much later than a lock that is freed meanwhile.
         """
         request = self.request
-        headers = {**(request.headers or {}), _POSTPONED: _postponed(request) + 1}
-        delay = min(2.0 ** _postponed(request), max(1.0, copy.remaining), COPY_COMES_WITHIN)
+        headers = {**headers_of(request), NONCE: nonce_of(request), POSTPONED: postponed(request) + 1}
+        if delivered_again(request):
+            headers[REDELIVERED] = True
+        delay = min(2.0 ** postponed(request), max(1.0, copy.remaining), COPY_COMES_WITHIN)
         try:
             self.task.signature_from_request(
                 request, countdown=delay, retries=request.retries, headers=headers
@@ -476,6 +504,8 @@ class _Run:
             return
         try:
             if skipped.reason == "duplicate" and _answered(backend, request.id, self.whole_is_over):
+                if may_be_sent_anew(request):
+                    self._give_on(backend.get_task_meta(request.id, cache=False))
                 return
             # Not mark_as_revoked(): it forgets a chord around a chain whose member is skipped.
             backend.mark_as_failure(
@@ -492,6 +522,26 @@ class _Run:
                 self.task.send_event("task-revoked", terminated=False, signum=None, expired=False, exception=reason)
         except Exception:
             logger.exception("nobody could be told that %s[%s] was skipped", self.task.name, request.id)
+
+    def _give_on(self, answer: Mapping[str, Any]) -> None:
+        """Give the answer of an earlier run to the chord, the chain and the callbacks of a message that was sent anew.
+
+        Those of a copy have had it from its run. As Celery does at a run's end (celery 5.7, app/trace.py).
+        """
+        request, backend = self.request, self.task.backend
+        state, result = answer["status"], answer["result"]
+        if state == states.SUCCESS:
+            *rest, following = request.chain or [None]
+            options = {"parent_id": request.id, "root_id": request.root_id or request.id}
+            for each, more in [(each, {}) for each in request.callbacks or ()] + [(following, {"chain": rest})]:
+                if each is not None:
+                    self.task.app.signature(each).apply_async((result,), **options, **more)
+            backend.mark_as_done(request.id, result, request, store_result=False)
+        elif state in states.READY_STATES:
+            trace, failed = answer.get("traceback"), state == states.FAILURE
+            backend.mark_as_failure(
+                request.id, result, trace, request, store_result=False, call_errbacks=failed, state=state
+            )
 
     def _ignores_result(self) -> bool:
         # None: the caller, who knows only the task's name, leaves it to the task (celery 5.7, app/base.py, send_task)
@@ -584,19 +634,16 @@ def _unhide_headers(request: Any) -> None:
 
 def _tick_of(request: Any) -> Mapping[str, Any]:
     """The tick that a beat has written into the headers of this message."""
-    tick = ((request and request.headers) or {}).get("lockbeat")
+    tick = headers_of(request).get("lockbeat")
     return tick if isinstance(tick, Mapping) else {}
 
 
-def _postponed(request: Any) -> int:
-    count = (request.headers or {}).get(_POSTPONED)
-    return min(count, 30) if isinstance(count, int) and count > 0 else 0
-
-
 def _answered(backend: Any, task_id: str, whole_is_over: bool) -> bool:
-    """Whether this task's result says more than that it has begun; that there is to be another try is an answer until it is over."""
-    begun = {states.PENDING, states.RECEIVED, states.STARTED}
+    """Whether this task's result is told; that it has begun another try, or a state of the user's, is enough until it is over."""
     try:
-        return backend.get_state(task_id) not in (begun | {states.RETRY} if whole_is_over else begun)
+        state = backend.get_state(task_id)
     except Exception:  # noqa: BLE001  a backend that cannot tell, such as the disabled one
         return False
+    return state in states.READY_STATES or not (
+        whole_is_over or state in (states.PENDING, states.RECEIVED, states.STARTED)
+    )

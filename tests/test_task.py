@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 import celery_lockbeat
 from celery_lockbeat import Lock, LockedTask, LockLost, LockNotAcquired, StoreUnavailable, TaskSkipped, current_lock
+from celery_lockbeat.stores import stores_of
 
 
 @pytest.fixture
@@ -113,6 +114,108 @@ def test_a_nested_call_of_another_task_has_a_lock_and_a_request_of_its_own(app):
         return inner(), current_lock().key, self.request.called_directly
 
     assert outer.apply().get() == ((inner.name, True), outer.name, False)
+
+
+# -- eagerly, as in a worker --------------------------------------------------------------------------------------------
+
+
+def test_what_replaces_a_run_may_have_its_key_also_eagerly(app):
+    held = []
+
+    @app.task(base=LockedTask, bind=True, lock_key="k", lock_hold_at_least=0)
+    def body(self, way):
+        held.append(current_lock().held)
+        assert not is_free(app, "k")
+        if way == "itself":
+            return self.replace(self.s("done"))
+        if way == "chain":
+            return self.replace(self.si("done") | self.si("done"))
+        if way == "group":
+            return self.replace(celery.group(self.si("done"), self.si("done")))
+        if way == "within a block":
+            with Lock("another", app=app):
+                return self.replace(self.s("done"))
+        return way
+
+    # not by task_always_eager: there Celery forbids replace() to wait for what replaces
+    assert [body.apply((way,)).get() for way in ("itself", "chain", "within a block")] == ["done"] * 3
+    assert body.apply(("group",)).get() == ["done", "done"]
+    assert all(held)
+    assert is_free(app, "k")
+
+
+def test_a_run_that_is_replaced_eagerly_tells_its_story_as_in_a_worker(app, events):
+    @app.task(base=LockedTask, bind=True, lock_key="k", lock_hold_at_least=30)
+    def body(self, last=False):
+        if not last:
+            self.replace(self.s(last=True))
+            assert not current_lock()
+
+    assert body.apply().state == states.SUCCESS
+    assert sorted(names(events)) == ["task_finished"] * 2 + ["task_started"] * 2 + ["task_succeeded"] * 2
+
+
+def test_a_retry_and_the_links_of_a_chain_may_have_one_key_also_eagerly(app):
+    app.conf.task_always_eager = True
+
+    @app.task(base=LockedTask, bind=True, lock_key="k", max_retries=3)
+    def body(self, x):
+        if self.request.retries < 2:
+            raise self.retry(countdown=0)
+        return x + 1
+
+    assert body.delay(1).get() == 2
+    assert celery.chain(body.s(1), body.s(), body.s()).delay().get() == 4
+    assert celery.chain(body.s(1), body.s()).apply().get() == 3
+    assert celery.chord([body.s(1), body.s(2)], app.tasks["celery.accumulate"].s()).delay().get() == ([2, 3],)
+
+
+# -- Celery's own tasks --------------------------------------------------------------------------------------------------
+
+
+def locked_everywhere(make_app, **settings):
+    class Everywhere(LockedTask):
+        abstract = True
+        lock_key = "{customer_id}"
+
+    app = make_app(lockbeat_driver="memory", **settings)
+    app.task_cls = Everywhere
+    return app
+
+
+def test_celerys_own_tasks_are_not_locked_with_all_others(make_app):
+    app = locked_everywhere(make_app)
+
+    @app.task
+    def body(customer_id):
+        return current_lock().key
+
+    assert body("c") == "c"
+    own = [task for name, task in app.tasks.items() if name.startswith("celery.")]
+    assert len(own) >= 8
+    assert not any(task._plan().options.enabled for task in own)
+    with Lock("celery.accumulate", app=app):
+        assert app.tasks["celery.accumulate"](1, 2) == (1, 2)
+
+
+def test_celerys_own_task_is_locked_when_it_is_asked_for_by_name(make_app):
+    for asked, key in (({"lock_key": "mine"}, "mine"), ({"lock_enabled": True, "lock_key": "its"}, "its")):
+        annotations = {"celery.accumulate": asked, "*": {"lock_enabled": True}}
+        app = locked_everywhere(make_app, task_annotations=annotations)
+        assert not app.tasks["celery.chord_unlock"]._plan().options.enabled
+        with Lock(key, app=app), pytest.raises(TaskSkipped):
+            app.tasks["celery.accumulate"](1, 2)
+
+
+def test_a_task_of_a_users_own_may_be_named_as_celerys_are(app):
+    @app.task(base=LockedTask, name="celery.mine")
+    def body():
+        return current_lock().key
+
+    assert body() == "celery.mine"
+
+
+# -- how tasks are made, again --------------------------------------------------------------------------------------------
 
 
 def test_a_class_based_task_works(app):
@@ -543,3 +646,38 @@ def test_a_lock_that_is_dropped_after_a_renewal_is_not_renewed_for_ever_either(a
         return is_free(app, "k")
 
     wait_until(is_free_by_now, 10)
+
+
+# -- whose run it is that has the key -----------------------------------------------------------------------------------
+
+
+def run_of(task, id_, **more):
+    """Run a task as a worker does for a message of this id."""
+    task.push_request(id=id_, called_directly=False, is_eager=False, **more)
+    try:
+        return task()
+    finally:
+        task.pop_request()
+
+
+@pytest.mark.parametrize("theirs", ["job:1:0:0", "job:1:1:0~nonce", "other:0:0", "jo:0:0"])
+def test_a_task_id_that_is_the_beginning_of_anothers_is_not_taken_for_its_next_try(app, driver, theirs):
+    @app.task(base=LockedTask, lock_key="k", lock_skip_if_locked=False)
+    def body():
+        raise AssertionError
+
+    store = stores_of(app).choose(driver, "default")[0]
+    lease = store.acquire("k", holder="theirs", ttl=30, run=theirs)
+    with pytest.raises(LockNotAcquired):
+        run_of(body, "job")
+    store.release(lease)
+
+
+@pytest.mark.parametrize("strange", ["text", ["a", "list"], 7])
+def test_headers_of_a_message_that_are_no_mapping_do_not_keep_a_run_from_its_story(app, events, strange):
+    @app.task(base=LockedTask, lock_key="k")
+    def body():
+        return "ran"
+
+    assert run_of(body, "job", headers=strange) == "ran"
+    assert names(events) == ["task_started", "task_succeeded", "task_finished"]

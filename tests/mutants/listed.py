@@ -20,6 +20,7 @@ REPLICAS = "tests/test_scheduler_replicas.py::"
 LOCK = "tests/test_lock.py::"
 RENEWAL = "tests/test_renewal.py::"
 TASK = "tests/test_task.py::"
+RUNS = "tests/test_runs.py::"
 BAD_MOMENTS = "tests/test_bad_moments.py::"
 WAYS_OUT = "tests/test_ways_out.py::"
 PROCESSES = "tests/processes/"
@@ -417,6 +418,44 @@ MUTANTS = [
     ),
     # -- the task ------------------------------------------------------------------------------------------------------
     Mutant(
+        "what is sent anew is a copy",
+        "runs.py",
+        "            headers[NONCE] = secrets.token_urlsafe(12)\n        return\n",
+        "            headers[NONCE] = headers.get('id')\n        return\n",
+        (RUNS + "test_each_sending_has_a_nonce_of_its_own_also_of_one_frozen_signature",),
+    ),
+    Mutant(
+        "each try is a whole of its own",
+        "runs.py",
+        "        own = _is_own_next(sent, headers, request)\n",
+        "        own = False\n",
+        (RUNS + "test_a_retry_keeps_the_nonce_of_its_message_and_has_none_if_that_has_none",),
+    ),
+    Mutant(
+        "what a run sends is sent anew when it is carried out again",
+        "runs.py",
+        '    text = f"{name_of(request)} {count} {task_id}"\n',
+        '    text = f"{name_of(request)} {count} {task_id} {secrets.token_urlsafe(12)}"\n',
+        (
+            RUNS
+            + "test_what_a_run_sends_has_the_same_nonces_when_it_is_carried_out_again_and_others_when_it_is_another",
+        ),
+    ),
+    Mutant(
+        "a second message's chord is left without an answer",
+        "task.py",
+        "                if may_be_sent_anew(request):\n",
+        "                if False:\n",
+        (PROCESSES + "test_answers.py::test_a_second_chord_with_a_task_that_has_ended_ends",),
+    ),
+    Mutant(
+        "what replaces a run eagerly finds its key held",
+        "task.py",
+        "            lock.end(hold=False, finished=False)\n",
+        "            pass\n",
+        (TASK + "test_what_replaces_a_run_may_have_its_key_also_eagerly",),
+    ),
+    Mutant(
         "a lost run ends as a success",
         "task.py",
         'if not held and self.lock is not None and self.lock.lost and self.options.on_lost != "warn" and _good(exc):',
@@ -425,9 +464,9 @@ MUTANTS = [
     ),
     Mutant(
         "a retry is a copy of its first try",
-        "task.py",
-        'return f"{request.id}:{request.retries}:{request.replaced_task_nesting}"',
-        'return f"{request.id}"',
+        "runs.py",
+        "return _name(request, try_=str(request.retries)) if",
+        'return _name(request, try_="0") if',
         (PROCESSES + "test_worker.py::test_however_a_run_ends_its_lock_is_free_at_once_and_its_story_told",),
     ),
     Mutant(

@@ -183,3 +183,15 @@ def block(task, key: str, seconds: float) -> str:
 for driver in ("redis", "memory"):
     name = f"block_with_{driver}"
     app.task(bind=True, base=LockedTask, name=name, lock_key="{key}", lock_ttl=1, lock_driver=driver)(block)
+
+
+@app.task(bind=True, base=LockedTask, name="fail_at_first", lock_key="{key}", lock_ttl=300, acks_late=True)
+def fail_at_first(task, key: str) -> str:
+    """Fail the first time, when the test lets it go; and end well from then on."""
+    with seen(task, key):
+        if witness.incr(f"tries:{task.request.id}") == 1:
+            deadline = time.monotonic() + LONGEST
+            while time.monotonic() < deadline and not witness.exists(f"go:{task.request.id}"):
+                time.sleep(0.02)
+            raise ZeroDivisionError
+    return "in the end"

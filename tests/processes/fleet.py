@@ -19,7 +19,10 @@ from typing import Any
 import psutil
 from celery import Celery
 from celery.result import AsyncResult
+from celery.utils import uuid
 from servers import Server, wait_until
+
+from celery_lockbeat.runs import NONCE
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -199,8 +202,17 @@ class Fleet:
         self.processes.append(process)
         return process
 
-    def send(self, task: str, *args: object, to: str | None = None, **options: object) -> AsyncResult:
-        """Send a task to the worker of that name, or to whoever takes it."""
+    def send(
+        self, task: str, *args: object, to: str | None = None, anew: bool = False, **options: object
+    ) -> AsyncResult:
+        """Send a task to the worker of that name, or to whoever takes it.
+
+        What is sent under the ``task_id`` of an earlier message is a copy of it, as a broker makes them, unless it is sent
+        ``anew``, as somebody would who sends it once more.
+        """
+        if not anew:
+            task_id = options.setdefault("task_id", uuid())
+            options["headers"] = {**options.get("headers", {}), NONCE: f"of-{task_id}"}
         return self.s(task, *args, to=to, **options).apply_async()
 
     def s(self, task: str, *args: object, to: str | None = None, **options: object) -> Any:

@@ -17,10 +17,11 @@ import pytest
 from celery import chain, chord, group
 from celery.events.state import State
 from celery.exceptions import ChordError, TaskRevokedError
+from celery.signals import before_task_publish
 from fleet import Fleet
 from servers import free_port, wait_until
 
-from celery_lockbeat import LockLost
+from celery_lockbeat import LockLost, runs
 
 #: The promise is one second; two noisy cores may add to it.
 AT_ONCE = 1.0 + 2.0
@@ -134,6 +135,63 @@ def test_whose_result_is_ignored_is_skipped_all_the_same(fleet, held, key):
     skipped = fleet.send("hold", key, 0, ignore_result=True)
     assert "task_skipped" in [event["event"] for event in fleet.told(skipped)]
     assert "nobody could be told" not in fleet.processes[0].log()
+
+
+# -- sent again by a client that knows nothing of us: nobody can tell that it is no copy ---------------------------------
+
+
+@pytest.fixture
+def foreign(fleet):
+    if fleet.backend == "rpc":
+        pytest.skip("Celery has no chords on the RPC backend, and each of its answers goes to one")
+    before_task_publish.disconnect(runs._tell_apart)
+    yield
+    before_task_publish.connect(runs._tell_apart)
+
+
+def test_a_second_chord_with_a_task_that_has_ended_ends(fleet, foreign, witness, key):
+    for number in (1, 2):
+        header = [fleet.s("hold", key, 0, task_id=f"once-{key}"), fleet.s("hold", f"{key}-{number}", 0)]
+        body = chord(header, app=fleet.client)(fleet.s("note", f"{key}-body"))
+        assert fleet.client.AsyncResult(body.id).get(timeout=20) == f"{key}-body"
+    assert len(witness.entered(key)) == 1
+    assert len(witness.entered(f"{key}-body")) == 2
+
+
+def test_a_second_chord_with_a_task_that_has_failed_fails(fleet, foreign, witness, key):
+    for _ in range(2):
+        header = [fleet.s("end", key, "raise", task_id=f"once-{key}"), fleet.s("hold", f"{key}-other", 0)]
+        body = chord(header, app=fleet.client)(fleet.s("note", f"{key}-body"))
+        with pytest.raises((ChordError, ZeroDivisionError)):
+            fleet.client.AsyncResult(body.id).get(timeout=20)
+    assert len(witness.entered(key)) == 1
+    assert not witness.entered(f"{key}-body")
+
+
+def test_a_second_chain_goes_on_with_the_result_that_is_there(fleet, foreign, witness, key):
+    for _ in range(2):
+        links = chain(
+            fleet.s("hold", key, 0, task_id=f"once-{key}"),
+            fleet.s("note", f"{key}-then"),
+            fleet.s("note", f"{key}-last"),
+        ).apply_async()
+        assert links.get(timeout=20) == f"{key}-last"
+    assert len(witness.entered(key)) == 1
+    assert len(witness.entered(f"{key}-then")) == len(witness.entered(f"{key}-last")) == 2
+
+
+def test_a_second_messages_callbacks_are_called(fleet, foreign, witness, key):
+    for how in ("return", "raise"):
+        for number in (1, 2):
+            run = fleet.s("end", f"{key}-{how}", how, task_id=f"once-{key}-{how}")
+            run.link(fleet.s("note", f"{key}-{how}-linked", immutable=True))
+            run.link_error(fleet.s("note", f"{key}-{how}-error", immutable=True))
+            run.apply_async()
+            called = f"{key}-{how}-{'linked' if how == 'return' else 'error'}"
+            wait_until(lambda called=called, number=number: len(witness.entered(called)) == number)
+        assert len(witness.entered(f"{key}-{how}")) == 1
+    assert not witness.entered(f"{key}-return-error")
+    assert not witness.entered(f"{key}-raise-linked")
 
 
 # -- monitors ----------------------------------------------------------------------------------------------------------

@@ -1,0 +1,167 @@
+"""Names of runs: what tells a message that comes again from one that somebody has sent anew.
+
+Promises: all copies of one message, whoever has made them (a broker that delivers again, a beat that takes over, a
+worker that postpones), name the same run; each sending of a message, by whoever imports this package, names another,
+though it has the id of an earlier one; a task's retries are tries of one whole. A name is told from all others, whatever
+is in a task id.
+
+Not promised: that for a message without a nonce, whose sender knows nothing of this package. It is named as release
+0.1.0 does: all that come under its id are copies of one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+from base64 import urlsafe_b64encode
+from collections.abc import Mapping
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+from celery import signals
+from celery._state import get_current_worker_task
+
+__all__ = [
+    "NONCE",
+    "POSTPONED",
+    "REDELIVERED",
+    "delivered_again",
+    "headers_of",
+    "may_be_sent_anew",
+    "name_of",
+    "name_of_all_tries",
+    "nonce_of",
+    "postponed",
+    "task_of",
+    "told_apart",
+]
+
+#: The header that tells apart what was sent under one task id. Celery copies it into the messages of a task's retries.
+NONCE: Final = "lockbeat_nonce"
+
+#: The header of a copy that we have postponed: how often it has been.
+POSTPONED: Final = "lockbeat_postponed"
+
+#: The header of what a broker delivers again, where kombu's transport has put it back itself.
+REDELIVERED: Final = "redelivered"
+
+#: A run counts how often it has sent a message, for so many ids; later ones have nonces by chance. Hardly any run sends
+#: so many, and one that does must not grow for it.
+COUNTED_AT_MOST: Final = 10_000
+
+#: How often the runs that go on here have sent a message, by its task id. Not an attribute of a request: Celery sends on
+#: what it does not know in one.
+_sent: Final[WeakKeyDictionary[Any, dict[Any, int]]] = WeakKeyDictionary()
+
+_is_nonce: Final = re.compile(r"[\w-]{1,64}", re.ASCII).fullmatch
+
+#: A task id may hold what stands behind it, too: it is read from its end.
+_NAME: Final = re.compile(r"(?P<task>.*):\d*:\d+(?P<nonce>~[\w-]{1,64})?", re.ASCII | re.DOTALL)
+
+
+def name_of(request: Any) -> str | None:
+    """Name a run, the same in each copy of its message. A call that no message stands for has no name."""
+    return _name(request, try_=str(request.retries)) if _has_message(request) else None
+
+
+def name_of_all_tries(request: Any) -> str | None:
+    """Name a run and its retries, the same in each of them; never what ``name_of`` gives to any run."""
+    return _name(request, try_="") if _has_message(request) else None
+
+
+def task_of(name: str) -> str | None:
+    """Return the task id of a run's name; None: it is none."""
+    match = _NAME.fullmatch(name)
+    return match and match["task"]
+
+
+def told_apart(name: str) -> bool:
+    """Whether a name is of a message that has a nonce, which release 0.1.0 would name in another way."""
+    match = _NAME.fullmatch(name)
+    return match is not None and match["nonce"] is not None
+
+
+def headers_of(request: Any) -> Mapping[str, Any]:
+    """Return the headers of a message that are not Celery's own; none, where another client has sent what is no mapping."""
+    headers = request and request.headers
+    return headers if isinstance(headers, Mapping) else {}
+
+
+def nonce_of(request: Any) -> str | None:
+    """Return what tells this message from others under its task id, if anything does."""
+    # an attribute, too: with task protocol 2 each header is one
+    nonce = headers_of(request).get(NONCE) or vars(request).get(NONCE)
+    return nonce if isinstance(nonce, str) and _is_nonce(nonce) else None
+
+
+def postponed(request: Any) -> int:
+    """Return how often a copy has been postponed."""
+    count = headers_of(request).get(POSTPONED)
+    return min(count, 30) if isinstance(count, int) and count > 0 else 0
+
+
+def delivered_again(request: Any) -> bool:
+    """Whether the broker says that it has delivered this message before."""
+    return bool(headers_of(request).get(REDELIVERED) or (request.delivery_info or {}).get("redelivered"))
+
+
+def may_be_sent_anew(request: Any) -> bool:
+    """Whether a message that is named as an earlier one may be another: nothing tells, and no beat or broker has made it."""
+    return nonce_of(request) is None and "lockbeat" not in headers_of(request) and not delivered_again(request)
+
+
+def _has_message(request: Any) -> bool:
+    return request is not None and not request.is_eager
+
+
+def _name(request: Any, *, try_: str) -> str:
+    name = f"{request.id}:{try_}:{request.replaced_task_nesting}"
+    nonce = nonce_of(request)
+    # A beat's tick is named as release 0.1.0 names it, whose workers may get its copies: its id is nobody else's anyway.
+    return name if nonce is None or nonce == request.id else f"{name}~{nonce}"
+
+
+# -- sending -----------------------------------------------------------------------------------------------------------
+
+
+@signals.before_task_publish.connect  # type: ignore[untyped-decorator]
+def _tell_apart(headers: dict[str, Any], body: Any, **_: Any) -> None:
+    """Give a message its nonce, unless it has one: a tick has that of its claim, a retry that of its task."""
+    task = get_current_worker_task()
+    request = task and task.request
+    if request is None or request.is_eager:
+        if headers.get(NONCE) is None:
+            headers[NONCE] = secrets.token_urlsafe(12)
+        return
+    sent = headers if "id" in headers else body  # task protocol 2, else 1
+    ours = nonce_of(request)
+    if headers.get(NONCE) in (None, ours):
+        # A body may pass the headers of its own message on to what it sends. These are no tries of itself.
+        own = _is_own_next(sent, headers, request)
+        headers[NONCE] = ours if own else _nonce_of_what_is_sent_by(request, sent.get("id"))
+    if headers[NONCE] is None:
+        del headers[NONCE]
+
+
+def _is_own_next(sent: Mapping[str, Any], headers: Mapping[str, Any], request: Any) -> bool:
+    """Whether a run's own next try is sent, by ``self.retry()``, or a copy of its message, for later."""
+    return sent.get("id") == request.id and (
+        (sent.get("retries") or 0) > request.retries or (headers.get(POSTPONED) or 0) > postponed(request)
+    )
+
+
+def _nonce_of_what_is_sent_by(request: Any, task_id: Any) -> str:
+    """Make the nonce of a message that a run sends: the same when that run is carried out again, for it is a copy then.
+
+    So the next link of a chain is not run twice, though the one before was, and its worker died between two lines. What
+    a run sends twice, under one id, are two.
+    """
+    counts = _sent.setdefault(request, {})
+    count = counts.get(task_id, 0)
+    if not count and len(counts) >= COUNTED_AT_MOST:
+        return secrets.token_urlsafe(12)
+    counts[task_id] = count + 1
+    text = f"{name_of(request)} {count} {task_id}"
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).digest()
+    return urlsafe_b64encode(digest).decode()
