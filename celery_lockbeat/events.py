@@ -18,14 +18,18 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
+from functools import partial
 from logging import ERROR, INFO, WARNING
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO
 
 from celery_lockbeat import signals
 from celery_lockbeat.clock import monotonic
+from celery_lockbeat.telling import untold_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+    from celery_lockbeat.telling import Untold
 
 __all__ = ["EVENTS", "Story", "log_fields", "log_json_lines", "text_of"]
 
@@ -127,13 +131,17 @@ _KINDS: Final = {event: (how, getattr(signals, event)) for event, how in EVENTS.
 _form: str | None = None
 
 
+#: How it is logged, if it is; its Signal; and its fields.
+_Made = tuple[Event | None, Any, dict[str, Any]]
+
+
 class Story:
     """Who a run, or a lock outside of tasks, is in the log: the fields that all of its events share.
 
     ``sender``, of its Signals, is the task, or a weak reference to the lock.
     """
 
-    __slots__ = ("_began", "_logging", "_sender", "execution_id", "fields")
+    __slots__ = ("_began", "_logging", "_sender", "execution_id", "fields", "untold")
 
     def __init__(self, sender: Any, logging: str | bool, **fields: Any) -> None:
         self.execution_id = new_id()
@@ -141,24 +149,48 @@ class Story:
         self._sender = sender
         self._logging = _what_suits_the_log() if logging == "auto" else logging
         self._began: float | None = None
+        #: what others have found out and not yet told (see telling.py)
+        self.untold: Untold | None = None
 
     def emit(self, event: str, **details: Any) -> None:
-        """Log an event, as far as ``lock_logging`` asks for it, and send its Signal."""
+        """Log an event, as far as ``lock_logging`` asks for it, and send its Signal, after all that came before it."""
+        made = self._made(event, details)
+        if made is None:
+            return
+        if self.untold is not None and not self.untold.catch_up() and self.untold.later(partial(self._tell, *made)):
+            return
+        self._tell(*made)
+
+    def later(self, event: str, **details: Any) -> None:
+        """As ``emit``, for a renewing thread: it is told by another, or by who ends this story."""
+        made = self._made(event, details)
+        if made is not None:
+            untold_of(self).later(partial(self._tell, *made))
+
+    def catch_up(self) -> None:
+        """Tell what is still untold."""
+        if self.untold is not None:
+            self.untold.catch_up()
+
+    def _made(self, event: str, details: dict[str, Any]) -> _Made | None:
+        """What is told of an event, as of now; None where nobody listens."""
         how, signal = _KINDS[event]
         if self._logging == "brief":
             how = self._in_brief(event, how)
         logs = self._logging in how.logged_by and events_logger.isEnabledFor(how.level)
         if not logs and not signal.receivers:
-            return
+            return None
         given = {"event": event, "execution_id": self.execution_id, **self.fields, **details}
         given.update(hostname=given.get("hostname") or socket.gethostname(), pid=os.getpid())
         given["timestamp"] = datetime.now(timezone.utc).isoformat()
-        shown = {name: value for name, value in given.items() if value is not None}
-        if logs:
+        return how if logs else None, signal, {name: value for name, value in given.items() if value is not None}
+
+    def _tell(self, how: Event | None, signal: Any, shown: dict[str, Any]) -> None:
+        if how is not None:
             try:
                 _log(how, shown, form=_form or ("text" if self._logging == "brief" else "json"))
             except Exception:
-                logger.exception("a log handler failed at %s", event)
+                logger.exception("a log handler failed at %s", shown["event"])
         if signal.receivers:
             sender = self._sender() if isinstance(self._sender, weakref.ref) else self._sender
             signal.send(sender=sender, **shown)  # logs what a receiver raises

@@ -176,17 +176,21 @@ class _Parent:
         self._mutex = threading.Lock()
         self._waited = False
         self._thread: threading.Thread | None = None
-        self._ends = threading.Event()
+        self._closed = False
+        self._bell = threading.Event()
 
     def before_a_fork(self) -> None:
+        if self._closed:
+            return
         # a store that hangs must not hang the pool
         self._waited = self._mutex.acquire(timeout=1.0)
         self.next = _Page()
         self.next.events_wanted = _dispatches()
 
     def after_a_fork(self) -> None:
-        if self.next is not None:
-            self.pages.append(self.next)
+        if self.next is None:
+            return
+        self.pages.append(self.next)
         self.next = None
         if self._waited:
             self._mutex.release()
@@ -213,10 +217,12 @@ class _Parent:
             self._legacies = [left for left in self._legacies if now < left.at or not self._free(left)]
 
     def _watch(self) -> None:
-        while not self._ends.wait(LOOKS_EVERY):
+        while not self._closed or self.pages or self._legacies:
+            self._bell.wait(LOOKS_EVERY)
+            self._bell.clear()
             try:
                 self.look()
-            except Exception:  # noqa: PERF203  five times a second
+            except Exception:
                 logger.exception("a look after the children of the pool failed")
 
     def _free(self, left: _Legacy) -> bool:
@@ -236,9 +242,15 @@ class _Parent:
         again, left.asked, left.at = not (freed or left.asked), True, monotonic() + LOOKS_AGAIN
         return not again
 
+    def close(self) -> None:
+        """The worker has shut down: it forks no more, and the thread ends with what the last of its children held."""
+        self._closed = True
+        if self._thread is not None:
+            self._bell.set()
+            self._thread.join(1.0)
+
     def end(self) -> None:
         """Look for the last time."""
-        self._ends.set()
         if os.getpid() == self.pid:
             self.look()
 
@@ -278,6 +290,7 @@ def _begin(sender: Any, **_: Any) -> None:
     global _parent  # noqa: PLW0603  the one parent that this process is
     stopping.clear()
     if _parent is not None:
+        _parent.close()
         _parent.end()
     _parent = _Parent(sender.app)
     atexit.register(_parent.end)
@@ -292,6 +305,12 @@ def _know_the_consumer(sender: Any, **_: Any) -> None:
 @signals.worker_shutting_down.connect  # type: ignore[untyped-decorator]
 def _stop_waiting(**_: Any) -> None:
     stopping.set()
+
+
+@signals.worker_shutdown.connect  # type: ignore[untyped-decorator]
+def _close(**_: Any) -> None:
+    if _parent is not None:
+        _parent.close()
 
 
 def _before_a_fork() -> None:

@@ -360,6 +360,7 @@ class Lock:
             self._story.emit("lock_released")
         else:
             self._tell_lost("the store says at the release that the lock is not ours")
+            self._story.catch_up()
         return released
 
     def abandon(self) -> None:
@@ -432,6 +433,7 @@ class Lock:
         return self._pid == this_process.pid and monotonic() < self._trusted_until
 
     # -- what the renewer finds out ------------------------------------------------------------------------------------
+    # It is told later: no observer runs on the renewer's time.
 
     def extended(self, started: float) -> None:
         """The lease runs anew from ``started``."""
@@ -440,13 +442,13 @@ class Lock:
                 return
             self._failing = False
             self._trust_from(started)
-        self._story.emit("lock_extended")
+        self._story.later("lock_extended")
 
     def extend_refused(self) -> None:
         """The store says that the lock is another's, or nobody's."""
         self.lose("the store says that the lock is not ours any more")
 
-    def extend_failed(self, started: float, error: Exception, retry_every: float) -> None:
+    def extend_failed(self, started: float, error: BaseException, retry_every: float) -> None:
         """The store did not answer; try again, for the lease still runs."""
         with self._mutex:
             if self._state != "held":
@@ -455,7 +457,7 @@ class Lock:
             again = max(started, monotonic()) + min(retry_every, self._options.retries_every)
             self.next_action = min(again, self._trusted_until)
         if first:
-            self._story.emit("lock_extend_failed", error_name=type(error).__name__, error_message=str(error))
+            self._story.later("lock_extend_failed", error_name=type(error).__name__, error_message=str(error))
 
     def expire(self) -> None:
         """Lose the lock if its lease has run out by the local clock."""
@@ -474,17 +476,18 @@ class Lock:
             self._abort.fire()
 
     def _let_the_loss_be_told(self) -> None:
-        """Wait for the renewer to tell the loss, so that it comes before the end of the run; bounded, as observers are not."""
+        """See that the loss is told before the end of the run; bounded, as observers are not."""
         deadline = time.monotonic() + 1.0
-        # by turns, for under gevent the renewer is a thread of another kind, which shares no Event with this one
+        # the renewer may have lost it this very moment; by turns, for under gevent it shares no Event with this thread
         while not self._told and time.monotonic() < deadline:
             time.sleep(0.001)
+        self._story.catch_up()
 
     def _tell_lost(self, why: str) -> None:
         self._state = "lost"
         try:
             if self.auto_extend and not self._failing:
-                self._story.emit("lock_extend_failed", error_name=LockLost.__name__, error_message=why)
-            self._story.emit("lock_expired_before_finish", error_name=LockLost.__name__, error_message=why)
+                self._story.later("lock_extend_failed", error_name=LockLost.__name__, error_message=why)
+            self._story.later("lock_expired_before_finish", error_name=LockLost.__name__, error_message=why)
         finally:
             self._told = True

@@ -1,11 +1,12 @@
 """One thread per process and store that keeps held locks alive and reports those that are lost.
 
 Promises: a lock is extended every ``extends_every`` seconds for as long as it is held, however long that is; all locks
-that are due go into one round trip; a failed round is tried again while the leases last; the thread ends for no
-exception, and a lock that it cannot keep is told so. What a store that did not answer still has to be told about locks
-that are over (errands) goes the same way. It is a daemon, started by the first lock, and lives in the process that
-started it: a forked child starts from nothing, and a pool child whose parent is dead renews nothing more. One thread per
-store, not one for all: a store that hangs must not delay the renewals of another.
+that are due go into one round trip; a failed round is tried again while the leases last; the thread ends for nothing that
+is raised in it, and is started again if it ever did; a lock that it cannot keep is told so. No observer runs on its time
+(see ``telling.py``). What a store that did not answer still has to be told about locks that are over (errands) goes the
+same way. It is a daemon, started by the first lock, and lives in the process that started it: a forked child starts from
+nothing, and a pool child whose parent is dead renews nothing more. Once its app is closed, or gone, it ends when nothing is
+held any more. One thread per store, not one for all: a store that hangs must not delay the renewals of another.
 
 Under gevent it is a thread of the kernel's all the same, so a body that never yields cannot keep it from renewing.
 
@@ -14,23 +15,29 @@ Not promised: that a lock which nobody references any more is kept; it is droppe
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-import sys
 import threading
+import traceback
 import weakref
 from collections.abc import Callable
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
+from celery_lockbeat import threads
 from celery_lockbeat.clock import monotonic
-from celery_lockbeat.exceptions import StoreUnavailable
+from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
 from celery_lockbeat.lifecycle import orphaned
 from celery_lockbeat.options import RETRY_EVERY
 from celery_lockbeat.stores.base import Lease, Store
+from celery_lockbeat.telling import renewing_thread
 
-__all__ = ["Renewer", "renewer_of"]
+__all__ = ["Renewer", "close_renewer_of", "renewer_of"]
 
 logger: Final = logging.getLogger("celery_lockbeat")
+
+#: Seconds until the next round, after one that ended in what nobody expects.
+AFTER_TROUBLE: Final = 0.05
 
 
 class Renewable(Protocol):
@@ -57,7 +64,7 @@ class Renewable(Protocol):
     def extend_refused(self) -> None:
         """The store says that the lease is lost."""
 
-    def extend_failed(self, started: float, error: Exception, retry_every: float) -> None:
+    def extend_failed(self, started: float, error: BaseException, retry_every: float) -> None:
         """The store did not answer; the lock says by ``next_action`` when to try again."""
 
     def expire(self) -> None:
@@ -70,30 +77,33 @@ class Renewable(Protocol):
 class _Errand:
     """What is still to be told to the store, until it has been, or until ``until``."""
 
-    def __init__(self, tell: Callable[[Store], object], then: Callable[[], None], at: float, until: float) -> None:
-        self.tell, self.then, self.at, self.until = tell, then, at, until
+    def __init__(
+        self, store: Store, tell: Callable[[Store], object], then: Callable[[], None], at: float, until: float
+    ) -> None:
+        self.store, self.tell, self.then, self.at, self.until = store, tell, then, at, until
 
 
 class Renewer:
     """The renewing of all the locks that this process holds in one store."""
 
     def __init__(self, store: Store, *, clock: Callable[[], float] = monotonic) -> None:
-        green = _gevent_has_patched()
-        self._start = green.get_original("_thread", "start_new_thread") if green else _start_thread
-        self._store = store.twin() if green else store
+        # Not the store itself: whoever has locks or errands there keeps it, and with the last of them and its app it may go.
+        self._home = weakref.ref(store, self._ring)
+        self._twin = store.twin() if threads.gevent_has_patched() else None
         self._clock = clock
-        # Not a Condition: gevent's would wait in the hub of this thread, and not be woken from another.
-        allocate_lock = green.get_original("_thread", "allocate_lock") if green else threading.Lock
-        self._mutex = allocate_lock()
-        self._bell = allocate_lock()  # locked, until it rings
+        # Not a Condition, which gevent would patch.
+        self._mutex = threads.new_lock()
+        self._bell = threads.new_lock()  # locked, until it rings
         self._bell.acquire()
         self._locks: weakref.WeakSet[Renewable] = weakref.WeakSet()
         self._errands: list[_Errand] = []
         self._wakes_at: float | None = None  # None: not before it is notified
-        self._started = False
+        self._running = False
+        self._closed = False
+        self._join: Callable[[float], None] = _nobody
 
     def add(self, lock: Renewable) -> None:
-        """Keep ``lock`` from now on."""
+        """Keep ``lock`` from now on. Raises RuntimeError when no thread can be had."""
         action = lock.next_action
         with self._mutex:
             self._locks.add(lock)
@@ -103,7 +113,9 @@ class Renewer:
     def errand(self, tell: Callable[[Store], object], *, until: float, then: Callable[[], None]) -> None:
         """Call ``tell`` with the store, now and as long as it raises StoreUnavailable, until ``until``; in the end, ``then``."""
         now = self._clock()
-        errand = _Errand(tell, then, now, until)
+        store = self._home()
+        assert store is not None  # whoever asks has it  # noqa: S101
+        errand = _Errand(store, tell, then, now, until)
         with self._mutex:
             self._errands.append(errand)
             try:
@@ -113,15 +125,31 @@ class Renewer:
         if errand.until == now:
             self._run_errand(errand)
 
+    def close(self) -> None:
+        """The app is closed: the thread ends once nothing is held any more. What is held later starts it again."""
+        with self._mutex:
+            self._closed = True
+            idle = not self._locks and not self._errands
+        self._ring()
+        if idle:
+            self._join(1.0)
+
     def _wake_by(self, action: float) -> None:
-        if not self._started:
-            self._start(self._run, ())  # may raise RuntimeError
-            self._started = True
+        if not self._running:
+            self._begin()
         elif self._wakes_at is None or action < self._wakes_at:
             # The usual lock is over long before its first renewal, and the next one's comes later than that of
             # the one before: so the thread is seldom woken, for it sleeps until then though that lock is over.
             self._wakes_at = action
-            if self._bell.locked():
+            self._ring()
+
+    def _begin(self) -> None:
+        self._join = threads.start(self._run, "lockbeat-renewer")
+        self._running = True
+
+    def _ring(self, *_: object) -> None:
+        if self._bell.locked():
+            with contextlib.suppress(RuntimeError):  # another was faster
                 self._bell.release()
 
     def discard(self, lock: Renewable) -> None:
@@ -130,24 +158,50 @@ class Renewer:
             self._locks.discard(lock)
 
     def _run(self) -> None:
-        while True:
-            self._carry_out_a_round()
+        was_to_end = False
+        try:
+            with renewing_thread():
+                while self._goes_on():
+                    pass
+                was_to_end = True
+        finally:
+            if not was_to_end:
+                with self._mutex:
+                    self._running = False
+                    self._begin()
 
-    def _carry_out_a_round(self) -> None:
+    def _goes_on(self) -> bool:
+        """Carry out a round, whatever comes of it; False: nothing is held any more, and the app is closed."""
+        try:
+            return self._carry_out_a_round()
+        except BaseException as exc:  # noqa: BLE001  SystemExit, too: anybody may throw it into any thread
+            _log_what_was_raised("the renewing thread goes on", exc)
+            self._bell.acquire(timeout=AFTER_TROUBLE)
+            return True
+
+    def _carry_out_a_round(self) -> bool:
         # In a frame of its own: the last round's locks, referenced from the loop, would be kept alive, and so renewed.
-        due, errand = self._wait_for_due()
+        work = self._wait_for_due()
+        if work is None:
+            return False
+        due, errand = work
+        del work
         try:
             self._renew(due)
-        except Exception as exc:
-            # Whatever it was, the leases are still there: tell the locks, and go on.
-            logger.exception("the renewal of %d locks failed", len(due))
+        except BaseException as exc:  # noqa: BLE001  whatever it was, the leases are still there: tell the locks, and go on
+            _log_what_was_raised(f"the renewal of {len(due)} locks failed", exc)
             self._fail(due, self._clock(), exc)
+        del due
         if errand is not None:
             # one a round: while the store hangs, each takes its time, and renewals come first
             self._run_errand(errand)
+        return True
 
-    def _wait_for_due(self) -> tuple[list[Renewable], _Errand | None]:
-        """Sleep until a lock has something to do, or the store is to be told something; return what it is."""
+    def _wait_for_due(self) -> tuple[list[Renewable], _Errand | None] | None:
+        """Sleep until a lock has something to do, or the store is to be told something; return what it is.
+
+        None: nothing is held any more, and nobody is there to hold anything; this thread is to end.
+        """
         while True:
             with self._mutex:
                 planned = [(lock, lock.next_action) for lock in self._locks]
@@ -160,6 +214,9 @@ class Renewer:
                     return due, told
                 del planned  # a reference from here would keep a dropped lock alive
                 actions += [errand.at for errand in self._errands]
+                if not self._locks and not self._errands and (self._closed or self._home() is None):
+                    self._running = False
+                    return None
                 if actions:
                     self._wakes_at = min(actions)
                 elif self._wakes_at is not None and self._wakes_at <= now:
@@ -169,13 +226,13 @@ class Renewer:
 
     def _run_errand(self, errand: _Errand) -> None:
         try:
-            errand.tell(self._store)
-        except StoreUnavailable:
+            errand.tell(self._twin or errand.store)
+        except (StoreUnavailable, ConfigurationError):
             errand.at = self._clock() + RETRY_EVERY
             if errand.at < errand.until:
                 return
-        except Exception:
-            logger.exception("a lock's end could not be told to its store")
+        except BaseException as exc:  # noqa: BLE001  as in a round
+            _log_what_was_raised("a lock's end could not be told to its store", exc)
         with self._mutex:
             self._errands.remove(errand)
         errand.then()
@@ -186,6 +243,9 @@ class Renewer:
                 lock.lose("the worker that this process belonged to is dead")
         for lock in due:
             lock.expire()
+        store = self._twin or self._home()
+        if store is None:  # not while somebody holds a lock in it
+            return
         batch = [
             (lock, lease, lock.ttl)
             for lock in due
@@ -195,10 +255,14 @@ class Renewer:
             return
         started = self._clock()
         over = threading.Event()
-        threading.Thread(target=_expire, args=([lock for lock, _, _ in batch], over), daemon=True).start()
+        watch = threading.Thread(target=_expire, args=([lock for lock, _, _ in batch], over), daemon=True)
+        with contextlib.suppress(
+            RuntimeError
+        ):  # no thread can be had; most stores keep to the time that they are given
+            watch.start()
         try:
             within = min(lock.attempt for lock, _, _ in batch)
-            answers = self._store.extend([(lease, ttl) for _, lease, ttl in batch], within=within)
+            answers = store.extend([(lease, ttl) for _, lease, ttl in batch], within=within)
         except StoreUnavailable as exc:
             self._fail([lock for lock, _, _ in batch], started, exc)
             return
@@ -212,18 +276,19 @@ class Renewer:
             else:
                 lock.extend_refused()
 
-    def _fail(self, locks: list[Renewable], started: float, error: Exception) -> None:
+    def _fail(self, locks: list[Renewable], started: float, error: BaseException) -> None:
         for lock in locks:
             lock.extend_failed(started, error, RETRY_EVERY)
 
 
-def _start_thread(run: Callable[[], None], _: tuple[()]) -> None:
-    threading.Thread(target=run, name="lockbeat-renewer", daemon=True).start()
+def _nobody(_timeout: float) -> None:
+    """Wait for a thread that has not begun."""
 
 
-def _gevent_has_patched() -> Any:
-    monkey = sys.modules.get("gevent.monkey")
-    return monkey if monkey is not None and monkey.is_module_patched("threading") else None
+def _log_what_was_raised(text: str, exc: BaseException) -> None:
+    # it is written later, and its frames would keep locks
+    traceback.clear_frames(exc.__traceback__)
+    logger.error(text, exc_info=exc)
 
 
 def _expire(locks: list[Renewable], over: threading.Event) -> None:
@@ -246,6 +311,13 @@ def renewer_of(store: Store) -> Renewer:
         with _mutex:
             renewer = _renewers.setdefault(store, Renewer(store))
     return renewer
+
+
+def close_renewer_of(store: Store) -> None:
+    """The app of ``store`` is closed."""
+    renewer = _renewers.get(store)
+    if renewer is not None:
+        renewer.close()
 
 
 def _forget_the_parents() -> None:

@@ -107,12 +107,14 @@ def renewer(store: Store, time: Time) -> tuple[Renewer, Callable[[float], None]]
     """A renewer whose thread is the test's, and what lets it run until a moment."""
     made = Renewer(store, clock=time)
     made._bell = time
-    made._started = True
+    made._running = True
+    made.of = store  # which it does not keep itself
 
     def run_until(end: float) -> None:
         time.end = end
         with contextlib.suppress(EndOfTime):
-            made._run()
+            while made._carry_out_a_round():
+                pass
 
     return made, run_until
 

@@ -15,7 +15,7 @@ from celery import Celery
 from scripted import DOWN, ScriptedStore, Time, renewer
 
 import docs
-from celery_lockbeat import Lock, LockLost, LockNotAcquired, StoreUnavailable, current_lock, lock
+from celery_lockbeat import Lock, LockLost, LockNotAcquired, StoreUnavailable, current_lock, lock, telling
 from celery_lockbeat.options import LOCK_NAMES, LockKeywords
 from celery_lockbeat.stores import Stores
 from celery_lockbeat.stores.base import Finished, Held
@@ -39,6 +39,7 @@ class Stage:
         self.lock = Lock("key", app=Celery(set_as_current=False), ttl=TTL, **options)
 
     def told(self) -> list[str]:
+        telling.finish()  # what a renewal finds out is told by another thread
         return [json.loads(r.getMessage())["event"] for r in self._records if r.name == "celery_lockbeat.events"]
 
     def asked(self) -> list[float]:

@@ -15,10 +15,9 @@ import pytest
 from scripted import DOWN, ScriptedStore, Time, renewer
 from servers import wait_until
 
-from celery_lockbeat import Lock, LockedTask, LockNotAcquired, StoreUnavailable, current_lock, lock, signals
+from celery_lockbeat import Lock, LockedTask, LockNotAcquired, StoreUnavailable, current_lock, lock, signals, threads
 from celery_lockbeat.exceptions import ConfigurationError
-from celery_lockbeat.renewal import Renewer
-from celery_lockbeat.stores import Stores, stores_of
+from celery_lockbeat.stores import Stores
 
 
 def is_free(app, key="k") -> bool:
@@ -209,10 +208,7 @@ def test_a_lock_whose_renewal_cannot_begin_is_refused_and_freed(app, monkeypatch
     def no_thread(*_):
         raise RuntimeError("can't start new thread")
 
-    store = stores_of(app).choose(app.conf.lockbeat_driver, "default")[0]
-    refused = Renewer(store)
-    refused._start = no_thread
-    monkeypatch.setattr(lock, "renewer_of", lambda _: refused)
+    monkeypatch.setattr(threads, "start", no_thread)
     for _ in range(2):
         with pytest.raises(RuntimeError, match="thread"), Lock("k", app=app):
             pass

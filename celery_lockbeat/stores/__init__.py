@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 from celery_lockbeat.exceptions import ConfigurationError
@@ -13,7 +14,7 @@ from celery_lockbeat.stores.redis import RedisStore
 
 __all__ = ["Finished", "Held", "Lease", "Store", "Stores", "open_store", "stores_of"]
 
-#: The one attribute that is hung on an app.
+#: The one attribute that is hung on an app, beside its ``close``.
 _ATTRIBUTE: Final = "lockbeat_stores"
 
 
@@ -45,6 +46,10 @@ class Stores:
             return self._open((driver, connection), arguments), None
         fallback = self._open(None, None) if driver == "auto" else None
         return self._open(connection, arguments, self.options.setting_of(connection)), fallback
+
+    def opened(self) -> list[Store]:
+        """Tell those that have been opened so far."""
+        return list(self._opened.values())
 
     def _open(self, name: object, arguments: Mapping[str, Any] | None, setting: str = "") -> Store:
         store = self._opened.get(name)
@@ -85,4 +90,15 @@ def stores_of(app: Any) -> Stores:
     if stores is None:
         # two threads may both come here: the first one's is kept
         stores = vars(app).setdefault(_ATTRIBUTE, Stores(AppOptions.read(app.conf)))
+        # the only way to learn of it: Celery has no signal for it
+        vars(app)["close"] = partial(_close, app.close, stores)
     return stores
+
+
+def _close(close: Callable[[], None], stores: Stores) -> None:
+    """Close an app, and end what was begun for it as soon as nothing is held any more."""
+    from celery_lockbeat.renewal import close_renewer_of  # noqa: PLC0415  it stands on the stores
+
+    close()
+    for store in stores.opened():
+        close_renewer_of(store)
