@@ -145,7 +145,7 @@ class LockedRedBeatScheduler(LockedSchedulerMixin, RedBeatScheduler):  # type: i
             if not _can_be_stored(entry):
                 self._own[name] = entry
                 continue
-            self._statics.add(self.Entry.generate_key(self.app, name))
+            self._statics.add(self.app.redbeat_conf.key_prefix + name)
             try:
                 super().update_from_dict({name: definition})
             except (RedisError, OSError):
@@ -279,7 +279,7 @@ class LockedRedBeatScheduler(LockedSchedulerMixin, RedBeatScheduler):  # type: i
         static = {key: each for key, each in gone.items() if key in self._statics}
         for key, stored in static.items():
             self._put_back(key, stored)
-        keys = {name: self.Entry.generate_key(self.app, name) for name in conf.schedule}
+        keys = {name: conf.key_prefix + name for name in conf.schedule}
         there = {*scores, *static, *map(keys.get, self._own)}
         self.update_from_dict({name: conf.schedule[name] for name, key in keys.items() if key not in there})
         if self._has_kept:
