@@ -116,8 +116,8 @@ EVENTS: Final[Mapping[str, Event]] = {
     "lock_released": Event(INFO, _BY_VERBOSE, "lock released: %s", lambda told: (_key(told),)),
     "task_succeeded": Event(INFO, _BY_ALL, "%s succeeded in %s", lambda told: (_who(told), _ran(told))),
     "task_failed": Event(WARNING, _BY_ALL, "%s failed%s", lambda told: (_who(told), _failure(told))),
-    "task_retried": Event(INFO, _BY_ALL, "%s is tried again%s", lambda told: (_who(told), _next_try(told))),
-    "task_skipped": Event(INFO, _BY_ALL, "%s was skipped: %s", lambda told: (_who(told), _why_skipped(told))),
+    "task_retried": Event(INFO, _BY_ALL, "%s retries%s", lambda told: (_who(told), _next_try(told))),
+    "task_skipped": Event(INFO, _BY_ALL, "%s skipped: %s", lambda told: (_who(told), _why_skipped(told))),
     "task_finished": Event(INFO, _BY_DEFAULT, "%s is over: %s", lambda told: (_who(told), told["status"])),
     "driver_fallback": Event(
         ERROR, _BY_ALL | {False}, "%s falls back to memory: %s", lambda told: (_who(told), _error(told))
@@ -201,7 +201,7 @@ class Story:
             self._began = monotonic()
         elif event == "lock_extended" and self._began is not None and (lasted := monotonic() - self._began) >= LONG:
             self._began = None
-            return Event(INFO, _BY_BRIEF, "%s is still running, for %s", lambda told: (_who(told), _took(lasted)))
+            return Event(INFO, _BY_BRIEF, "%s still running after %s", lambda told: (_who(told), _took(lasted)))
         return how
 
 

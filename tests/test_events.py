@@ -340,7 +340,7 @@ def test_in_brief_each_run_is_one_short_human_line(app, show):
     assert lines[0].endswith(" ms")
     assert lines[1].startswith("sync [sync:raise] failed after ")
     assert lines[1].endswith(" ms: ValueError: boom")
-    assert lines[2] == f"sync [sync:held] was skipped: held by {socket.gethostname()} {os.getpid()}"
+    assert lines[2] == f"sync [sync:held] skipped: held by {socket.gethostname()} {os.getpid()}"
 
 
 def test_in_brief_the_holders_line_is_short_and_its_id_still_leads_to_it(show):
@@ -354,10 +354,10 @@ def test_in_brief_the_holders_line_is_short_and_its_id_still_leads_to_it(show):
         story.emit("task_skipped", status="skipped", reason="locked", holder=holder)
     story.emit("task_skipped", status="skipped", reason="duplicate")
     assert seen.lines == [
-        "sync was skipped: held by celery@w1 pid 812 [f3e6f669]",
-        "sync was skipped: held by celery@w1 pid 812 other[f3e6f669]",
-        "sync was skipped: held by celery@w1 pid 812 [report-2026-11-27]",
-        "sync was skipped: a copy of a message whose run has ended",
+        "sync skipped: held by celery@w1 pid 812 [f3e6f669]",
+        "sync skipped: held by celery@w1 pid 812 other[f3e6f669]",
+        "sync skipped: held by celery@w1 pid 812 [report-2026-11-27]",
+        "sync skipped: a copy of a message whose run has ended",
     ]
 
 
@@ -366,7 +366,7 @@ def test_in_brief_a_retry_says_why_and_when(show):
     story = Story("sender", "brief", task_name="sync", lock_key="sync")
     story.emit("task_retried", status="retry", duration_ms=5.0, error_name="OSError", error_message="no", retry_in=180)
     story.emit("task_retried", status="retry", duration_ms=5.0)
-    assert seen.lines == ["sync is tried again in 3 min 0 s: OSError: no", "sync is tried again"]
+    assert seen.lines == ["sync retries in 3 min 0 s: OSError: no", "sync retries"]
 
 
 def test_in_brief_a_run_that_lasts_is_told_once_and_a_lost_lock_is(app, show, monkeypatch):
@@ -383,7 +383,7 @@ def test_in_brief_a_run_that_lasts_is_told_once_and_a_lost_lock_is(app, show, mo
 
     body()
     lasts, *lost, end = seen.lines
-    assert lasts.startswith("sync is still running, for ")
+    assert lasts.startswith("sync still running after ")
     assert len(lost) == 2
     assert lost[0].startswith("lock not extended: sync: LockLost: ")
     assert lost[1] == "lock lost: sync"
