@@ -2,7 +2,7 @@
 
 Promises: it is raised while the body is armed, or not at all: never after the body has ended, and never in another run.
 In the main thread (prefork, solo) it interrupts ``time.sleep``, I/O and whatever else of C a signal interrupts; in a
-greenlet it comes when that one next waits.
+greenlet, or a coroutine, it comes when that one next waits.
 
 Not promised: an end to C code that heeds no signal, or, in the ``threads`` pool, to anything that waits: there it comes
 with the next line of Python. A body may catch it, as it may catch anything.
@@ -10,6 +10,7 @@ with the next line of Python. A body may catch it, as it may catch anything.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import signal
@@ -37,10 +38,12 @@ class Abort:
         self._fired: Final = threading.Event()
         #: whether it is CPython that raises it: with the next turn of a loop in the body's thread
         self._comes_later = False
+        #: whether it has cancelled the body, which is a coroutine
+        self.cancelled = False
 
-    def arm(self) -> None:
-        """From now on the body in this thread, or greenlet, can be aborted."""
-        self._armed.append(self._way())
+    def arm(self, *, awaited: bool = False) -> None:
+        """From now on the body in this thread, or greenlet, can be aborted; one that is ``awaited`` is cancelled."""
+        self._armed.append(_in_asyncio(self) if awaited else self._way())
 
     def disarm(self) -> None:
         """The body has ended: nothing will be raised any more once this returns."""
@@ -102,6 +105,23 @@ def _raise_what_is_due(number: int, frame: Any) -> None:
             raise abort.error
     if callable(_before[-1]):
         _before[-1](number, frame)
+
+
+def _in_asyncio(abort: Abort) -> Callable[[], None]:
+    # Neither a signal nor CPython's way: either would end the loop, and all else that runs in it.
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+    def cancel() -> None:
+        # in the loop, so the body does not run: it waits, or has ended
+        if not abort.over and task is not None:
+            abort.cancelled = True
+            task.cancel()
+
+    def throw() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and so is what ran in it
+            loop.call_soon_threadsafe(cancel)
+
+    return throw
 
 
 def _in_gevent(abort: Abort) -> Callable[[], None] | None:

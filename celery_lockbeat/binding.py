@@ -2,8 +2,8 @@
 
 Promises: after :func:`lock_run` each way to the body leads through the lock: the worker's, ``self.run()`` in the ``__call__``
 of another base (as Flask's documentation writes it), ``super().__call__()``, ``task.run()``. What ``autoretry_for`` adds is
-inside of the lock, so that a try which is to be repeated does not count as the end of its task. A task of which that cannot
-be said is refused.
+inside of the lock, so that a try which is to be repeated does not count as the end of its task. The lock of an ``async def`` is held
+until its coroutine has ended. A task of which that cannot be said is refused.
 
 Not promised: what somebody puts in the place of ``run`` later (a mock); a worker looks once more when it starts.
 """
@@ -17,8 +17,8 @@ from typing import Any, Final
 
 from celery import Task
 from celery.app.autoretry import add_autoretry_behaviour
-from celery.app.trace import task_has_custom
 
+from celery_lockbeat.awaiting import has_call, is_awaited
 from celery_lockbeat.exceptions import ConfigurationError
 
 __all__ = ["Unraised", "lock_run"]
@@ -62,6 +62,8 @@ def lock_run(task_class: type[Task], tasks: Iterable[Task]) -> None:
 def _of_class(task_class: type[Task], own: Any) -> Callable[..., Any]:
     """What stands in a class in the place of ``own``: a function, or what Celery makes of it, a staticmethod."""
     bind = own.__get__ if hasattr(own, "__get__") else lambda _task, _cls: own
+    as_called = own if inspect.isfunction(own) else bind(object(), task_class)
+    _refuse_a_generator(task_class, as_called)
 
     def run(task: Any, /, *args: Any, **kwargs: Any) -> Any:
         result = task._run_locked(bind(task, type(task)), args, kwargs)
@@ -69,29 +71,36 @@ def _of_class(task_class: type[Task], own: Any) -> Callable[..., Any]:
             raise result.exception.with_traceback(None) from None
         return result
 
-    if inspect.isfunction(own):
-        functools.update_wrapper(run, own)
-    else:
-        as_called = bind(object(), task_class)
-        functools.update_wrapper(run, as_called)
+    async def run_awaited(task: Any, /, *args: Any, **kwargs: Any) -> Any:
+        return await task._await_locked(bind(task, type(task)), args, kwargs)
+
+    locked = _marked(run_awaited if is_awaited(as_called) else run, as_called)
+    if as_called is not own:
         # inspect sees through what wraps() makes; but what it sees there has no parameter for the task
         signature = inspect.signature(as_called)
         itself = inspect.Parameter("_task", inspect.Parameter.POSITIONAL_ONLY)
-        run.__signature__ = signature.replace(parameters=[itself, *signature.parameters.values()])  # type: ignore[attr-defined]
-    setattr(run, _MARK, run)
-    return run
+        locked.__signature__ = signature.replace(parameters=[itself, *signature.parameters.values()])  # type: ignore[attr-defined]
+    return locked
 
 
 def _of_task(task: Task, own: Callable[..., Any]) -> Callable[..., Any]:
     """What stands in an instance in the place of ``own``, which ``autoretry_for`` or its ``__init__`` has put there."""
+    _refuse_a_generator(task, own)
 
-    @functools.wraps(own)
     def run(*args: Any, **kwargs: Any) -> Any:
         result = task._run_locked(own, args, kwargs)
         if type(result) is Unraised:
             raise result.exception.with_traceback(None) from None
         return result
 
+    async def run_awaited(*args: Any, **kwargs: Any) -> Any:
+        return await task._await_locked(own, args, kwargs)
+
+    return _marked(run_awaited if is_awaited(own) else run, own)
+
+
+def _marked(run: Callable[..., Any], own: Callable[..., Any]) -> Callable[..., Any]:
+    functools.update_wrapper(run, own)
     setattr(run, _MARK, run)
     return run
 
@@ -122,6 +131,12 @@ def _layers(run: Any) -> Iterator[Any]:
 
 def _refuse_a_body_in_call(tasks: list[Task]) -> None:
     for task in tasks:
-        if task_has_custom(task, "__call__"):
+        if has_call(task):
             allowed = "a body in run(), which __call__ calls: the lock is taken there"
             raise ConfigurationError(f"__call__ of {task.name} is its body, for it has no run(); allowed: {allowed}")
+
+
+def _refuse_a_generator(task: Any, run: Callable[..., Any]) -> None:
+    if inspect.isgeneratorfunction(run) or inspect.isasyncgenfunction(run):
+        allowed = "a function that returns, or a coroutine: a lock cannot be held while others iterate"
+        raise ConfigurationError(f"run of {task.name} is a generator; allowed: {allowed}")

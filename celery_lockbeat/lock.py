@@ -261,13 +261,17 @@ class Lock:
         if not released and exc is None and self._options.on_lost != "warn" and self._pid == this_process.pid:
             raise LockLost(f"lock {self.key!r} was lost before the block ended")
 
-    def arm(self) -> None:
-        """With ``on_lost="abort"``: from now on, raise LockLost in this thread as soon as the lock is lost."""
+    def arm(self, *, awaited: bool = False) -> Abort | None:
+        """With ``on_lost="abort"``: from now on, raise LockLost in this thread as soon as the lock is lost.
+
+        ``awaited``: what runs under it is the coroutine that runs here, which is cancelled instead.
+        """
         if self._options.on_lost == "abort":
             self._abort = Abort(LockLost(f"lock {self.key!r} was lost, which ends what runs under it"))
-            self._abort.arm()
+            self._abort.arm(awaited=awaited)
             if self._state == "lost":
                 self._abort.fire()
+        return self._abort
 
     def disarm(self) -> None:
         """What ran under the lock has ended: LockLost is raised in it before this returns, or not at all."""

@@ -15,8 +15,10 @@ import logging
 import socket
 import sys
 import time
+from asyncio import CancelledError
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 from weakref import WeakKeyDictionary, ref
 
@@ -29,6 +31,14 @@ from celery.result import EagerResult
 from celery.states import IGNORED
 from celery.utils.functional import firstmethod
 
+from celery_lockbeat.awaiting import (
+    WHAT_TO_DO,
+    carried,
+    carry_requests,
+    is_awaited,
+    off_the_loop,
+    refuse_what_nothing_awaits,
+)
 from celery_lockbeat.binding import Unraised, lock_run
 from celery_lockbeat.events import Story
 from celery_lockbeat.exceptions import (
@@ -156,14 +166,22 @@ class LockedTask(Task):  # type: ignore[misc]
         super().on_bound(app)
         cls._lock_plans = {}
         tasks = _registered(cls, app)
+        # first, for the app knows the task by now, and so may another thread
+        lock_run(cls, tasks)
         known: list[Any] = [*tasks] or [cls]
         for task in known:
             _Plan(task, app)
-        lock_run(cls, tasks)
+        if any(is_awaited(task.run) for task in tasks):
+            carry_requests()
 
     def apply(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task here and now; a skipped run has the state REVOKED, as it has from a worker."""
         result = super().apply(*args, **kwargs)
+        if isinstance(result.result, CoroutineType):
+            result.result.close()
+            raise ConfigurationError(
+                f"run of {self.name} is async def, and apply() awaits nothing; allowed: {WHAT_TO_DO}"
+            )
         if result.state == IGNORED and isinstance(result.result, TaskSkipped):
             return EagerResult(result.id, TaskRevokedError(str(result.result)), states.REVOKED, name=self.name)
         return result
@@ -183,8 +201,9 @@ class LockedTask(Task):  # type: ignore[misc]
         """
         stack: list[Any] = self.request_stack.stack
         if not stack:
-            # task.run(): a request says that it is under way
-            return self._run_within(Context(args=args, kwargs=kwargs), body, args, kwargs)
+            # task.run(): a request says that it is under way. Or a pool that runs a body in another thread than the worker's.
+            request = self._carried() or Context(args=args, kwargs=kwargs)
+            return self._run_within(request, body, args, kwargs)
         going = _going.get()
         if stack[-1] in going:
             # self.run() or super().run() within the body
@@ -209,6 +228,33 @@ class LockedTask(Task):  # type: ignore[misc]
         finally:
             _going.reset(outer)
             _ended.set(ref(first))
+
+    async def _await_locked(self, body: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As ``_run_locked``, of a coroutine: the lock is held until it has ended."""
+        request = self._carried()
+        # copied, for others of this thread change it meanwhile
+        stack = [*self.request_stack.stack] or [request or Context(args=args, kwargs=kwargs)]
+        going = _going.get()
+        if stack[-1] in going:
+            return await body(*args, **kwargs)
+        message = _message_of(stack, going)
+        if message is not None:
+            message._protected = 1
+        before = carried.get()
+        _going.set((*going, *stack))
+        carried.set((self, stack[-1]))
+        try:
+            return await _Run(self, self._plan(), message, body, args, kwargs).carry_out_awaited()
+        finally:
+            # not reset(): a coroutine may be closed in another context than it ran in
+            _going.set(going)
+            carried.set(before)
+            _ended.set(ref(stack[0]))
+
+    def _carried(self) -> Any:
+        """The request of this task that a pool has taken to another thread."""
+        of, request = carried.get() or (None, None)
+        return request if of is self else None
 
     def _run_within(self, request: Any, body: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.request_stack.push(request)
@@ -243,24 +289,29 @@ def _message_of(stack: list[Any], going: tuple[Any, ...]) -> Any:
 
 
 @signals.celeryd_after_setup.connect  # type: ignore[untyped-decorator]
-def _check_the_stores(instance: Any, **_: Any) -> None:
-    """Look at the servers of the locks before the worker has a pool, and end it if one cannot do what is needed."""
+def _check_before_the_start(instance: Any, **_: Any) -> None:
+    """Look at the tasks and at the servers of their locks before the worker has a pool, and end it if one cannot do what is needed."""
     app = instance.app
     tasks = [task for task in app.tasks.values() if isinstance(task, LockedTask)]
-    plans = [_Plan(task, app).options for task in tasks]
-    for task in tasks:
-        lock_run(type(task), [task])
-    for driver, connection in {(plan.driver, plan.connection) for plan in plans if plan.enabled}:
-        store = stores_of(app).choose(driver, connection)[0]
-        try:
-            store.check()
-        except ConfigurationError as exc:
-            # Celery swallows all but what ends the process
-            raise SystemExit(f"{type(exc).__name__}: {exc}") from exc
-        except StoreUnavailable as exc:
-            logger.warning("connection %r of the locks is not there yet: %s", connection, exc)
-        # a child would inherit the connection, and keep it open
-        store.close()
+    plans = {task: _Plan(task, app).options for task in tasks}
+    try:
+        for task in tasks:
+            lock_run(type(task), [task])
+        refuse_what_nothing_awaits(instance, [task for task in tasks if plans[task].enabled])
+        for driver, connection in {(plan.driver, plan.connection) for plan in plans.values() if plan.enabled}:
+            _check_store(stores_of(app).choose(driver, connection)[0], connection)
+    except ConfigurationError as exc:
+        # Celery swallows all but what ends the process
+        raise SystemExit(f"{type(exc).__name__}: {exc}") from exc
+
+
+def _check_store(store: Any, connection: str) -> None:
+    try:
+        store.check()
+    except StoreUnavailable as exc:
+        logger.warning("connection %r of the locks is not there yet: %s", connection, exc)
+    # a child would inherit the connection, and keep it open
+    store.close()
 
 
 class _Plan:
@@ -387,11 +438,81 @@ class _Run:
                 return self.body(*self.args, **self.kwargs)
             self.lock.arm()
             try:
-                return self.body(*self.args, **self.kwargs)
+                result = self.body(*self.args, **self.kwargs)
             finally:
                 self.lock.disarm()
         finally:
             scope.leave()
+        if type(result) is CoroutineType:
+            result.close()
+            allowed = "an async def without a wrapper around it, or what awaits it itself"
+            raise ConfigurationError(
+                f"run of {self.task.name} returns a coroutine, which has no lock; allowed: {allowed}"
+            )
+        return result
+
+    async def carry_out_awaited(self) -> Any:
+        """As ``carry_out``, of a coroutine. What waits for the store does so off the event loop."""
+        try:
+            try:
+                result = await self._await_body()
+            except GeneratorExit as exc:
+                # it is closed, not cancelled: nothing can be awaited any more
+                self._end(exc)
+                raise
+            except _SafetyCopy as copy:
+                raise await self._elsewhere(self._postpone, copy) from None
+            except BaseException as exc:
+                ending = await self._elsewhere(self._end, exc)
+                if ending is None or ending is exc:
+                    raise
+                raise ending from exc
+            lost = await self._elsewhere(self._end, None)
+            if lost is not None:
+                raise lost
+            return result
+        finally:
+            if self.lock is not None:
+                self.lock.abandon()
+
+    async def _await_body(self) -> Any:
+        if self.options.enabled:
+            await self._elsewhere(self._acquire)
+        self._start()
+        self.entered = time.monotonic()
+        scope = Scope(self.lock)
+        try:
+            if self.lock is None:
+                return await self.body(*self.args, **self.kwargs)
+            abort = self.lock.arm(awaited=True)
+            try:
+                return await self.body(*self.args, **self.kwargs)
+            except CancelledError as exc:
+                if abort is None or not abort.cancelled:
+                    raise
+                raise LockLost from exc
+            except Exception as exc:
+                if self.request is None or not self.task.autoretry_for:
+                    raise
+                # what autoretry_for adds around a body awaits nothing, so it has not seen this
+                raise await self._elsewhere(self._autoretried, exc) from exc
+            finally:
+                self.lock.disarm()
+        finally:
+            scope.leave()
+
+    async def _elsewhere(self, step: Callable[..., Any], *args: Any) -> Any:
+        """Take a step that waits for a server in another thread, which has this run's request, too."""
+        return await off_the_loop(self._with_request, step, *args)
+
+    def _with_request(self, step: Callable[..., Any], *args: Any) -> Any:
+        if self.request is None:
+            return step(*args)
+        self.task.request_stack.push(self.request)
+        try:
+            return step(*args)
+        finally:
+            self.task.request_stack.pop()
 
     # -- acquire -------------------------------------------------------------------------------------------------------
 

@@ -318,5 +318,6 @@ def test_threads_that_run_one_task_have_each_their_own_run(app):
         meet.wait()
         return current_lock().key
 
+    app.finalize()  # which threads would do at the same time
     with ThreadPoolExecutor(3) as threads:
         assert list(threads.map(lambda x: body.apply((x,)).get(), range(3))) == ["k:0", "k:1", "k:2"]

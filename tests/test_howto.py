@@ -72,3 +72,9 @@ def test_flasks_own_base_and_ours_make_one(app):
         report(7)
     assert not flask.has_app_context()
     assert report.__wrapped__.__name__ == "report"
+
+
+def test_a_base_that_awaits_holds_the_lock_of_a_coroutine(app):
+    scope = {"__name__": "tasks", "app": app}
+    exec(compile(code_of("async-tasks.md"), "async-tasks.md", "exec"), scope)
+    assert scope["sync_shop"].apply(("x",)).get() == "sync:x"

@@ -521,8 +521,22 @@ MUTANTS = [
     Mutant(
         "whatever runs within a run is a part of it",
         "task.py",
-        "if stack[-1] in going:",
-        "if stack[0] in going:",
+        "if stack[-1] in going:\n            # self.run()",
+        "if stack[0] in going:\n            # self.run()",
         (TASK + "test_a_task_that_calls_itself_finds_its_own_key_held",),
+    ),
+    Mutant(
+        "the lock of a coroutine is free before it has ended",
+        "binding.py",
+        "locked = _marked(run_awaited if is_awaited(as_called) else run, as_called)",
+        "locked = _marked(run, as_called)",
+        ("tests/test_awaiting.py::test_whoever_awaits_a_task_holds_its_lock_until_the_coroutine_has_ended",),
+    ),
+    Mutant(
+        "a cancelled coroutine does not wait for what it has asked the store",
+        "awaiting.py",
+        "    while not doing.done():\n",
+        "    while cancelled is None and not doing.done():\n",
+        ("tests/test_awaiting.py::test_one_that_is_cancelled_while_it_waits_for_its_lock_leaves_none_either",),
     ),
 ]
