@@ -53,3 +53,23 @@ def test_a_beat_fires_locked_tasks_at_two_workers_and_each_run_tells_one_story(p
         assert len(succeeded) == len(witness.entered(each))
         tokens = [line["token"] for line in witness.entered(each)]
         assert tokens == sorted(set(tokens))
+
+
+def test_an_entry_with_a_task_id_of_its_own_runs_at_each_tick_and_a_copy_of_one_tick_does_not(pair, witness, key):
+    options = {"task_id": f"always-{key}", "queue": pair.queue}
+    beat = pair.beat("beat", {"mine": {"task": "tick", "schedule": 0.5, "args": [key], "options": options}})
+    wait_until(lambda: len(witness.lines(key, "tick")) >= 4, timeout=40, message="it has run four times")
+    beat.terminate()
+    ticks = witness.lines(key, "tick")
+    assert {line["id"] for line in ticks} == {options["task_id"]}
+    assert [line["run"] for line in ticks] == list(range(1, len(ticks) + 1))
+    assert len({line["claim"] for line in ticks}) == len(ticks)
+    # as another beat sends it, that takes over what this one has sent and not settled
+    told = {name: ticks[1][name] for name in ("entry", "run", "claim")}
+    headers = {"lockbeat": told, "lockbeat_nonce": told["claim"]}
+    pair.send("tick", key, anew=True, task_id=options["task_id"], headers=headers)
+    wait_until(
+        lambda: [event for event in pair.events(lock_key=key, event="task_skipped") if event["reason"] == "duplicate"],
+        message="the copy is skipped",
+    )
+    assert [line["run"] for line in witness.lines(key, "tick")] == [line["run"] for line in ticks]
