@@ -196,6 +196,7 @@ class AppOptions:
     key_prefix: str = "lockbeat:"
     claim_ttl: float = 5.0
     memory_path: str | None = None
+    django_run_missed_when_changed: bool = False
     #: writes the settings in a text as the user does
     spell: Callable[[str], str] = field(default=str, repr=False, compare=False)
 
@@ -697,5 +698,6 @@ _APP_RULES: Final[dict[str, _Rule]] = {
     "key_prefix": _key_prefix,
     "claim_ttl": _seconds(0.1, high=3600),
     "memory_path": _path,
+    "django_run_missed_when_changed": _flag,
 }
 LOCK_NAMES: Final = tuple(field.name for field in fields(LockOptions))

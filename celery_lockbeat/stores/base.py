@@ -65,8 +65,8 @@ BACKLOG: Final = 8
 OVERDUE_AT_ONCE: Final = 100
 
 #: What members of an app announce to each other: that they are there, what their tasks and entries are, all of them in one
-#: text, and each definition of an entry, for when it was first heard of.
-ANNOUNCED: Final = ("member", "tasks", "entries", "definition")
+#: text, each definition of an entry, for when it was first heard of, and, to those after them, how they knew an entry.
+ANNOUNCED: Final = ("member", "tasks", "entries", "definition", "past")
 
 #: As many announcements are made at once.
 ANNOUNCED_AT_ONCE: Final = 500

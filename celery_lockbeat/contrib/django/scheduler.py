@@ -9,16 +9,22 @@ When did an entry run last? The store knows of each claimed run, and its row, wh
 once the tick is published, of each written one. The store counts where it knows of more runs than the row; else the row does,
 for it is the user's to reset. An entry that is to run once begins anew with each change of its row, as the row then counts
 from 0: its key in the store has the time of that change.
+
+What was due while a row was disabled, or before its crontab was what it is, is not made up for. Beats see such changes, and
+announce to those after them how they knew each row; so a change is noticed while none of them was there, too, and what was
+missed then by a row that is as it was still runs.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import MINYEAR, datetime, timedelta, timezone
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from typing import Any, Final, TypeVar
 
 from celery import schedules
@@ -37,7 +43,8 @@ from kombu.utils import json as kombus_json
 
 from celery_lockbeat.agenda import Item
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
-from celery_lockbeat.scheduler import LockedSchedulerMixin, logger
+from celery_lockbeat.scheduler import KEEP_EVERY, LockedSchedulerMixin, logger
+from celery_lockbeat.stores.base import ANNOUNCED_AT_ONCE, STATE_MEMORY
 
 __all__ = ["LockedDatabaseScheduler"]
 
@@ -53,6 +60,12 @@ KINDS: Final = ("interval", "crontab", "solar", "clocked")
 
 #: What Celery knows of an entry in ``beat_schedule``; what else there is are columns.
 CELERYS_FIELDS: Final = ("task", "schedule", "args", "kwargs", "options", "relative")
+
+#: What is told of a row that was disabled or deleted.
+OFF: Final = "off"
+
+#: As many rows are remembered from one beat to the next.
+MOST_ROWS: Final = 1_000_000
 
 _KEY: Final = re.compile(r"periodictask:(\d+)(?:@.*)?")
 
@@ -70,9 +83,7 @@ class _Entry(ModelEntry):  # type: ignore[misc]
     """
 
     def __init__(self, model: Any, app: Any = None) -> None:
-        model.start_time, model.expires = (
-            each and _aware(each, django_timezone.get_default_timezone()) for each in (model.start_time, model.expires)
-        )
+        model.start_time, model.expires = (each and _by_the_clock(each) for each in (model.start_time, model.expires))
         super().__init__(model, app=app)
         self.schedule = _schedule_of(model, self.app)
 
@@ -109,6 +120,9 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
         self._to_set_up = self._is_set_up = False
         self._last_change: Any = None
         self._read_all_at: float | None = None  # None: not yet
+        self._past: dict[str, str] = {}  # how beats before this one knew the rows, see _told()
+        self._untold: dict[str, str] = {}  # how this one knows them, for those after it
+        self._told_all_at: float | None = None
         self._unwritten: dict[int, Any] = {}  # entries that have run, by primary keys
         self._expired: set[int] = set()
         super().__init__(app, **kwargs)
@@ -177,6 +191,10 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
             if model.expires is not None and entry._default_now() >= model.expires:
                 self._expired.add(model.pk)
                 return False, None
+            if model.start_time is not None and (rest := model.start_time - entry._default_now()) > timedelta(0):
+                # the entry itself would sleep beyond a time of its crontab that is its start time, too
+                return False, rest.total_seconds()
+            _pass_over(entry)
         due: tuple[bool, float | None] = entry.is_due()
         return due
 
@@ -186,7 +204,11 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
         if model is None:
             return
         if entry.total_run_count <= entry.lockbeat_run:
+            if self._is_cleared(entry):
+                entry.lockbeat_since = self._now_or_earlier(self._last_change, later_than=entry.last_run_at)
+                self._untold[str(model.pk)] = _told(entry)
             entry.last_run_at = entry.lockbeat_last_run_at
+        _pass_over(entry)
         model.last_run_at, model.total_run_count = entry.last_run_at, entry.total_run_count
 
     def _key(self, name: str, entry: Any) -> str:
@@ -201,6 +223,9 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
             self._query(self._set_up)
             self._is_set_up = True
         self._write_down()
+        if self._read_all_at is None and self._forgets:
+            self._past = {each.name: each.told for each in self._store.announced(self._name, "past", limit=MOST_ROWS)}
+        self._remember()
         changed = self._query(self._changes)
         # before the rows are read: what changes meanwhile is a change next time
         now = self._clock()
@@ -210,7 +235,8 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
         found = self._query(lambda: self._read(self.enabled_models_qs()))
         self._last_change, self._read_all_at = changed, now
         for pk in self._rows.keys() - found:
-            del self._rows[pk]
+            self._lose(pk)
+        self._remember()
 
     def _set_up(self) -> None:
         self.install_default_entries({})
@@ -226,7 +252,7 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
             wanted = set(pks.values())
             found = self._query(lambda: self._read(self.enabled_models_qs().filter(pk__in=wanted)))
             for pk in (wanted - found) & self._rows.keys():
-                del self._rows[pk]
+                self._lose(pk)
         told = {}
         for key in keys:
             stored = self._rows.get(pks.get(key, -1))
@@ -291,6 +317,7 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
 
     def _load(self, definitions: Mapping[int, tuple[Any, ...]]) -> None:
         """Make the entries of these rows, and tell of those that are broken."""
+        latest = self._changes()
         for pk, model in self._fetch(list(definitions)).items():
             definition, known = definitions[pk], self._rows.get(pk)
             try:
@@ -311,6 +338,9 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
             ):
                 stored.entry.last_run_at = known.entry.last_run_at
                 stored.entry.total_run_count = known.entry.total_run_count
+            stored.entry.lockbeat_since = self._since(stored.entry, known, latest)
+            _pass_over(stored.entry)
+            self._untold[str(pk)] = _told(stored.entry)
 
     def _fetch(self, pks: list[int]) -> dict[int, Any]:
         """Read these rows; for one with a value that cannot be read, why not."""
@@ -336,6 +366,7 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
             raise ValueError("it has no task or no schedule")
         told = model.last_run_at
         entry = self.Entry(model, app=self.app)
+        entry.lockbeat_since = None
         when = entry.schedule
         if type(when) is schedules.schedule and when.run_every <= timedelta(0):
             raise ValueError(f"its interval is {when.run_every}")
@@ -348,17 +379,87 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
         model = entry.model
         entry.lockbeat_told = None if last_run_at is None else _aware(last_run_at)
         if last_run_at is None:
-            # django-celery-beat's own idea of the last run of what has never run: with a time to start at, long ago
-            last_run_at = model.date_changed and _aware(model.date_changed, django_timezone.get_default_timezone())
-            if model.start_time:
+            # django-celery-beat's own idea of the last run of what has never run
+            last_run_at = model.date_changed and _by_the_clock(model.date_changed)
+            begins = model.start_time and (
+                not (model.total_run_count and last_run_at) or model.start_time > last_run_at
+            )
+            if begins and _times_of(entry.schedule) is None:
+                # with a time to start at, long ago: so it runs then, and at its interval from then on
                 last_run_at = datetime(MINYEAR, 1, 2, tzinfo=timezone.utc)
         last_run_at = last_run_at or entry._default_now()
         entry.last_run_at = entry.lockbeat_last_run_at = model.last_run_at = _aware(last_run_at)
         entry.total_run_count = entry.lockbeat_run = model.total_run_count
+        _pass_over(entry)
 
-    def _skip_broken(self, pk: int, definition: tuple[Any, ...], name: Any, exc: Exception) -> None:
-        self._rows[pk] = _Stored("", definition)
-        self._complain(f"entry {pk}", "entry %r is skipped, for it is broken: %s: %s", name, type(exc).__name__, exc)
+    # -- since when its ticks count ------------------------------------------------------------------------------------
+
+    @property
+    def _forgets(self) -> bool:
+        return not self._options.django_run_missed_when_changed
+
+    def _since(self, entry: Any, known: _Stored | None, latest: Any) -> datetime | None:
+        """Return since when the ticks of an entry count, though it has not run since; None: since its last run.
+
+        ``known``: how this beat knew its row; ``latest``: when any row was changed last.
+        """
+        if not self._forgets:
+            return None
+        times = _times_of(entry.schedule)
+        if known is not None and known.entry is not None:
+            earlier: datetime | None = known.entry.lockbeat_since
+            if times is None or times == _times_of(known.entry.schedule):
+                return earlier
+        elif self._read_all_at is None:
+            past = self._past.get(str(entry.model.pk))
+            if past is None:
+                return None
+            digest, _, since = past.partition(" ")
+            if digest != OFF and (times is None or digest == _digest(times)):
+                return datetime.fromisoformat(since) if since else None
+        # enabled, or its crontab changed, since it was last looked at
+        changed = entry.model.date_changed
+        if self._last_change is not None and changed is not None and changed > self._last_change:
+            return self._now_or_earlier(changed)
+        return self._now_or_earlier(None if latest == self._last_change else latest)
+
+    def _now_or_earlier(self, changed: Any, *, later_than: datetime | None = None) -> datetime:
+        """Return the time of a change that a row tells of, which may be by another's clock; now, if there is none such."""
+        now: datetime = self.app.now()
+        then = now if changed is None else min(now, _by_the_clock(changed))
+        return now if later_than is not None and then < later_than else then
+
+    def _is_cleared(self, entry: Any) -> bool:
+        """Whether the last run of a crontab's row was taken away: to disable it, for one, if only for a moment that nobody saw."""
+        changed = entry.model.date_changed
+        return (
+            self._forgets
+            and entry.lockbeat_told is None
+            and entry.lockbeat_run > 0
+            and _times_of(entry.schedule) is not None
+            and changed is not None
+            and entry.last_run_at > max(_by_the_clock(changed), entry.lockbeat_since or _by_the_clock(changed))
+        )
+
+    def _lose(self, pk: int) -> None:
+        """Know a row no more: it was disabled, or deleted."""
+        del self._rows[pk]
+        self._untold[str(pk)] = OFF
+
+    def _remember(self) -> None:
+        """Announce to beats after this one how it knows the rows. Raises StoreUnavailable."""
+        if not (self._known and self._forgets):
+            return
+        now = self._clock()
+        if self._told_all_at is None or now - self._told_all_at > KEEP_EVERY:
+            known = {str(pk): stored.entry for pk, stored in self._rows.items() if stored.entry is not None}
+            self._untold |= {pk: _told(entry) for pk, entry in known.items()}
+            self._told_all_at = now
+        while self._untold:
+            some = dict(islice(self._untold.items(), ANNOUNCED_AT_ONCE))
+            self._store.announce(self._name, "past", {pk: told for pk, told in some.items() if told}, ttl=STATE_MEMORY)
+            for pk in some:
+                del self._untold[pk]
 
     # -- write ---------------------------------------------------------------------------------------------------------
 
@@ -408,7 +509,7 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
         rows = self.Model.objects.using(self._database).filter(pk__in=self._expired, expires__lte=django_timezone.now())
         rows.update(enabled=False, last_run_at=None, date_changed=django_timezone.now())
         for pk in self._expired & self._rows.keys():
-            del self._rows[pk]
+            self._lose(pk)
 
     def sync(self) -> None:
         """Write down what is not written yet; Celery calls it at the end."""
@@ -480,7 +581,7 @@ def _schedule_of(model: Any, app: Any) -> Any:
         fields = (cron.minute, cron.hour, cron.day_of_week, cron.day_of_month, cron.month_of_year)
         return TzAwareCrontab(*fields, tz=cron.timezone, app=app)
     if model.clocked and not (model.interval or model.solar):
-        return clocked(_aware(model.clocked.clocked_time, django_timezone.get_default_timezone()), app=app)
+        return clocked(_by_the_clock(model.clocked.clocked_time), app=app)
     return model.schedule
 
 
@@ -493,6 +594,37 @@ def _storable(when: Any) -> Any:
     return when
 
 
+def _times_of(when: Any) -> list[str] | None:
+    """Return what makes up a schedule that is due at times of its own; None: it counts from its last run."""
+    if isinstance(when, schedules.crontab):
+        return _fields(when)
+    return [when.event, str(when.lat), str(when.lon)] if isinstance(when, schedules.solar) else None
+
+
+def _digest(times: list[str]) -> str:
+    return hashlib.sha256(repr(times).encode()).hexdigest()[:16]
+
+
+def _told(entry: Any) -> str:
+    """Tell beats to come of an entry: the digest of its times, and since when its ticks count; "": there is nothing to tell."""
+    times, since = _times_of(entry.schedule), entry.lockbeat_since
+    if times is None and since is None:
+        return ""
+    return f"{'-' if times is None else _digest(times)} {since.isoformat() if since else ''}"
+
+
+def _pass_over(entry: Any) -> None:
+    """Let nothing count that was due before the ticks of an entry do, or before its start time, once that has come."""
+    since, start = entry.lockbeat_since, entry.model.start_time
+    if start and _times_of(entry.schedule) is not None and start <= entry._default_now():
+        # a tick at the start time itself counts
+        start -= timedelta(microseconds=1)
+        since = start if since is None else max(since, start)
+    waits_for_its_start = entry.last_run_at.year == MINYEAR and not entry.total_run_count
+    if since is not None and entry.last_run_at < since and not waits_for_its_start:
+        entry.last_run_at = since
+
+
 def _zone() -> Any:
     """What the last runs in the tables of a project without timezones are in: django-celery-beat's own choice."""
     aware = getattr(settings, "DJANGO_CELERY_BEAT_TZ_AWARE", True)
@@ -501,6 +633,11 @@ def _zone() -> Any:
 
 def _aware(time_: datetime, zone: Any = None) -> datetime:
     return time_ if time_.tzinfo else time_.replace(tzinfo=zone or _zone())
+
+
+def _by_the_clock(time_: datetime) -> datetime:
+    """Give a time that a row tells the zone of the admin's clock, if it has none."""
+    return _aware(time_, django_timezone.get_default_timezone())
 
 
 def _for_row(time_: datetime) -> datetime:
