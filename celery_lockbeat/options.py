@@ -22,6 +22,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from celery.utils.imports import symbol_by_name
 
 from celery_lockbeat.exceptions import ConfigurationError
+from celery_lockbeat.keytext import PLAIN, Nameless, text_of
 
 __all__ = ["AppOptions", "LockOptions", "bound_key", "check_key", "check_options"]
 
@@ -321,6 +322,9 @@ def bound_key(options: LockOptions, run: Callable[..., Any], *, owner: str) -> K
     signature = inspect.signature(run)
     _check_placeholders(setting, template, signature)
     names = signature.parameters.keys()
+    parts = list(_FORMATTER.parse(template))
+    roots = set(_roots(template))
+    direct = all(name is None or name in roots for _, name, _, _ in parts)
     plain = all(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in signature.parameters.values())
 
     def formatted(_task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
@@ -329,11 +333,40 @@ def bound_key(options: LockOptions, run: Callable[..., Any], *, owner: str) -> K
             # binding by the signature is ten times slower: only where there are defaults to fill in, or *args and the like
             arguments = _named_arguments(signature, args, kwargs)
         try:
+            for root in roots:
+                if type(arguments[root]) not in PLAIN or not direct:
+                    return check_key(setting, _filled(setting, template, parts, arguments))
             return check_key(setting, template.format(**arguments))
         except (KeyError, AttributeError, IndexError, ValueError, TypeError) as exc:
             raise _refusal(setting, template, f"what the arguments of this call can fill ({exc!r})") from exc
 
     return formatted
+
+
+def _filled(
+    setting: str,
+    template: str,
+    parts: Iterable[tuple[str, str | None, str | None, str | None]],
+    arguments: dict[str, Any],
+) -> str:
+    """What ``template.format()`` makes, but with one text for what is equal."""
+    texts = []
+    for literal, name, spec, conversion in parts:
+        texts.append(literal)
+        if name is None:
+            continue
+        value, _ = _FORMATTER.get_field(name, (), arguments)
+        try:
+            if not spec:
+                texts.append(text_of(value, conversion))
+            else:
+                texts.append(format(text_of(value, conversion) if conversion else value, spec.format(**arguments)))
+        except Nameless as exc:
+            allowed = (
+                f"what has a text of its own, such as an attribute; {{{name}}} holds a {exc}, which has but its address"
+            )
+            raise _refusal(setting, template, allowed) from None
+    return "".join(texts)
 
 
 def _named_arguments(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -539,4 +539,11 @@ MUTANTS = [
         "    while cancelled is None and not doing.done():\n",
         ("tests/test_awaiting.py::test_one_that_is_cancelled_while_it_waits_for_its_lock_leaves_none_either",),
     ),
+    Mutant(
+        "a mapping makes a key in the order in which it came",
+        "options.py",
+        "                if type(arguments[root]) not in PLAIN or not direct:\n",
+        "                if not direct:\n",
+        ("tests/test_keys.py::test_equal_mappings_are_one_key_in_whatever_order_they_came",),
+    ),
 ]
