@@ -8,22 +8,38 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from datetime import datetime, timezone
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import click
 from celery.bin.base import CeleryCommand, handle_preload_options
 from celery.utils import uuid
 
-from celery_lockbeat.doctor import KINDS, LEVELS, examine, gather, name_of, redactor, stores_in_use
+from celery_lockbeat.doctor import (
+    KINDS,
+    LEVELS,
+    announced_schedulers,
+    examine,
+    gather,
+    name_of,
+    redactor,
+    stores_in_use,
+)
+from celery_lockbeat.entries import names_of
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
+from celery_lockbeat.health import health_of
 from celery_lockbeat.options import AppOptions, spelling
 from celery_lockbeat.stores.base import ALIVE, LISTED_AT_MOST, Beats, Claim, Store, StoredEntry
 
 __all__ = ["lockbeat"]
+
+#: A column of a table is cut to no fewer characters, however narrow a terminal is.
+SHORTEST_COLUMN: Final = 12
 
 _COLOURS: Final = {"error": "red", "warning": "yellow", "note": "cyan"}
 
@@ -114,6 +130,30 @@ def status(ctx: click.Context, as_json: bool) -> None:
 
 
 @_command
+@click.option("--beat", is_flag=True, help="A beat of this host must be there, and tick.")
+@click.option("--worker", is_flag=True, help="A worker of this host must be there, and be able to lock.")
+@click.option(
+    "--max-silence",
+    type=click.FloatRange(min=1),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Who has not been heard of for longer is not well.",
+)
+def health(ctx: click.Context, beat: bool, worker: bool, max_silence: float, as_json: bool) -> None:
+    """Tell in one line whether the beat and the worker of this host are well; exits with 1 where one is not.
+
+    Without --beat and --worker: whichever of them this host has, and one of them at least.
+    """
+    found = health_of(ctx.obj.app, beat=beat, worker=worker, max_silence=max_silence)
+    if as_json:
+        _print_json({"healthy": not found.ill, "well": list(found.well), "ill": list(found.ill)})
+    else:
+        ctx.obj.echo(str(found))
+    ctx.exit(1 if found.ill else 0)
+
+
+@_command
 @click.option("--limit", default=LISTED_AT_MOST, show_default=True, help="At most so many of each store.")
 def locks(ctx: click.Context, limit: int, as_json: bool) -> None:
     """Show the locks that are held."""
@@ -140,24 +180,69 @@ def locks(ctx: click.Context, limit: int, as_json: bool) -> None:
 
 @_command
 def entries(ctx: click.Context, as_json: bool) -> None:
-    """Show the entries that the beats know: how often each was claimed, when last, and how many beats list it."""
+    """Show the entries that the beats know: how many ticks of each were published, when last, and how many beats list it.
+
+    How many of them a worker has run is not known to the beats.
+    """
     app = ctx.obj.app
     (_, home), *_ = stores_in_use(app)
-    beats = home.beats(name_of(app))
-    told = [
+    told: list[dict[str, Any]] = [
         {
-            "name": entry.name,
-            "runs": entry.state.total_run_count,
-            "last_run_at": entry.state.last_run_at,
-            "pending": entry.pending,
-            "beats": _listing(beats, entry.name),
+            "name": each.name,
+            "runs": each.entry.state.total_run_count,
+            "last_run_at": each.entry.state.last_run_at,
+            "pending": each.entry.pending,
+            "beats": each.beats,
+            "key": each.entry.name,
+            "published": each.entry.state.total_run_count,
+            "last_published_at": each.last_published_at,
         }
-        for entry in sorted(beats.entries, key=lambda entry: entry.name)
+        for each in _named_entries(app, home)
     ]
     if as_json:
         _print_json(told)
-    else:
-        _print_table(ctx, ("entry", "runs", "last run at", "pending", "beats"), (each.values() for each in told))
+        return
+    listed = {each["name"] for each in told if each["beats"]}
+    _print_table(
+        ctx,
+        ("entry", "published", "last published", "waiting", "beats"),
+        (
+            (each["name"], each["published"], _to_the_second(each["last_published_at"]), each["pending"], each["beats"])
+            for each in told
+            # what it was before it was rescheduled, or before another start of the beats
+            if each["beats"] or each["name"] not in listed
+        ),
+    )
+
+
+class _Named(NamedTuple):
+    """An entry, the name that its user knows, and how many beats list it."""
+
+    name: str
+    entry: StoredEntry
+    beats: int
+
+    @property
+    def last_published_at(self) -> str | None:
+        """When its last tick was published. Before there was one, its state has a time to count from."""
+        state = self.entry.state
+        return state.last_run_at if state.total_run_count else None
+
+
+def _named_entries(app: Any, store: Store) -> list[_Named]:
+    beats = store.beats(name_of(app))
+    names = names_of(app, [entry.name for entry in beats.entries], announced_schedulers(app, store))
+    named = [_Named(names[entry.name], entry, _listing(beats, entry.name)) for entry in beats.entries]
+    return sorted(named, key=lambda each: (each.name, each.entry.name))
+
+
+def _to_the_second(time_: str | None) -> str:
+    if time_ is None:
+        return "-"
+    try:
+        return datetime.fromisoformat(time_).isoformat(" ", timespec="seconds")
+    except ValueError:
+        return time_
 
 
 @_command
@@ -190,19 +275,21 @@ def release(ctx: click.Context, key: str, as_json: bool) -> None:
 def run(ctx: click.Context, entry: str, as_json: bool) -> None:
     """Have a beat publish ENTRY once, within seconds; when it is due next stays as it is.
 
-    ENTRY is as `entries` shows it, with or without what follows its last @.
+    ENTRY is its name, as `entries` shows it, or the key that the store has it under.
     """
     app = ctx.obj.app
     (_, home), *_ = stores_in_use(app)
-    beats = home.beats(name_of(app))
-    known = [each for each in beats.entries if entry in (each.name, each.name.rpartition("@")[0])]
-    listed = [each for each in known if _listing(beats, each.name)]
-    if len(listed) != 1:
-        found = f"these are such: {', '.join(each.name for each in listed)}" if listed else "no beat that runs lists it"
-        ctx.obj.error(f"{entry!r} names no one entry: {found}")
+    listed = [each for each in _named_entries(app, home) if each.beats]
+    found = [each for each in listed if each.name == entry]
+    found = found or [each for each in listed if entry in (each.entry.name, each.entry.name.rpartition("@")[0])]
+    if len(found) != 1:
+        why = (
+            f"these are such: {', '.join(each.entry.name for each in found)}" if found else "no beat that runs lists it"
+        )
+        ctx.obj.error(f"{entry!r} names no one entry: {why}")
         ctx.exit(1)
-    claim = _claim_for_the_beats(home, app, listed[0])
-    told = {"entry": claim.entry, "task_id": claim.task_id, "run": claim.state.total_run_count}
+    claim = _claim_for_the_beats(home, app, found[0].entry)
+    told = {"entry": found[0].name, "task_id": claim.task_id, "run": claim.state.total_run_count, "key": claim.entry}
     if as_json:
         _print_json(told)
     else:
@@ -234,6 +321,10 @@ def _listing(beats: Beats, entry: str) -> int:
     return sum(entry in beat.entries for beat in beats.replicas if beat.silent_for < ALIVE)
 
 
+def _cut(cell: str, width: int) -> str:
+    return cell if len(cell) <= width else f"{cell[: width - 1]}…"
+
+
 def _print_json(told: Any) -> None:
     click.echo(json.dumps(told, indent=2))
 
@@ -241,5 +332,11 @@ def _print_json(told: Any) -> None:
 def _print_table(ctx: click.Context, head: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
     lines = [tuple(head), *(tuple(str(cell) for cell in row) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    if sys.stdout.isatty():
+        # the longest column gives way; a pipe gets all of it
+        over = sum(widths) + 2 * (len(widths) - 1) - shutil.get_terminal_size().columns
+        longest = widths.index(max(widths))
+        widths[longest] = max(SHORTEST_COLUMN, widths[longest] - max(over, 0))
+        lines = [tuple(_cut(cell, width) for cell, width in zip(line, widths, strict=True)) for line in lines]
     for line in lines:
         ctx.obj.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())

@@ -9,19 +9,23 @@ Not promised: that all is well where nothing is found. It sees the settings of o
 
 from __future__ import annotations
 
+import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import combinations
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
+from itertools import combinations, permutations
 from statistics import median
 from typing import Any, Final
 from urllib.parse import unquote
 
-from celery.utils.imports import load_extension_class_names, symbol_by_name
-
+from celery_lockbeat.announcements import definitions_of, differing, groups_of, named, told_by
+from celery_lockbeat.entries import Entries, entries_of, is_ours, names_of
 from celery_lockbeat.exceptions import ConfigurationError, StoreRefused, StoreUnavailable
+from celery_lockbeat.members import LONG_LEASE, home_of, locks_of_tasks, meeting_store_of, work_of
 from celery_lockbeat.options import AppOptions, LockOptions
-from celery_lockbeat.scheduler import SKEW, LockedScheduler, LockedSchedulerMixin
+from celery_lockbeat.scheduler import SKEW, LockedScheduler
 from celery_lockbeat.stores import Store, stores_of
 from celery_lockbeat.stores.base import ALIVE, Beats
 from celery_lockbeat.stores.redis import RedisStore, ServerFacts
@@ -49,6 +53,9 @@ DELIVERS_AGAIN: Final = {
 
 #: Celery adds it to each schedule.
 CLEANUP: Final = "celery.backend_cleanup"
+
+#: Seconds after which a member that has announced itself and fell silent is not asked any more whether it agrees.
+GONE: Final = 30.0
 
 #: So many names are told of a longer list.
 NAMES_AT_MOST: Final = 5
@@ -297,6 +304,12 @@ _ALL_KINDS: Final = (
         "Set lock_auto_extend, or a time_limit below lock_ttl.",
     ),
     Kind(
+        "long-lease",
+        "warning",
+        "When a host dies, its locks are held for so long. Most often it is a time in milliseconds.",
+        "Give seconds. A lease is renewed while its run goes on: it need not be as long as a run.",
+    ),
+    Kind(
         "unlocked-task",
         "note",
         "A tick is published at least once: only a LockedTask tells the copies.",
@@ -308,6 +321,38 @@ _ALL_KINDS: Final = (
         "error",
         "Each of its ticks is sent, and refused by every worker of this app.",
         "Correct the name, or add its module to imports. Where another app's workers run it: --ignore unknown-task.",
+    ),
+    Kind(
+        "broken-entry",
+        "error",
+        "Every beat skips it.",
+        "Correct or delete it, where it is kept.",
+    ),
+    Kind(
+        "no-beat",
+        "error",
+        "Nothing of the schedule is published.",
+        "Start one, or more; see their logs. Where this is asked before they are started: --ignore no-beat.",
+    ),
+    Kind(
+        "definitions-differ",
+        "error",
+        "Who has an older definition leaves the entry to those with the newer one: of two apps that share a name and a store one"
+        " is never served.",
+        'Finish the release; or give each app a name of its own, Celery("shop"), or a lockbeat_key_prefix of its own.',
+    ),
+    Kind(
+        "locks-differ",
+        "error",
+        "Runs of the same task under different keys, or in different stores, do not exclude each other.",
+        "Finish the release, or give all workers the same settings; see docs/how-to/rolling-updates.md.",
+    ),
+    Kind(
+        "homes-differ",
+        "error",
+        "Beats and workers of one app that keep their locks and ticks in different places do not see each other: ticks are"
+        " doubled, and runs overlap.",
+        "Finish the release, or give all beats and workers the same settings; see docs/how-to/rolling-updates.md.",
     ),
     Kind(
         "app-name",
@@ -376,8 +421,28 @@ class TaskFacts:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class MemberFacts:
+    """A beat or a worker, as it has announced itself: the locks of its tasks and, of a beat, the definitions of its entries.
+
+    ``elsewhere``: it is not heard of in the store of this app, but shares its work.
+    """
+
+    name: str
+    kind: str
+    silent_for: float = 0.0
+    home: str = ""
+    locks: Mapping[str, str] = field(default_factory=dict)
+    definitions: Mapping[str, str] = field(default_factory=dict)
+    elsewhere: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """All that is judged. ``entries`` are names of entries with their tasks', ``beats`` None where nobody could be asked."""
+    """All that is judged. ``entries`` are names of entries with their tasks', ``beats`` None where nobody could be asked.
+
+    ``broken`` are entries that are none, and why; ``locks`` and ``home`` are this app's as ``members`` tell theirs; ``newest``
+    has the newest definition of each entry of which there are several.
+    """
 
     app: str
     wrong_settings: tuple[str, ...] = ()
@@ -390,6 +455,11 @@ class Facts:
     locked_beat: bool = True
     beats: Beats | None = None
     beats_trouble: str | None = None
+    broken: Mapping[str, str] = field(default_factory=dict)
+    members: tuple[MemberFacts, ...] = ()
+    locks: Mapping[str, str] = field(default_factory=dict)
+    home: str = ""
+    newest: Mapping[str, str] = field(default_factory=dict)
 
 
 def gather(app: Any) -> Facts:
@@ -397,7 +467,7 @@ def gather(app: Any) -> Facts:
     wrong: list[str] = []
     not_loaded: str | None = None
     tasks: list[TaskFacts] = []
-    entries: dict[str, str] = {}
+    entries = Entries()
     try:
         tell = redactor(app)
     except Exception as exc:  # noqa: BLE001  it is read now: whatever a user's module raises
@@ -406,7 +476,7 @@ def gather(app: Any) -> Facts:
         app.loader.import_default_modules()
         app.finalize()
         tasks = [_task_facts(app, task) for _, task in sorted(app.tasks.items())]
-        entries = {name: entry.task for name, entry in sorted(LockedScheduler(app).data.items())}
+        entries = Entries({name: entry.task for name, entry in sorted(LockedScheduler(app).data.items())})
     except ConfigurationError as exc:
         wrong.append(tell(exc))
     except Exception as exc:  # noqa: BLE001  whatever a user's modules raise
@@ -414,6 +484,16 @@ def gather(app: Any) -> Facts:
     broker, delivers_again = _broker_of(app)
     stores: list[StoreFacts] = []
     beats, beats_trouble = None, None
+    members: list[MemberFacts] = []
+    newest: dict[str, str] = {}
+    locks: dict[str, str] = {}
+    home = ""
+    if not wrong and not_loaded is None:
+        try:
+            entries = entries_of(app)
+            locks = locks_of_tasks(app)
+        except Exception as exc:  # noqa: BLE001  whatever a library, or what it is kept in, says
+            beats_trouble = tell(exc)
     try:
         options = AppOptions.read(app.conf)
         default = LockOptions.read(app.conf, {}, owner="the app")
@@ -422,9 +502,11 @@ def gather(app: Any) -> Facts:
         wrong.append(tell(exc))
     else:
         stores = [_store_facts(app, store, url, options, patience, tell) for store, url, patience in used]
+        home = home_of(app)
         if stores[0].trouble is None:  # the first is that of the beats
             try:
-                beats = used[0][0].beats(name_of(app))
+                beats = _named_beats(app, used[0][0])
+                members, newest = _members(app, used[0][0])
             except (StoreUnavailable, ConfigurationError) as exc:
                 beats_trouble = tell(exc)
     return Facts(
@@ -433,13 +515,82 @@ def gather(app: Any) -> Facts:
         not_loaded=not_loaded,
         stores=tuple(stores),
         tasks=tuple(tasks),
-        entries=entries,
+        entries=entries.tasks,
+        broken=entries.broken,
         broker=broker,
         delivers_again=delivers_again,
-        locked_beat=_is_ours(app),
+        locked_beat=is_ours(app),
         beats=beats,
         beats_trouble=beats_trouble,
+        members=tuple(members),
+        locks=locks,
+        home=home,
+        newest=newest,
     )
+
+
+def _named_beats(app: Any, store: Store) -> Beats:
+    """Return the beats, and what they list by the names that users know."""
+    beats = store.beats(name_of(app))
+    names = names_of(app, {key for beat in beats.replicas for key in beat.entries}, announced_schedulers(app, store))
+    return replace(
+        beats,
+        replicas=[replace(beat, entries=frozenset(names[key] for key in beat.entries)) for beat in beats.replicas],
+    )
+
+
+def announced_schedulers(app: Any, store: Store) -> list[str]:
+    """Return the names of the scheduler classes that beats have announced. Raises StoreUnavailable."""
+    told = [told_by(member) for member in store.announced(name_of(app), "member")]
+    return sorted({str(each["scheduler"]) for each in told if "scheduler" in each})
+
+
+def _members(app: Any, store: Store) -> tuple[list[MemberFacts], dict[str, str]]:
+    """Return who has announced itself, and the newest definition of each entry of which there are several."""
+    name = name_of(app)
+    announced = store.announced(name, "member")
+    groups = groups_of(store, name, announced)
+    definitions = {beat: group.definitions for group in groups.values() for beat in group.beats}
+    locks = {each.name: told_by(each) for each in store.announced(name, "tasks")}
+    members = []
+    for each in announced:
+        told = told_by(each)
+        members.append(
+            MemberFacts(
+                name=each.name,
+                kind=str(told.get("kind")),
+                silent_for=each.silent_for,
+                home=str(told.get("home")),
+                locks=locks.get(str(told.get("tasks")), {}),
+                definitions=definitions.get(each.name, {}),
+            )
+        )
+    several = {
+        (key, one.definitions[key])
+        for one, other in permutations(groups.values(), 2)
+        for key in differing(one.definitions, other.definitions)
+    }
+    first = definitions_of(store, name, [named(*pair) for pair in several]) if several else {}
+    newest = dict(sorted(several, key=lambda pair: (first.get(named(*pair), 0.0), pair[1])))
+    return [*members, *_elsewhere(app, {each.name for each in announced})], newest
+
+
+def _elsewhere(app: Any, known: AbstractSet[str]) -> list[MemberFacts]:
+    """Return who shares the work of this app without being heard of in its store, as far as there is a place to look."""
+    store, work = meeting_store_of(app), work_of(app)
+    if store is None:
+        return []
+    try:
+        announced = [(each, told_by(each)) for each in store.announced(name_of(app), "home") if each.name not in known]
+    except StoreUnavailable:
+        return []
+    finally:
+        store.close()
+    return [
+        MemberFacts(name=each.name, kind=str(told.get("kind")), home=str(told.get("home")), elsewhere=True)
+        for each, told in announced
+        if work and told.get("work") == work
+    ]
 
 
 def stores_in_use(app: Any) -> list[tuple[str, Store]]:
@@ -542,16 +693,6 @@ def _broker_of(app: Any) -> tuple[str, float | None]:
         return "its broker", None
 
 
-def _is_ours(app: Any) -> bool:
-    """Whether the beats of this app are ours, as far as its settings tell."""
-    try:
-        aliases = dict(load_extension_class_names("celery.beat_schedulers") or {})
-        scheduler = symbol_by_name(app.conf.beat_scheduler, aliases=aliases)
-        return isinstance(scheduler, type) and issubclass(scheduler, LockedSchedulerMixin)
-    except Exception:  # noqa: BLE001  whatever importing it raises
-        return False
-
-
 # -- no password is told -----------------------------------------------------------------------------------------------
 
 
@@ -601,7 +742,9 @@ def redactor(app: Any) -> Callable[[object], str]:
 
 def examine(facts: Facts) -> list[Finding]:
     """Judge facts: what is wrong with them, the worst first, then in the order of the table."""
-    findings = [finding for check in (_app, _stores, _servers, _tasks, _beats) for finding in check(facts)]
+    findings = [
+        finding for check in (_app, _stores, _servers, _tasks, _beats, _members_agree) for finding in check(facts)
+    ]
     order = {kind: (LEVELS.index(kind.level), number) for number, kind in enumerate(KINDS.values())}
     return sorted(findings, key=lambda finding: order[finding.kind])
 
@@ -745,6 +888,10 @@ def _tasks(facts: Facts) -> Iterator[Finding]:
             [task for task in locked if _may_outlive(task)],
             "lock_auto_extend is off, and no time limit ends a run before its lock_ttl",
         ),
+        "long-lease": (
+            [task for task in locked if task.lock and task.lock.ttl > LONG_LEASE],
+            "lock_ttl is more than an hour",
+        ),
         "unlocked-task": (
             [task for task in facts.tasks if task.name in scheduled and task.lock is None],
             "in the schedule, without a lock",
@@ -769,7 +916,11 @@ def _beats(facts: Facts) -> Iterator[Finding]:
     if facts.app in ("", "__main__"):
         yield _found("app-name", "the app", f"its name (app.main) is {facts.app!r}")
     beats = [] if facts.beats is None else [beat for beat in facts.beats.replicas if beat.silent_for < ALIVE]
+    for name, why in facts.broken.items():
+        yield _found("broken-entry", f"entry {name}", why)
     own = _schedule_of(facts.entries)
+    if own and facts.beats is not None and not beats and facts.locked_beat:
+        yield _found("no-beat", f"app {facts.app!r}", _last_heard(facts.beats))
     if own and facts.beats is not None and not beats and not facts.locked_beat:
         yield _found("plain-beat", "beat_scheduler", "it is not one of ours, and no beat of ours is running")
     lists = {f"beat {beat.name}": _schedule_of(beat.entries) for beat in beats if beat.complete}
@@ -782,6 +933,39 @@ def _beats(facts: Facts) -> Iterator[Finding]:
             what = "; ".join(f"{who} lists {_names(lists[who] - lists[other])}" for who, other in (pair, pair[::-1]))
             yield _found(kind, f"app {facts.app!r}", what)
             return
+
+
+def _last_heard(beats: Beats) -> str:
+    silent = [beat for beat in beats.replicas if math.isfinite(beat.silent_for)]
+    if not silent:
+        return "beat_scheduler is ours, and no beat is running"
+    last = min(silent, key=lambda beat: beat.silent_for)
+    return f"beat_scheduler is ours, and the last beat, {last.name}, was heard of {last.silent_for:.0f} s ago"
+
+
+def _members_agree(facts: Facts) -> Iterator[Finding]:
+    for member in facts.members:
+        if member.elsewhere and member.home != facts.home:
+            yield _found(
+                "homes-differ", f"{member.kind} {member.name}", f"its locks live in {member.home}, ours in {facts.home}"
+            )
+    living = [member for member in facts.members if member.silent_for < GONE and not member.elsewhere]
+    locks = {f"{member.kind} {member.name}": member.locks for member in living} | {"this app": facts.locks}
+    for task in sorted({task for each in locks.values() for task in each}):
+        told: dict[str, list[str]] = defaultdict(list)
+        for who, each in locks.items():
+            if task in each:
+                told[each[task]].append(who)
+        if len(told) > 1:
+            what = "; ".join(f"{lock} for {_names(who)}" for lock, who in sorted(told.items()))
+            yield _found("locks-differ", f"task {task}", what)
+    for entry, newest in facts.newest.items():
+        newer = [member.name for member in living if member.definitions.get(entry) == newest]
+        older = [member.name for member in living if member.definitions.get(entry, newest) != newest]
+        if newer and older:
+            yield _found(
+                "definitions-differ", f"entry {entry}", f"{_names(newer)} have the newest, {_names(older)} an older one"
+            )
 
 
 def _schedule_of(keys: Iterable[str]) -> set[str]:

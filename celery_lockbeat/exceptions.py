@@ -7,6 +7,7 @@ exception from its class and ``args``: the message is the only positional argume
 from __future__ import annotations
 
 from celery.exceptions import Ignore, ImproperlyConfigured
+from click import ClickException
 
 __all__ = [
     "ConfigurationError",
@@ -24,11 +25,11 @@ class LockbeatError(Exception):
     """Base of all exceptions of celery-lockbeat."""
 
 
-class ConfigurationError(LockbeatError, ImproperlyConfigured):  # type: ignore[misc]
+class ConfigurationError(LockbeatError, ImproperlyConfigured, ClickException):  # type: ignore[misc]
     """Raised when an option, a setting or a URL is wrong; names it, its value and what is allowed.
 
     Raised at import or at start-up, never first at a run. Also a :class:`celery.exceptions.ImproperlyConfigured`,
-    as Celery users expect of a wrong setting.
+    as Celery users expect of a wrong setting, and what Celery's command line shows in one line: it is made with click.
     """
 
 

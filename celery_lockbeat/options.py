@@ -198,6 +198,7 @@ class AppOptions:
     claim_ttl: float = 5.0
     memory_path: str | None = None
     django_run_missed_when_changed: bool = False
+    health_file: str | None = None
     #: writes the settings in a text as the user does
     spell: Callable[[str], str] = field(default=str, repr=False, compare=False)
 
@@ -226,6 +227,12 @@ class AppOptions:
                 "lockbeat_connections", "default", "no connection of this name beside lockbeat_redis_url, which is it"
             )
         return cls(**values, spell=spelling(conf))
+
+    @classmethod
+    def of_celery(cls, conf: Any) -> AppOptions:
+        """Return what these would be if nothing were set but what Celery itself is told of its Redis."""
+        setting, url, said = _redis_of_celery(conf, None)
+        return cls(redis_url=url, redis_setting=setting, redis_of_celery=said)
 
     def connection(self, driver: str, name: str) -> Mapping[str, Any] | None:
         """Return the Redis client arguments, with ``url``, that ``lock_driver`` and ``lock_connection`` stand for.
@@ -528,6 +535,19 @@ def _path(setting: str, value: Any) -> str:
     return str(os.fspath(value))
 
 
+def _health_file(setting: str, value: Any) -> str:
+    allowed = "the path of a file, in which {kind} (beat or worker), {host} and {pid} stand for those of the process"
+    if not isinstance(value, (str, os.PathLike)) or not os.fspath(value):
+        raise _refusal(setting, value, allowed)
+    path = str(os.fspath(value))
+    try:
+        if not path.format(kind="", host="", pid="") and not any(True for _ in _FORMATTER.parse(path)):
+            raise _refusal(setting, value, allowed)
+    except (LookupError, ValueError, AttributeError, TypeError) as exc:
+        raise _refusal(setting, value, allowed) from exc
+    return path
+
+
 def _key(setting: str, value: Any) -> Any:
     if callable(value):
         return value
@@ -732,5 +752,6 @@ _APP_RULES: Final[dict[str, _Rule]] = {
     "claim_ttl": _seconds(0.1, high=3600),
     "memory_path": _path,
     "django_run_missed_when_changed": _flag,
+    "health_file": _health_file,
 }
 LOCK_NAMES: Final = tuple(field.name for field in fields(LockOptions))

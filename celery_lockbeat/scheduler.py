@@ -22,6 +22,7 @@ from datetime import MINYEAR, datetime, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from celery import signals
 from celery.beat import BeatLazyFunc, Scheduler, SchedulingError
 from celery.result import denied_join_result
 from celery.schedules import crontab, schedule
@@ -30,9 +31,11 @@ from kombu.exceptions import OperationalError
 from kombu.utils.objects import cached_property
 
 from celery_lockbeat.agenda import Agenda, Item
+from celery_lockbeat.announcements import Announcements
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.decorators import Timeout
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
+from celery_lockbeat.members import HealthFile, say_what_is_set
 from celery_lockbeat.options import AppOptions, LockOptions
 from celery_lockbeat.runs import NONCE
 from celery_lockbeat.stores import stores_of
@@ -63,6 +66,9 @@ KEEP_EVERY: Final = 3600.0
 
 #: After so many messages in a row that a broker in reach refuses, it is the broker that is in trouble.
 REFUSALS_IN_A_ROW: Final = 3
+
+#: Seconds until an entry that is left to others is looked at again.
+LEFT_FOR: Final = 2.0
 
 #: Seconds until an entry that is not yet due is looked at again, at least.
 SHORTEST: Final = 0.001
@@ -199,13 +205,24 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         self._wall_offset = self._wall() - self._clock()
         self._skew = 0.0  # by how much this host's wall clock is ahead of the store's
         self._in_tick = False
+        self._announcements = Announcements(
+            app, self._clock, scheduler=f"{type(self).__module__}:{type(self).__qualname__}"
+        )
+        self._health: HealthFile | None = None  # until it begins
         self._publishing: _Publishing | None = None
         self._in_celerys_tick = _Round(app, self._round)
+
+    def _say_what_is_set(self) -> HealthFile:
+        """Say what is set, once; Celery makes a scheduler also for its name alone. Raises ConfigurationError."""
+        say_what_is_set(self.app, "ticks")
+        self._health = HealthFile(self.app, "beat")
+        return self._health
 
     # -- one round -----------------------------------------------------------------------------------------------------
 
     def tick(self, *_args: Any, **_kwargs: Any) -> float:
         """Claim what is due, publish it and settle it; return the seconds until there is more to do."""
+        health = self._health or self._say_what_is_set()
         self._in_tick = True
         try:
             rest = self._in_celerys_tick.seconds()
@@ -214,6 +231,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             rest = self._next_pause()
         finally:
             self._in_tick = False
+        health.touch()
         return max(0.0, min(rest, float(self.max_interval)))
 
     def _round(self) -> float:
@@ -223,6 +241,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         self._notice_clock_steps()
         self._look_for_changes()
         self._list(store)
+        self._compare_with_others(store)
         self._settle(store)
         if self._troubled:
             now = self._clock()
@@ -248,7 +267,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         now = self._clock()
         if self._troubled and now < self._retry_at:
             return self._retry_at - now
-        if self._unlisted:
+        if self._unlisted or self._announcements.unfinished:
             return 0.0
         until_due = self._agenda.until_next()
         # what changes elsewhere is looked for in time; all else is seen at whatever wakes us up
@@ -280,6 +299,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         self._replica, self._known = replica, True
         self._listed_at = None
         self._unlisted = {item.key: item for item in self._agenda}
+        self._announcements.begin(replica)
         logger.info("beat %s has joined the replicas of %r", replica, self._name)
 
     def _look_for_changes(self) -> None:
@@ -315,6 +335,18 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             # it runs once per cold start: another start's is another entry
             return f"{name}@{self._joined.cold_start * 1000:.0f}"
         return name
+
+    def _compare_with_others(self, store: Store) -> None:
+        """Announce what this beat lists, and take back what was left to others who are gone."""
+        listed = not self._unlisted
+        for key in self._announcements.look(store, self._agenda, wanted=self.defines, complete=listed):
+            item = self._agenda.get(key)
+            if item is not None:
+                self._plan(item)
+
+    def defines(self, entry: Any) -> bool:  # noqa: ARG002
+        """Whether this beat's own settings define the entry: where all read it at one place, they cannot differ."""
+        return not math.isfinite(self.trusted_for)
 
     def refresh_schedule(self) -> None:
         """Bring ``schedule`` up to date, where its property does not do so; called about once a second."""
@@ -426,6 +458,9 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         """Of what was planned for now return what is due, each with the claim to make for it."""
         due: list[Item] = []
         for item in self._unchanged(items):
+            if self._announcements.leaves(item.key):
+                self._agenda.plan(item, self._clock() + LEFT_FOR)
+                continue
             late = self._clock() - item.when
             is_due, item.delay = (True, 0.0) if isinstance(item.schedule, Timeout) else self._is_due(item.entry)
             if not is_due:
@@ -544,7 +579,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         known: list[tuple[Overdue, Item]] = []
         for each in answer.overdue:
             item = self._item_of(each.entry)
-            if item is not None:
+            if item is not None and not self._announcements.leaves(each.entry):
                 known.append((each, item))
         # what only another release knows is left to it, and must not hide what comes after it
         hidden = len(answer.overdue) == OVERDUE_AT_ONCE and not known
@@ -798,6 +833,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             try:
                 self._settle(self._store)
                 self._store.leave(self._name, self._replica)
+                self._announcements.end(self._store)
             except StoreUnavailable as exc:
                 logger.warning("beat leaves without a word, for the store does not answer: %s", exc)
         self._drop_connection()
@@ -840,6 +876,17 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         self._wall_offset = offset
 
 
+@signals.beat_init.connect  # type: ignore[untyped-decorator]
+def _begin(sender: Any, **_: Any) -> None:
+    """Let a beat that is a process end with one line where something is set wrong."""
+    try:
+        if isinstance(sender.scheduler, LockedSchedulerMixin):
+            sender.scheduler._say_what_is_set()
+    except ConfigurationError as exc:
+        # Celery swallows all but what ends the process
+        raise SystemExit(str(exc)) from exc
+
+
 class LockedScheduler(LockedSchedulerMixin, Scheduler):  # type: ignore[misc]
     """The scheduler for ``app.conf.beat_schedule``, ``add_periodic_task`` and the decorators, on any number of replicas.
 
@@ -848,6 +895,13 @@ class LockedScheduler(LockedSchedulerMixin, Scheduler):  # type: ignore[misc]
 
     #: What ``app.conf.beat_schedule`` was when it was last looked at; None: it is not followed, for others set up the entries.
     _settings: dict[str, Any] | None = None
+
+    def __init__(self, app: Any, **kwargs: Any) -> None:
+        super().__init__(app, **kwargs)
+        if kwargs.get("lazy"):
+            # Celery makes one for its banner first: what is wrong ends the beat there, before it logs it with a traceback
+            for name, definition in dict(app.conf.beat_schedule).items():
+                self._made(name, definition)
 
     def setup_schedule(self) -> None:
         """Make the entries of the settings, and Celery's own default entries. Raises ConfigurationError."""
@@ -880,14 +934,17 @@ class LockedScheduler(LockedSchedulerMixin, Scheduler):  # type: ignore[misc]
 
     def _follow(self, settings: dict[str, Any], name: str, definition: Any) -> None:
         settings[name] = fields = _fields_of(definition)
+        self.data[name] = self._made(name, fields)
+
+    def _made(self, name: str, definition: Any) -> Any:
         try:
-            entry = self.Entry(**dict(fields, name=name, app=self.app))
+            entry = self.Entry(**dict(definition, name=name, app=self.app))
             if not entry.task or entry.schedule is None:
                 raise TypeError("it needs a task and a schedule")
-            self.data[name] = entry
         except (TypeError, ValueError, AttributeError) as exc:
             allowed = "task, and schedule (seconds, a timedelta, a crontab or another schedule), args, kwargs, options, relative"
             raise ConfigurationError(f"beat_schedule[{name!r}] is {definition!r} ({exc}); allowed: {allowed}") from exc
+        return entry
 
 
 def _fields_of(definition: Any) -> Any:

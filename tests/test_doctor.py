@@ -12,7 +12,7 @@ from celery import Celery
 
 import docs
 from celery_lockbeat import Lock, LockedTask
-from celery_lockbeat.doctor import CLEANUP, KINDS, LEVELS, Facts, StoreFacts, TaskFacts, examine, gather
+from celery_lockbeat.doctor import CLEANUP, KINDS, LEVELS, Facts, MemberFacts, StoreFacts, TaskFacts, examine, gather
 from celery_lockbeat.options import LockOptions
 from celery_lockbeat.stores.base import Beats, EntryState, Replica
 from celery_lockbeat.stores.redis import ServerFacts
@@ -39,6 +39,9 @@ SERVER = ServerFacts(
 STORE = StoreFacts(name="rediss://redis:6379/0", driver="redis", patience=5.0, servers=(SERVER,), remote=True)
 STORE = replace(STORE, encrypted=True, password=True)
 TASK = TaskFacts(name="report", lock=LockOptions(), acks_late=True, survives_its_worker=True, time_limit=600)
+MEMBER = MemberFacts(
+    name="one", kind="beat", home="redis", locks={"report": "lock_key 'report'"}, definitions={"hourly": "a"}
+)
 BEAT = Replica("one", 0.5, frozenset({"hourly", CLEANUP, "once@1795604538911"}), complete=True)
 FINE = Facts(
     app="shop",
@@ -49,6 +52,9 @@ FINE = Facts(
     delivers_again=3600.0,
     locked_beat=True,
     beats=Beats([BEAT], [], 0),
+    members=(MEMBER, replace(MEMBER, name="two", kind="worker", definitions={})),
+    locks=MEMBER.locks,
+    home="redis",
 )
 
 
@@ -71,6 +77,10 @@ def task(**changes) -> Facts:
 def beats(*lists: set[str], **changes) -> Facts:
     replicas = [replace(BEAT, name=f"b{i}", entries=frozenset(names), **changes) for i, names in enumerate(lists)]
     return replace(FINE, beats=Beats(replicas, [], 0))
+
+
+def member(**changes) -> Facts:
+    return replace(FINE, members=(*FINE.members, replace(MEMBER, name="three", **changes)))
 
 
 def with_store(facts: Facts, **changes) -> Facts:
@@ -125,6 +135,19 @@ FOUND = [
     ("shared-app", beats({"hourly", "once", CLEANUP}, {"mail", CLEANUP}), "b1 lists mail"),
     ("shared-app", beats({"mail"}), "this app lists hourly, once"),
     ("lists-differ", beats({"hourly", "once"}, {"hourly", "mail"}), "b1 lists mail"),
+    ("broken-entry", replace(FINE, broken={"daily": "it has no task"}), "entry daily"),
+    ("no-beat", replace(FINE, beats=Beats([], [], 0)), "no beat is running"),
+    ("no-beat", beats({"hourly"}, silent_for=35.2), "b0, was heard of 35 s ago"),
+    ("no-beat", beats({"hourly"}, silent_for=math.inf), "no beat is running"),
+    (
+        "definitions-differ",
+        replace(member(definitions={"hourly": "b"}), newest={"hourly": "b"}),
+        "three have the newest, one an",
+    ),
+    ("locks-differ", member(locks={"report": "lock_key 'other'"}), "lock_key 'other' for beat three"),
+    ("locks-differ", replace(FINE, locks={"report": "no lock"}), "no lock for this app"),
+    ("homes-differ", member(home="memory", elsewhere=True), "live in memory, ours in redis"),
+    ("long-lease", task(lock=LockOptions(ttl=3601, extend_interval=5)), "report"),
     ("plain-beat", replace(FINE, locked_beat=False, beats=Beats([], [], 0)), "not one of ours"),
 ]
 
@@ -140,6 +163,10 @@ def kinds(facts: Facts) -> set[str]:
 
 def test_nothing_is_found_where_all_is_well():
     assert examine(FINE) == []
+    # a dead member's settings are of no interest, nor are its definitions; and one server has several names
+    assert examine(member(locks={"report": "no lock"}, silent_for=31.0)) == []
+    assert examine(replace(member(definitions={"hourly": "b"}, silent_for=31.0), newest={"hourly": "b"})) == []
+    assert examine(member(home="redis", elsewhere=True)) == []
 
 
 @pytest.mark.parametrize(("kind", "facts", "told"), FOUND, ids=[f"{kind}-{told[:20]}" for kind, _, told in FOUND])
@@ -168,7 +195,7 @@ def test_the_worst_comes_first():
         task(lock=LockOptions(auto_extend=False, ttl=600), time_limit=600),
         # a list that is not yet complete, a beat that is gone, an older release, an entry of another name for the store
         beats({"mail"}, complete=False),
-        beats({"mail"}, silent_for=math.inf),
+        replace(FINE, beats=Beats([BEAT, replace(BEAT, entries=frozenset({"mail"}), silent_for=math.inf)], [], 0)),
         beats({"hourly"}),
         beats({"hourly@0123456789abcdef.0123456789abcdef", "once"}),
         beats(set(), {CLEANUP}),

@@ -25,7 +25,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from redbeat.decoder import RedBeatJSONDecoder, RedBeatJSONEncoder
-from redbeat.schedulers import RedBeatScheduler, RedBeatSchedulerEntry, get_redis
+from redbeat.schedulers import RedBeatScheduler, RedBeatSchedulerEntry, ensure_conf, get_redis
 from redbeat.schedulers import logger as redbeats_logger
 from redis.cluster import RedisCluster
 from redis.exceptions import RedisError, ResponseError
@@ -166,6 +166,10 @@ class LockedRedBeatScheduler(LockedSchedulerMixin, RedBeatScheduler):  # type: i
         prefix = self.app.redbeat_conf.key_prefix
         hidden = {prefix + name for name in self._own}
         return {**{key: each.entry for key, each in self._stored.items() if key not in hidden}, **self._own}
+
+    def defines(self, entry: Any) -> bool:
+        """Whether the entry is one of our own, that the others cannot read from where the rest is."""
+        return getattr(entry, "lockbeat_stored", None) is None
 
     def reserve(self, entry: Any) -> Any:
         """Keep the entry; :meth:`record_runs` tells Redis of its run."""
@@ -488,6 +492,45 @@ class LockedRedBeatScheduler(LockedSchedulerMixin, RedBeatScheduler):  # type: i
                 if not there:
                     client.hdel(key, "meta", MARK)
         return written
+
+
+# -- for those who look at them ----------------------------------------------------------------------------------------
+
+
+def names_of(app: Any, keys: Sequence[str]) -> dict[str, str]:
+    """Return the names of entries by their keys in our store, or in RedBeat's Redis."""
+    prefix = ensure_conf(app).key_prefix
+    told = {key: match[1] if (match := _KEY.fullmatch(key)) else key for key in keys}
+    return {key: where.removeprefix(prefix) for key, where in told.items() if where.startswith(prefix)}
+
+
+def stored_entries(app: Any) -> tuple[dict[str, str], dict[str, str]]:
+    """Tell what is in RedBeat's Redis: the tasks of enabled entries, and why others are none. Raises StoreUnavailable."""
+    tasks: dict[str, str] = {}
+    broken: dict[str, str] = {}
+    with _redbeats_redis():
+        conf, client = ensure_conf(app), get_redis(app)
+        keys = [_text(key) for key in client.zrange(conf.schedule_key, 0, -1)]
+        for start in range(0, len(keys), AT_ONCE):
+            some = keys[start : start + AT_ONCE]
+            with client.pipeline(transaction=False) as pipe:
+                for key in some:
+                    pipe.hget(key, "definition")
+                answers = _answers(pipe)
+            for key, answer in zip(some, answers, strict=True):
+                name = key.removeprefix(conf.key_prefix)
+                try:
+                    if not answer or isinstance(answer, Exception):
+                        raise ValueError("it has no definition")
+                    definition = RedBeatScheduler.Entry.decode_definition(_text(answer))
+                    if not definition.get("task") or definition.get("schedule") is None:
+                        raise ValueError("it has no task or no schedule")
+                except Exception as exc:  # noqa: BLE001  whatever is in there
+                    broken[name] = f"{type(exc).__name__}: {exc}"
+                    continue
+                if definition.get("enabled", True):
+                    tasks[name] = str(definition["task"])
+    return tasks, broken
 
 
 def _after_run(stored: _Stored) -> _Stored:

@@ -65,8 +65,9 @@ BACKLOG: Final = 8
 OVERDUE_AT_ONCE: Final = 100
 
 #: What members of an app announce to each other: that they are there, what their tasks and entries are, all of them in one
-#: text, each definition of an entry, for when it was first heard of, and, to those after them, how they knew an entry.
-ANNOUNCED: Final = ("member", "tasks", "entries", "definition", "past")
+#: text, each definition of an entry, for when it was first heard of, to those after them, how they knew an entry, and, where
+#: those with other settings look, their store.
+ANNOUNCED: Final = ("member", "tasks", "entries", "definition", "past", "home")
 
 #: As many announcements are made at once.
 ANNOUNCED_AT_ONCE: Final = 500

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
+import pty
 import shutil
+import struct
 import subprocess
 import sys
+import termios
 import time
 from datetime import datetime, timedelta, timezone
 from itertools import pairwise
@@ -52,6 +56,7 @@ class Project:
         self.directory = directory
         self.url = server.url
         self.settings: dict[str, object] = {}
+        self.misses_its_beat = False  # nearly no test has one
         (directory / "proj.py").write_text(PROJ)
 
     def environment(self, more: dict[str, str], settings: dict[str, object]) -> dict[str, str]:
@@ -60,6 +65,8 @@ class Project:
         return {**more, "SETTINGS": json.dumps({name: value for name, value in given.items() if value is not None})}
 
     def run(self, *arguments: str, environment: dict[str, str] | None = None, **settings: object):
+        if arguments[0] == "doctor" and not self.misses_its_beat:
+            arguments = (*arguments, "--ignore", "no-beat")
         return subprocess.run(
             [sys.executable, "-m", "celery", "-A", "proj", "lockbeat", *arguments],
             cwd=self.directory,
@@ -392,6 +399,23 @@ def test_a_store_that_is_away_is_said_in_one_line_without_its_password(project, 
     assert "geheim" not in done.stderr
 
 
+@pytest.mark.parametrize("setting", ["lockbeat_ttl", "lockbeat_claim_ttl", "lockbeat_redis_url"])
+@pytest.mark.parametrize("command", ["beat --pidfile=", "worker -P solo", "lockbeat status"])
+def test_a_wrong_setting_ends_every_command_with_one_line_and_status_1(project, command, setting):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "celery", "-A", "proj", *command.split()],
+        cwd=project.directory,
+        env={**os.environ, **project.environment({}, {setting: "wrong"})},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert f"{setting} is 'wrong'; allowed: " in line
+    assert "Traceback" not in done.stdout
+
+
 def sent(server: Server) -> list[dict]:
     """The headers of all messages, the oldest first."""
     with server.client() as client:
@@ -424,7 +448,10 @@ def test_an_entry_is_run_once_now_and_is_due_when_it_was(project, saving):
         assert [each["lockbeat"]["run"] for each in headers] == [1, 2]
         assert {each["task"] for each in headers} == {"proj.report"}
         after = {entry["name"]: entry for entry in project.told("entries")}
-        assert after["hourly"] == {**before["hourly"], "runs": 2}
+        assert before["hourly"]["last_published_at"] is None
+        # by hand: when it was due last stays as it is
+        published = {"published": 2, "last_published_at": before["hourly"]["last_run_at"]}
+        assert after["hourly"] == {**before["hourly"], "runs": 2, **published}
         done = project.run("run", "daily")
         assert (done.returncode, done.stdout) == (1, "")
         assert "'daily' names no one entry: no beat that runs lists it" in done.stderr
@@ -448,11 +475,16 @@ def test_ticks_go_on_in_time_beside_runs_by_hand(project, saving):
     assert all(1.5 < (later - earlier).total_seconds() < 3.5 for earlier, later in pairwise(sorted(ticks)))
 
 
-def test_an_entry_of_redbeat_is_run_by_its_key(project, saving):
+def test_an_entry_of_redbeat_is_shown_and_run_by_its_name_or_its_key(project, saving):
     with (project.directory / "proj.py").open("a") as file:
         file.write("app.conf.redbeat_redis_url = app.conf.lockbeat_redis_url\n")
     with beats(project, 2, "lockbeat-redbeat"):
-        told = [project.told("run", "redbeat:hourly") for _ in range(2)]
+        shown = {entry["name"]: entry for entry in project.told("entries")}
+        assert shown.keys() == {"hourly", "celery.backend_cleanup"}
+        assert shown["hourly"]["key"].startswith("redbeat:hourly@")
+        assert "redbeat:" not in project.run("entries").stdout
+        told = [project.told("run", name) for name in ("redbeat:hourly", "hourly")]
+        assert {each["entry"] for each in told} == {"hourly"}
         wait_until(lambda: len(sent(saving)) >= 2, 10, "they are published")
         wait_until(lambda: project.told("status")["pending"] == 0, 10, "they are settled")
     assert [each["id"] for each in sent(saving)] == [each["task_id"] for each in told]
@@ -478,8 +510,42 @@ def test_a_run_by_hand_waits_its_turn_where_too_many_ticks_wait(project):
     assert "too many ticks of 'hourly' wait to be published" in done.stderr
 
 
+def test_that_no_beat_is_there_is_an_error_and_one_that_is_heard_of_is_none(project):
+    project.misses_its_beat = True
+    assert project.finds() == {"no-beat": "beat_scheduler is ours, and no beat is running"}
+    store = RedisStore(project.url)
+    store.join("shop", "one")
+    store.list_entries("shop", "one", [("hourly", EntryState(0, "t"))], complete=True)
+    assert project.finds() == {}
+    store.leave("shop", "one")
+    assert project.finds().keys() == {"no-beat"}
+
+
+def test_a_terminal_of_80_columns_shows_a_table_of_80_and_a_pipe_gets_it_whole(project):
+    store = RedisStore(project.url)
+    store.join("shop", "one")
+    name = "reports.of.all.the.customers.by.region.and.by.the.hour"
+    store.list_entries("shop", "one", [(name, EntryState(3, "2026-11-27T10:00:00.123456+00:00"))], complete=True)
+    assert name in project.run("entries").stdout
+    leader, follower = pty.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    subprocess.run(
+        [sys.executable, "-m", "celery", "-A", "proj", "lockbeat", "entries"],
+        cwd=project.directory,
+        env={**{k: v for k, v in os.environ.items() if k != "COLUMNS"}, **project.environment({}, {})},
+        stdout=follower,
+        timeout=60,
+    )
+    lines = os.read(leader, 10_000).decode().splitlines()
+    assert [len(line) <= 80 for line in lines] == [True, True], lines
+    assert "2026-11-27 10:00:00+00:00" in lines[1]
+    assert "…" in lines[1]
+    os.close(leader)
+    os.close(follower)
+
+
 def test_every_command_has_help(project):
     text = project.run("--help").stdout
-    for command in ("doctor", "entries", "locks", "release", "run", "status"):
+    for command in ("doctor", "entries", "health", "locks", "release", "run", "status"):
         assert command in text
         assert "--json" in project.run(command, "--help").stdout

@@ -67,6 +67,9 @@ OFF: Final = "off"
 #: As many rows are remembered from one beat to the next.
 MOST_ROWS: Final = 1_000_000
 
+#: So many names are asked for in one query.
+NAMED_AT_ONCE: Final = 500
+
 _KEY: Final = re.compile(r"periodictask:(\d+)(?:@.*)?")
 
 _T = TypeVar("_T")
@@ -177,6 +180,10 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
         wanted |= self.Entry._unpack_options(**(fields.get("options") or {}))
         wanted |= {"task": entry.task, "args": _json.dumps(entry.args or []), "kwargs": _json.dumps(entry.kwargs or {})}
         return all(getattr(row, column) == value for column, value in wanted.items())
+
+    def defines(self, entry: Any) -> bool:
+        """Whether the entry is one of our own, that the others cannot read from where the rest is."""
+        return getattr(entry, "model", None) is None
 
     def reserve(self, entry: Any) -> Any:
         """Keep the entry; :meth:`record_runs` tells its row of the run."""
@@ -535,6 +542,43 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
                 if not (again and was_open):
                     raise StoreUnavailable(f"Django's database does not answer: {type(exc).__name__}: {exc}") from exc
         raise AssertionError
+
+
+# -- for those who look at them ----------------------------------------------------------------------------------------
+
+
+def names_of(_app: Any, keys: Sequence[str]) -> dict[str, str]:
+    """Return the names of rows by their keys in our store. Raises Django's errors."""
+    pks = {key: int(match[1]) for key in keys if (match := _KEY.fullmatch(key))}
+    names: dict[int, str] = {}
+    model, wanted = DatabaseScheduler.Model, sorted(set(pks.values()))
+    for start in range(0, len(wanted), NAMED_AT_ONCE):
+        rows = model.objects.using(router.db_for_write(model)).filter(pk__in=wanted[start : start + NAMED_AT_ONCE])
+        names.update(rows.values_list("pk", "name"))
+    return {key: names[pk] for key, pk in pks.items() if pk in names}
+
+
+def stored_entries(_app: Any) -> tuple[dict[str, str], dict[str, str]]:
+    """Tell what is in the tables: the tasks of enabled rows, and why others are no entries. Raises StoreUnavailable."""
+    model = DatabaseScheduler.Model
+    tasks: dict[str, str] = {}
+    broken: dict[str, str] = {}
+    try:
+        rows = model.objects.using(router.db_for_write(model)).filter(enabled=True)
+        for name, task, args, kwargs, *schedule in rows.values_list(
+            "name", "task", "args", "kwargs", *(f"{kind}_id" for kind in KINDS)
+        ):
+            try:
+                if not task or not any(schedule):
+                    raise ValueError("it has no task or no schedule")
+                _json.loads(args or "[]"), _json.loads(kwargs or "{}")
+            except Exception as exc:  # noqa: BLE001, PERF203  whatever is in there
+                broken[name] = f"{type(exc).__name__}: {exc}"
+            else:
+                tasks[name] = task
+    except (DatabaseError, InterfaceError) as exc:
+        raise StoreUnavailable(f"Django's database does not answer: {type(exc).__name__}: {exc}") from exc
+    return tasks, broken
 
 
 def _copied(thing: Any) -> Any:

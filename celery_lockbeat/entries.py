@@ -1,0 +1,87 @@
+"""The entries of an app for those who look at them: by the names that their users gave them, wherever they are kept.
+
+Nothing is changed: a scheduler that is made to be looked at writes nothing into RedBeat's Redis or Django's tables.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any, Final
+
+from celery.utils.imports import load_extension_class_names, symbol_by_name
+
+from celery_lockbeat.scheduler import LockedScheduler, LockedSchedulerMixin
+
+__all__ = ["Entries", "entries_of", "is_ours", "names_of", "schedulers_of"]
+
+#: The key of a ``@timeout``: its name, and when the beats started cold (see scheduler.py).
+_TIMEOUT: Final = re.compile(r"(.+)@\d{9,16}", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Entries:
+    """The tasks of entries by the entries' names, and why some are no entries of anything."""
+
+    tasks: Mapping[str, str] = field(default_factory=dict)
+    broken: Mapping[str, str] = field(default_factory=dict)
+
+
+def schedulers_of(app: Any, announced: Iterable[str] = ()) -> list[type]:
+    """Return the class that ``beat_scheduler`` names, and those that beats have ``announced``, as far as they can be imported."""
+    try:
+        aliases = dict(load_extension_class_names("celery.beat_schedulers") or {})
+    except Exception:  # noqa: BLE001  whatever is installed
+        aliases = {}
+    found = [_imported(name, aliases) for name in dict.fromkeys((app.conf.beat_scheduler, *announced))]
+    return [scheduler for scheduler in dict.fromkeys(found) if isinstance(scheduler, type)]
+
+
+def _imported(name: str, aliases: Mapping[str, str]) -> Any:
+    try:
+        return symbol_by_name(name, aliases=aliases)
+    except Exception:  # noqa: BLE001  whatever importing it raises
+        return None
+
+
+def is_ours(app: Any) -> bool:
+    """Whether the beats of this app are ours, as far as its settings tell."""
+    return any(issubclass(scheduler, LockedSchedulerMixin) for scheduler in schedulers_of(app))
+
+
+def entries_of(app: Any) -> Entries:
+    """Tell the entries of the scheduler that is set: those of the settings, and those that it keeps elsewhere.
+
+    Raises ConfigurationError, StoreUnavailable where they cannot be asked for, and whatever a library raises.
+    """
+    static = {name: entry.task for name, entry in sorted(LockedScheduler(app).data.items())}
+    kept = [place.stored_entries(app) for place in _places(schedulers_of(app))]
+    tasks = {name: task for each in kept for name, task in each[0].items()}
+    return Entries({**static, **tasks}, {name: why for each in kept for name, why in each[1].items()})
+
+
+def names_of(app: Any, keys: Iterable[str], announced: Iterable[str] = ()) -> dict[str, str]:
+    """Return the users' own names of entries by the keys under which a store knows them; what is unknown keeps its key."""
+    names = {key: match[1] if (match := _TIMEOUT.fullmatch(key)) else key for key in keys}
+    for place in _places(schedulers_of(app, announced)):
+        with contextlib.suppress(Exception):  # a database that is away, or not set up here: the keys are shown then
+            names |= place.names_of(app, list(names))
+    return names
+
+
+def _places(schedulers: Iterable[type]) -> list[ModuleType]:
+    """Return our modules for where these schedulers keep entries."""
+    places: list[ModuleType] = []
+    bases = {f"{base.__module__}:{base.__qualname__}" for scheduler in schedulers for base in scheduler.__mro__}
+    if "redbeat.schedulers:RedBeatScheduler" in bases:
+        from celery_lockbeat.contrib import redbeat  # noqa: PLC0415  it may not be there
+
+        places.append(redbeat)
+    if "django_celery_beat.schedulers:DatabaseScheduler" in bases:
+        from celery_lockbeat.contrib.django import scheduler as django  # noqa: PLC0415  as above
+
+        places.append(django)
+    return places
