@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from copy import copy
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, overload
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from celery import Celery, shared_task
@@ -21,6 +21,9 @@ from celery.schedules import BaseSchedule, ParseException, crontab, schedstate, 
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.options import LONGEST, TASK_PREFIX, check_options
 from celery_lockbeat.task import LockedTask
+
+if TYPE_CHECKING:
+    from celery_lockbeat.typed import BoundDecorator, Decorator
 
 __all__ = ["Timeout", "cron", "interval", "timeout"]
 
@@ -42,6 +45,36 @@ NEVER: Final = 10 * 365 * 86400.0
 _Decorator = Callable[[Callable[..., Any]], Any]
 
 
+@overload
+def cron(
+    expression: str,
+    *,
+    bind: Literal[True],
+    name: str | None = None,
+    timezone: str | None = None,
+    app: Celery | None = None,
+    args: Any = (),
+    kwargs: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    **task_options: Any,
+) -> BoundDecorator: ...
+
+
+@overload
+def cron(
+    expression: str,
+    *,
+    bind: Literal[False] = False,
+    name: str | None = None,
+    timezone: str | None = None,
+    app: Celery | None = None,
+    args: Any = (),
+    kwargs: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    **task_options: Any,
+) -> Decorator: ...
+
+
 def cron(
     expression: str,
     *,
@@ -52,7 +85,7 @@ def cron(
     kwargs: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     **task_options: Any,
-) -> _Decorator:
+) -> Any:
     """Run a function at the times of a cron expression: minute, hour, day of month, month, day of week.
 
     >>> @cron("0 * * * *", name="report-job", lock_key="jobs:report")  # doctest: +SKIP
@@ -67,6 +100,34 @@ def cron(
     return _periodic("cron", when, name, app, args, kwargs, options, task_options)
 
 
+@overload
+def interval(
+    seconds: float | timedelta,
+    *,
+    bind: Literal[True],
+    name: str | None = None,
+    app: Celery | None = None,
+    args: Any = (),
+    kwargs: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    **task_options: Any,
+) -> BoundDecorator: ...
+
+
+@overload
+def interval(
+    seconds: float | timedelta,
+    *,
+    bind: Literal[False] = False,
+    name: str | None = None,
+    app: Celery | None = None,
+    args: Any = (),
+    kwargs: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    **task_options: Any,
+) -> Decorator: ...
+
+
 def interval(
     seconds: float | timedelta,
     *,
@@ -76,10 +137,38 @@ def interval(
     kwargs: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     **task_options: Any,
-) -> _Decorator:
+) -> Any:
     """Run a function every so many ``seconds``, for the first time that long after its first start; else like :func:`cron`."""
     when = schedule(timedelta(seconds=_seconds("interval", seconds, low=0.001)))
     return _periodic("interval", when, name, app, args, kwargs, options, task_options)
+
+
+@overload
+def timeout(
+    seconds: float | timedelta,
+    *,
+    bind: Literal[True],
+    name: str | None = None,
+    app: Celery | None = None,
+    args: Any = (),
+    kwargs: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    **task_options: Any,
+) -> BoundDecorator: ...
+
+
+@overload
+def timeout(
+    seconds: float | timedelta,
+    *,
+    bind: Literal[False] = False,
+    name: str | None = None,
+    app: Celery | None = None,
+    args: Any = (),
+    kwargs: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+    **task_options: Any,
+) -> Decorator: ...
 
 
 def timeout(
@@ -91,7 +180,7 @@ def timeout(
     kwargs: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     **task_options: Any,
-) -> _Decorator:
+) -> Any:
     """Run a function once, so many ``seconds`` after a cold start of the beats; else like :func:`cron`.
 
     A cold start is one while no other replica is there. A beat scheduler that is not ours fires it after each of its starts.
