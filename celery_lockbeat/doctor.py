@@ -21,13 +21,13 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from celery_lockbeat.announcements import definitions_of, differing, groups_of, named, told_by
-from celery_lockbeat.entries import Entries, entries_of, is_ours, names_of
+from celery_lockbeat.entries import Entries, entries_of, is_ours, names_of, plain_redbeat
 from celery_lockbeat.exceptions import ConfigurationError, StoreRefused, StoreUnavailable
 from celery_lockbeat.members import LONG_LEASE, home_of, locks_of_tasks, meeting_store_of, work_of
 from celery_lockbeat.options import AppOptions, LockOptions
 from celery_lockbeat.scheduler import SKEW, LockedScheduler
 from celery_lockbeat.stores import Store, stores_of
-from celery_lockbeat.stores.base import ALIVE, Beats
+from celery_lockbeat.stores.base import ALIVE, Beats, Replica
 from celery_lockbeat.stores.redis import RedisStore, ServerFacts
 from celery_lockbeat.task import LockedTask, _Plan
 
@@ -374,6 +374,12 @@ _ALL_KINDS: Final = (
         "Look again after the release; then give each app a name of its own.",
     ),
     Kind(
+        "plain-redbeat",
+        "error",
+        "A plain RedBeat knows nothing of claims: each tick is sent by it and by one of ours.",
+        "Stop it. The lock of one that was killed ends by itself, after redbeat_lock_timeout.",
+    ),
+    Kind(
         "plain-beat",
         "warning",
         "Celery's own beat knows no replicas: two send everything twice, and the only one is missed when it dies.",
@@ -441,7 +447,8 @@ class Facts:
     """All that is judged. ``entries`` are names of entries with their tasks', ``beats`` None where nobody could be asked.
 
     ``broken`` are entries that are none, and why; ``locks`` and ``home`` are this app's as ``members`` tell theirs; ``newest``
-    has the newest definition of each entry of which there are several.
+    has the newest definition of each entry of which there are several. ``plain_redbeat`` tells of RedBeat's own lock, if one
+    of the schedulers is over RedBeat and somebody holds it.
     """
 
     app: str
@@ -452,6 +459,7 @@ class Facts:
     entries: Mapping[str, str] = field(default_factory=dict)
     broker: str = "memory"
     delivers_again: float | None = None
+    plain_redbeat: str | None = None
     locked_beat: bool = True
     beats: Beats | None = None
     beats_trouble: str | None = None
@@ -486,6 +494,7 @@ def gather(app: Any) -> Facts:
     beats, beats_trouble = None, None
     members: list[MemberFacts] = []
     newest: dict[str, str] = {}
+    plain: str | None = None
     locks: dict[str, str] = {}
     home = ""
     if not wrong and not_loaded is None:
@@ -507,12 +516,14 @@ def gather(app: Any) -> Facts:
             try:
                 beats = _named_beats(app, used[0][0])
                 members, newest = _members(app, used[0][0])
+                plain = plain_redbeat(app, announced_schedulers(app, used[0][0]))
             except (StoreUnavailable, ConfigurationError) as exc:
                 beats_trouble = tell(exc)
     return Facts(
         app=name_of(app),
         wrong_settings=tuple(dict.fromkeys(wrong)),
         not_loaded=not_loaded,
+        plain_redbeat=plain,
         stores=tuple(stores),
         tasks=tuple(tasks),
         entries=entries.tasks,
@@ -742,9 +753,8 @@ def redactor(app: Any) -> Callable[[object], str]:
 
 def examine(facts: Facts) -> list[Finding]:
     """Judge facts: what is wrong with them, the worst first, then in the order of the table."""
-    findings = [
-        finding for check in (_app, _stores, _servers, _tasks, _beats, _members_agree) for finding in check(facts)
-    ]
+    checks = (_app, _stores, _servers, _tasks, _beats, _beside_ours, _members_agree)
+    findings = [finding for check in checks for finding in check(facts)]
     order = {kind: (LEVELS.index(kind.level), number) for number, kind in enumerate(KINDS.values())}
     return sorted(findings, key=lambda finding: order[finding.kind])
 
@@ -915,7 +925,7 @@ def _beats(facts: Facts) -> Iterator[Finding]:
                 yield _found("unknown-task", f"entry {name}", f"there is no task {task!r} in this app")
     if facts.app in ("", "__main__"):
         yield _found("app-name", "the app", f"its name (app.main) is {facts.app!r}")
-    beats = [] if facts.beats is None else [beat for beat in facts.beats.replicas if beat.silent_for < ALIVE]
+    beats = _running(facts)
     for name, why in facts.broken.items():
         yield _found("broken-entry", f"entry {name}", why)
     own = _schedule_of(facts.entries)
@@ -933,6 +943,15 @@ def _beats(facts: Facts) -> Iterator[Finding]:
             what = "; ".join(f"{who} lists {_names(lists[who] - lists[other])}" for who, other in (pair, pair[::-1]))
             yield _found(kind, f"app {facts.app!r}", what)
             return
+
+
+def _running(facts: Facts) -> list[Replica]:
+    return [] if facts.beats is None else [beat for beat in facts.beats.replicas if beat.silent_for < ALIVE]
+
+
+def _beside_ours(facts: Facts) -> Iterator[Finding]:
+    if facts.plain_redbeat and _running(facts):
+        yield _found("plain-redbeat", "RedBeat's Redis", facts.plain_redbeat)
 
 
 def _last_heard(beats: Beats) -> str:

@@ -16,7 +16,7 @@ from celery.utils.imports import load_extension_class_names, symbol_by_name
 
 from celery_lockbeat.scheduler import LockedScheduler, LockedSchedulerMixin
 
-__all__ = ["Entries", "entries_of", "is_ours", "names_of", "schedulers_of"]
+__all__ = ["Entries", "entries_of", "is_ours", "names_of", "plain_redbeat", "schedulers_of"]
 
 #: The key of a ``@timeout``: its name, and when the beats started cold (see scheduler.py).
 _TIMEOUT: Final = re.compile(r"(.+)@\d{9,16}", re.DOTALL)
@@ -70,6 +70,14 @@ def names_of(app: Any, keys: Iterable[str], announced: Iterable[str] = ()) -> di
         with contextlib.suppress(Exception):  # a database that is away, or not set up here: the keys are shown then
             names |= place.names_of(app, list(names))
     return names
+
+
+def plain_redbeat(app: Any, announced: Iterable[str] = ()) -> str | None:
+    """Tell of RedBeat's own lock, if one of the schedulers is over RedBeat and somebody holds it. Raises StoreUnavailable."""
+    told = [
+        place.plain_redbeat(app) for place in _places(schedulers_of(app, announced)) if hasattr(place, "plain_redbeat")
+    ]
+    return told[0] if told else None
 
 
 def _places(schedulers: Iterable[type]) -> list[ModuleType]:

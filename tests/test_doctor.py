@@ -148,6 +148,7 @@ FOUND = [
     ("locks-differ", replace(FINE, locks={"report": "no lock"}), "no lock for this app"),
     ("homes-differ", member(home="memory", elsewhere=True), "live in memory, ours in redis"),
     ("long-lease", task(lock=LockOptions(ttl=3601, extend_interval=5)), "report"),
+    ("plain-redbeat", replace(FINE, plain_redbeat="somebody holds RedBeat's lock 'x'"), "holds RedBeat's lock 'x'"),
     ("plain-beat", replace(FINE, locked_beat=False, beats=Beats([], [], 0)), "not one of ours"),
 ]
 

@@ -45,6 +45,9 @@ AT_ONCE: Final = 500
 #: So many entries are told by name in one line.
 NAMED_AT_MOST: Final = 100
 
+#: Redis's word for the rest of the time of a key that is not there.
+FREE: Final = -2
+
 #: Our own field in the hash of an entry: '<life> <epoch> <digest of the meta that goes with them>'. A life begins where a
 #: hash does, or where plain RedBeat has run; an epoch with each meta that is not ours. RedBeat deletes it with the hash.
 MARK: Final = "lockbeat"
@@ -261,9 +264,9 @@ class LockedRedBeatScheduler(LockedSchedulerMixin, RedBeatScheduler):  # type: i
         return {_text(key): score for key, score in found}, bool(has_kept)
 
     def _notice_plain_redbeat(self, rest: int) -> None:
-        """Say that a plain RedBeat holds its lock, for another ``rest`` milliseconds; -2: nobody does."""
+        """Say that a plain RedBeat holds its lock, for another ``rest`` milliseconds."""
         about, key = "plain RedBeat", self.app.redbeat_conf.lock_key
-        if rest == -2:  # noqa: PLR2004  Redis's word for it
+        if rest == FREE:
             if self._complained.pop(about, None) is not None:
                 logger.info("nobody holds RedBeat's lock %r any more", key)
             return
@@ -531,6 +534,15 @@ def stored_entries(app: Any) -> tuple[dict[str, str], dict[str, str]]:
                 if definition.get("enabled", True):
                     tasks[name] = str(definition["task"])
     return tasks, broken
+
+
+def plain_redbeat(app: Any) -> str | None:
+    """Tell of RedBeat's own lock, if somebody holds it. Raises StoreUnavailable."""
+    with _redbeats_redis():
+        key, client = ensure_conf(app).lock_key, get_redis(app)
+        # without RedBeat's retries, which may have no end
+        rest = getattr(client, "wrapped_connection", client).pttl(key) if key else FREE
+    return None if rest == FREE else f"somebody holds RedBeat's lock {key!r}, for another {max(0, rest) / 1000:.0f} s"
 
 
 def _after_run(stored: _Stored) -> _Stored:

@@ -22,13 +22,14 @@ from simulation import Simulation, every, open_store, set_clocks
 from celery_lockbeat import ConfigurationError, cron, timeout
 from celery_lockbeat.contrib import redbeat as contrib
 from celery_lockbeat.contrib.redbeat import LockedRedBeatScheduler
+from celery_lockbeat.doctor import examine, gather
 
 
 class World:
     """Replicas of our beat, each in an app of its own, and an app whose user changes entries."""
 
     def __init__(self, simulation: Simulation, server, tmp_path, replicas: int) -> None:
-        self.simulation, self.server, self.replicas = simulation, server, replicas
+        self.simulation, self.server, self.path, self.replicas = simulation, server, tmp_path, replicas
         self.redis = server.client()
         self.user = self.app()
         self.beats = []
@@ -670,6 +671,27 @@ def test_a_plain_redbeat_beside_ours_is_an_error_within_a_minute_and_its_end_is_
     assert len(said(caplog, logging.INFO, "nobody holds RedBeat's lock")) == world.replicas
     world.run(100)
     assert said(caplog, logging.ERROR, "plain RedBeat") == errors
+
+
+def test_doctor_finds_a_plain_redbeat_beside_ours(make_world):
+    world = make_world()
+
+    def found(settings=None, **more):
+        app = world.app(settings, beat_scheduler="lockbeat-redbeat", lockbeat_driver="memory", **more)
+        app.conf.lockbeat_memory_path = str(world.path / "memory")
+        facts = gather(app)
+        return facts.plain_redbeat, "plain-redbeat" in {finding.kind.name for finding in examine(facts)}
+
+    plain = world.simulation.beat(world.app(redbeat_lock_timeout=1500), scheduler=RedBeatScheduler)
+    assert found() == (None, False)
+    beat_init.send(sender=plain)
+    # none of ours is there, so nothing is doubled
+    told, is_finding = found()
+    assert told == "somebody holds RedBeat's lock 'redbeat::lock', for another 1500 s"
+    assert not is_finding
+    assert found(redbeat_lock_key=None) == (None, False)
+    plain.close()
+    assert found() == (None, False)
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
