@@ -202,6 +202,8 @@ class Announcements:
         self._told: dict[str, int] = {}  # the level at which a group was told, by its digest
         self._changed = False
         self._unreachable = False
+        self._there: set[str] = set()  # the other beats, by the last look
+        self._gone: set[str] = set()  # those that fell silent, until they are forgotten
         self._read_firsts_at = 0.0
         #: whether there is more to announce at once: a round does a part of it, so that no tick waits for the whole
         self.unfinished = False
@@ -305,7 +307,9 @@ class Announcements:
 
     def _compare(self, store: Store) -> list[str]:
         """Find the entries that others define otherwise, and whose definition is the newest."""
-        groups = groups_of(store, self._name, store.announced(self._name, "member"), self._known)
+        members = store.announced(self._name, "member")
+        self._notice_who_is_gone(members)
+        groups = groups_of(store, self._name, members, self._known)
         self._known = {digest: group.definitions for digest, group in groups.items()}
         others = {digest: group for digest, group in groups.items() if digest != self._digest}
         differ = {digest: sorted(differing(self._definitions, group.definitions)) for digest, group in others.items()}
@@ -324,6 +328,21 @@ class Announcements:
             self._differences[key] = _Difference(since, newer)
         self._tell({digest: (others[digest], keys) for digest, keys in differ.items() if keys}, now)
         return [key for key, difference in before.items() if difference.theirs and not self.leaves(key)]
+
+    def _notice_who_is_gone(self, members: Iterable[Announcement]) -> None:
+        """Say which beats are there no more: killed, frozen or cut off, or ended as they should."""
+        silent_for = {member.name: member.silent_for for member in members if told_by(member).get("kind") == "beat"}
+        there = {name for name, seconds in silent_for.items() if seconds < ALIVE} - {self._member and self._member.name}
+        for name in sorted(self._there - there):
+            if name in silent_for:
+                self._gone.add(name)
+                text = "beat %s is gone: nothing was heard of it for %.0f s; its ticks go on without it"
+                logger.warning(text, name, silent_for[name])
+            else:
+                logger.info("beat %s has left", name)
+        for name in sorted(there & self._gone):
+            logger.info("beat %s is back", name)
+        self._there, self._gone = there, (self._gone - there) & silent_for.keys()
 
     def _look_up(self, store: Store, differing: Iterable[tuple[str, str]]) -> None:
         pairs = set(differing)

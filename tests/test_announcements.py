@@ -345,3 +345,37 @@ def test_what_the_lock_of_each_task_is_is_told_without_a_password(make_app, serv
         "off": "no lock",
         "unlocked": "no lock",
     }
+
+
+# -- who is there ------------------------------------------------------------------------------------------------------
+
+
+def test_a_beat_that_falls_silent_is_told_as_gone_within_40_s_and_one_that_leaves_has_left(simulation, caplog):
+    world = simulation.world
+    watching, killed, leaving = (simulation.beat(OLD) for _ in range(3))
+    caplog.set_level(logging.INFO, logger="celery_lockbeat.beat")
+
+    def said() -> list[tuple[str, str]]:
+        about = ("is gone", "has left", "is back")
+        return [
+            (record.levelname, record.getMessage())
+            for record in caplog.records
+            if any(each in record.msg for each in about)
+        ]
+
+    world.run(watching, killed, leaving, seconds=MINUTE)
+    assert said() == []
+    leaving.close()
+    world.run(watching, seconds=40)  # nobody else: the other beat may be frozen
+    gone, left = sorted(said(), reverse=True)
+    assert left == ("INFO", f"beat {leaving.scheduler._replica} has left")
+    assert gone[0] == "WARNING"
+    assert gone[1].startswith(f"beat {killed.scheduler._replica} is gone: nothing was heard of it for ")
+    world.run(watching, seconds=MINUTE)
+    assert len(said()) == 2
+    caplog.clear()
+    world.run(watching, killed, seconds=40)
+    # the frozen one sees only now that another has left
+    assert sorted(said()) == sorted(
+        [("INFO", f"beat {killed.scheduler._replica} is back"), ("INFO", f"beat {leaving.scheduler._replica} has left")]
+    )

@@ -81,6 +81,8 @@ def test_sentry_has_one_event_of_each_failure_grouped_by_its_exception_and_none_
     by_task = defaultdict(list)
     for event in sentry.told(type="event"):
         by_task[event["tags"]["celery_task_id"]].append(event)
+    [failed] = by_task[runs["locked", "raise"].id]
+    assert "celery_lockbeat.events" in {each["category"] for each in failed["breadcrumbs"]["values"]}
     seen = {run: exceptions_of(by_task.pop(result.id, [])) for run, result in runs.items()}
     assert not by_task
     trouble = [(("watched", "Trouble", "fail"),)]
