@@ -78,8 +78,8 @@ def task_of(name: str) -> str | None:
 
 def told_apart(name: str) -> bool:
     """Whether a name is of a message that has a nonce, which release 0.1.0 would name in another way."""
-    match = _NAME.fullmatch(name)
-    return match is not None and match["nonce"] is not None
+    nonce = name.rfind("~")
+    return nonce >= 0 and ":" not in name[nonce:]
 
 
 def headers_of(request: Any) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ import os
 import re
 import time
 import weakref
+from base64 import urlsafe_b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +27,7 @@ from redis.exceptions import MovedError, NoScriptError, RedisError, ResponseErro
 
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError, StoreRefused, StoreUnavailable, UnreadableKey
+from celery_lockbeat.runs import told_apart
 from celery_lockbeat.stores.base import (
     ALIVE,
     ANNOUNCED,
@@ -110,8 +112,11 @@ _ANNOUNCED: Final = re.compile(rb"(\d{1,15}) (\d{1,15}) (\d{1,15}) (.*)", re.DOT
 
 #: A lock, as acquire.lua writes it.
 _LOCK: Final = re.compile(
-    rb"(?P<token>\d{16})(?P<until>\d{13})(?P<holder>[^ ]*) (?P<run>[^ ]*) (?P<description>.*)", re.DOTALL
+    rb"(?P<token>\d{16})(?P<until>\d{13})(?P<holder>[^ ]*) (?P<run>[^ #]*)[^ ]* (?P<description>.*)", re.DOTALL
 )
+
+#: What stands behind the description of a lock whose key had been used before, see lock.lua.
+_USED_BEFORE: Final = " #"
 
 #: The name of the keys of a trial, which no lock and nothing of the beats has.
 _TRIAL: Final = "%~trial"
@@ -198,10 +203,11 @@ class RedisStore(Store):
     ) -> Lease | Held | Finished:
         keys = self._keys(key, run, whole)
         owner, lasts = f"{_plain(holder)} {_plain(run or '')} {_readable(description)}", _ms(ttl)
+        again = _USED_BEFORE if _mark(run or "")[1] else ""
         within = min(ttl, self._servers.time_allowed)  # a later answer grants nothing
         for _ in range(2):
             asked = monotonic()
-            args = (owner, lasts, self._waits_until(asked, within))
+            args = (owner, lasts, self._waits_until(asked, within), again)
             answer = self._call(self._acquire, keys, args, replicated=True, within=within)
             if isinstance(answer, int):
                 self._seen = (asked, answer // 1000)
@@ -217,7 +223,9 @@ class RedisStore(Store):
                 )
             if kind == b"held":
                 remaining, same_run, their_run, described = answer
-                return Held(_text(described), remaining / 1000, bool(same_run), unquote(their_run, errors="replace"))
+                return Held(
+                    _described(described), remaining / 1000, bool(same_run), unquote(their_run, errors="replace")
+                )
             self._seen = (asked, answer[0])
             if kind == b"granted":
                 return Lease(key, holder, run, answer[1], whole)
@@ -250,12 +258,13 @@ class RedisStore(Store):
         return extended
 
     def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0, whole: bool = False) -> bool:
+        run = lease.whole if whole else lease.run
         answer = self._call(
             self._release,
-            self._keys(lease.key, lease.whole if whole else lease.run),
-            (_digits(lease.token), _plain(lease.holder), _ms(hold_for), _ms(remember_for)),
+            self._keys(lease.key, run),
+            (_digits(lease.token), _plain(lease.holder), _ms(hold_for), _ms(remember_for), _mark(run or "")[1]),
             # a run that is known to have ended must not be forgotten
-            replicated=(lease.whole if whole else lease.run) is not None and remember_for > 0,
+            replicated=run is not None and remember_for > 0,
             released=lease.token,
         )
         return self._is_ours(lease, answer)
@@ -412,7 +421,7 @@ class RedisStore(Store):
             tag = _unquoted(key[len(f"{self._prefix}lock:{{".encode()) : -1])
             holder, run = _unquoted(match["holder"]), _unquoted(match["run"])
             remaining = int(match["until"]) / 1000 - now
-            locks.append(LiveLock(tag, holder, _text(match["description"]), run, int(match["token"]), remaining))
+            locks.append(LiveLock(tag, holder, _described(match["description"]), run, int(match["token"]), remaining))
         return locks
 
     def beats(self, app: str, *, limit: int = LISTED_AT_MOST) -> Beats:
@@ -609,7 +618,7 @@ class RedisStore(Store):
         """Name the keys of one operation; the tag in braces puts them on one Cluster node."""
         tag = _plain(key)
         lock, done = f"{self._prefix}lock:{{{tag}}}", f"{self._prefix}done:{{{tag}}}:"
-        return (lock, *[done + _plain(run) for run in runs if run is not None])
+        return (lock, *[done + _mark(run)[0] for run in runs if run is not None])
 
     def _beat_keys(self, app: str, *names: str) -> tuple[str, ...]:
         """Name keys of an app's beats; what stands before the app's name keeps the tag from being empty."""
@@ -708,6 +717,10 @@ def _pairs(answer: Any) -> Any:
     return dict(zip(answer[::2], answer[1::2], strict=True)) if isinstance(answer, list) else answer
 
 
+def _described(description: bytes) -> str:
+    return _text(description.removesuffix(_USED_BEFORE.encode()))
+
+
 def _text(text: bytes) -> str:
     """Read what is only shown."""
     shown = text.decode("utf-8", "replace")
@@ -782,6 +795,20 @@ def _plain(text: str) -> str:
     if len(quoted) <= LONGEST_KEY:
         return quoted
     return f"{quoted[:64]}%~{hashlib.sha256(quoted.encode()).hexdigest()}"
+
+
+@lru_cache(maxsize=256)  # an acquire asks for what its release will
+def _mark(run: str) -> tuple[str, str]:
+    """Write the name of a run as what remembers its end is named, and as a lock itself remembers it, "" where it must not.
+
+    Release 0.1.0 may look for those that it would name alike. The others have 12 characters, for they are kept for long:
+    72 bits, among the runs of one key in an hour or two.
+    """
+    if not told_apart(run):
+        return _plain(run), ""
+    name = run.encode("utf-8", "surrogatepass")
+    digest = urlsafe_b64encode(hashlib.blake2b(name, digest_size=9).digest()).decode()
+    return digest, digest
 
 
 # In a forked child redis-py waits for its own locks, which a thread that is not there may hold: each store gets new

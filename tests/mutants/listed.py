@@ -72,9 +72,46 @@ MUTANTS = [
     Mutant(
         "release and forget the run",
         "stores/lua/release.lua",
-        "if KEYS[2] and ARGV[4] ~= '0' then",
-        "if false then",
+        "local remembered = KEYS[2] and ARGV[4] ~= '0'",
+        "local remembered = false",
         (CONTRACT + "test_a_finished_run_is_not_granted_again",),
+    ),
+    Mutant(
+        "what is remembered in a lock is not asked for",
+        "stores/lua/acquire.lua",
+        "if mark and string.sub(KEYS[i], -13) == ':' .. mark then",
+        "if false then",
+        (CONTRACT + "test_each_run_of_a_key_is_remembered_however_many_follow_it",),
+    ),
+    Mutant(
+        "what is remembered in a lock is forgotten when the key is used again",
+        "stores/lua/acquire.lua",
+        "if mark then\n  -- The key is used again",
+        "if false then\n  -- The key is used again",
+        (CONTRACT + "test_each_run_of_a_key_is_remembered_however_many_follow_it",),
+    ),
+    Mutant(
+        "what is remembered in a lock is remembered too long",
+        "stores/lua/acquire.lua",
+        "mark = forgotten > now and mark",
+        "mark = mark",
+        (CONTRACT + "test_a_run_is_remembered_for_its_time_only_also_when_another_has_followed",),
+    ),
+    Mutant(
+        "what release 0.1.0 looks for is remembered in the lock",
+        "stores/redis.py",
+        "    if not told_apart(run):\n",
+        "    if not run:\n",
+        (
+            "tests/stores/test_redis_memory.py::test_a_tick_and_a_message_without_a_nonce_that_we_have_finished_are_known_to_workers_of_0_1_0",
+        ),
+    ),
+    Mutant(
+        "a kept key remembers no run",
+        "stores/lua/release.lua",
+        "(inside and string.format('#%s%.0f ', ARGV[5], now + ARGV[4]) or ' ')",
+        "' '",
+        (CONTRACT + "test_a_key_that_is_kept_is_held_and_its_run_remembered",),
     ),
     Mutant(
         "free by name",
@@ -86,15 +123,15 @@ MUTANTS = [
     Mutant(
         "acquire without dedupe",
         "stores/lua/acquire.lua",
-        "if mark then",
+        "if beside then",
         "if false then",
         (CONTRACT + "test_a_finished_run_is_not_granted_again",),
     ),
     Mutant(
         "a finished run is asked for only beside a lock",
         "stores/lua/acquire.lua",
-        "if there > (lock and 1 or 0) then",
-        "if there > 1 then",
+        "local more = there > (lock and 1 or 0)",
+        "local more = there > 1",
         (REDIS + "test_a_finished_run_is_remembered_though_its_lock_is_forgotten",),
     ),
     Mutant(

@@ -16,7 +16,7 @@ import pytest
 from fighter import fight
 from servers import Server, wait_until
 
-from celery_lockbeat.stores.base import Finished, Held, Lease
+from celery_lockbeat.stores.base import TOKEN_MEMORY, Finished, Held, Lease
 
 HOSTILE = [
     "{",
@@ -353,6 +353,72 @@ def test_nothing_is_remembered_unless_asked(store):
 def test_a_run_is_finished_under_its_own_key_only(store):
     store.release(take(store, "one", run="r"), remember_for=30)
     take(store, "two", run="r")
+
+
+#: The names of a run, its next try, their whole, and another run: as they are of messages with a nonce, and without.
+NAMES = {
+    "with a nonce": ("id:0:0~n", "id:1:0~n", "id::0~n", "id:0:0~m"),
+    "without": ("id:0:0", "id:1:0", "id::0", "other:0:0"),
+}
+named = pytest.mark.parametrize("names", NAMES.values(), ids=NAMES)
+
+
+@named
+@pytest.mark.parametrize("remember_for", [30, 2 * TOKEN_MEMORY])
+def test_each_run_of_a_key_is_remembered_however_many_follow_it(store, names, remember_for):
+    *_, run = names
+    runs = [run.replace("0:0", f"{number}:0") for number in range(5)]
+    leases = []
+    for number, each in enumerate(runs):
+        leases.append(take(store, holder=f"h{number}", run=each))
+        assert store.release(leases[-1], remember_for=remember_for)
+        for again in runs[: number + 1]:
+            assert store.acquire("key", holder="copy", ttl=30, run=again) == Finished()
+    take(store, holder="last")
+    for each, lease in zip(runs, leases, strict=True):
+        assert store.acquire("key", holder="copy", ttl=30, run=each) == Finished()
+        assert store.release(lease, remember_for=remember_for), "a release that is repeated"
+
+
+@named
+def test_a_whole_is_told_from_a_try_wherever_it_is_remembered(store, names):
+    run, later, whole, other = names
+    assert store.release(take(store, run=run, whole=whole), remember_for=30)
+    assert store.acquire("key", holder="b", ttl=30, run=run, whole=whole) == Finished()
+    assert store.release(take(store, holder="b", run=later, whole=whole), remember_for=30, whole=True)
+    for _ in range(2):
+        assert store.acquire("key", holder="c", ttl=30, run=run, whole=whole).whole
+        assert store.acquire("key", holder="c", ttl=30, run=later, whole=whole) == Finished(whole=True)
+        store.release(take(store, holder="another", run=other))
+
+
+@named
+def test_a_run_is_remembered_for_its_time_only_also_when_another_has_followed(store, kind, names):
+    run, *_, other = names
+    assert store.release(take(store, run=run), remember_for=0.5)
+    second = take(store, holder="b", run=other)
+    assert store.acquire("key", holder="c", ttl=30, run=run) == Finished()
+    kind.later(0.5)
+    assert isinstance(store.acquire("key", holder="c", ttl=30, run=run), Held)
+    assert store.release(second, remember_for=0.1)
+    kind.later(0.1)
+    take(store, holder="c", run=other)
+
+
+@named
+def test_a_key_that_is_kept_is_held_and_its_run_remembered(store, kind, names):
+    run, _, whole, other = names
+    lease = take(store, run=run, whole=whole, description="me")
+    for _ in range(2):
+        assert store.release(lease, hold_for=1, remember_for=30, whole=True)
+        assert store.acquire("key", holder="b", ttl=30, run=run, whole=whole) == Finished(whole=True)
+        refusal = store.acquire("key", holder="b", ttl=30, run=other)
+        assert isinstance(refusal, Held)
+        assert (refusal.description, refusal.same_run) == ("me", False)
+    kind.later(1)
+    last = take(store, holder="b", run=other)
+    assert last.token > lease.token
+    assert store.acquire("key", holder="c", ttl=30, run=run, whole=whole) == Finished(whole=True)
 
 
 # -- many at once ------------------------------------------------------------------------------------------------------

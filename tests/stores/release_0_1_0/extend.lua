@@ -1,0 +1,20 @@
+-- Let a live lease end `ttl` from now.
+-- KEYS[1]  the lock (see lock.lua)
+-- ARGV     token, holder, ttl ms
+-- Returns  1, or 0 when this lease is lost: run out, released, or followed by another; -1: by what is no lock
+-- Atomic:  between a separate compare and the write another holder could come in, and its lease would be extended.
+local lock = get(KEYS[1])
+if lock and not is_lock(lock) then
+  return -1
+end
+local holder = ARGV[2] .. ' '
+if not lock or string.sub(lock, 1, 16) ~= ARGV[1] or string.sub(lock, 30, 29 + #holder) ~= holder then
+  return 0
+end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+if tonumber(string.sub(lock, 17, 29)) <= now then
+  return 0
+end
+redis.call('SET', KEYS[1], ARGV[1] .. string.format('%013.0f', now + ARGV[3]) .. string.sub(lock, 30), 'PX', ARGV[3] + TOKEN_MEMORY)
+return 1

@@ -1,0 +1,32 @@
+-- End a live lease, and remember its run as finished.
+-- KEYS[1]  the lock (see lock.lua)
+-- KEYS[2]  the mark of this run as finished, or of all that it is a try of, whose value is the token that finished it;
+--          absent where there is nothing to remember
+-- ARGV     token, holder, hold ms, remember ms
+-- Returns  -token when released, now or by an earlier call whose answer was lost; 0 when the lease was lost before; -1:
+--          what is there now is no lock
+-- Atomic:  freed and remembered are one fact: a copy of the message must never find the key free and the run unknown.
+local lock = get(KEYS[1])
+local released = -ARGV[1]
+-- what begins with this token is a lock; the longer question is left to what does not
+if type(lock) ~= 'string' or string.sub(lock, 1, 16) ~= ARGV[1] then
+  -- another came after us: was our release carried out before?
+  return KEYS[2] and get(KEYS[2]) == ARGV[1] and released or lock and not is_lock(lock) and -1 or 0
+end
+if string.sub(lock, 30, 30) == ' ' then
+  return released
+end
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local holder = ARGV[2] .. ' '
+if (tonumber(string.sub(lock, 17, 29)) or 0) <= now or string.sub(lock, 30, 29 + #holder) ~= holder then
+  return 0
+end
+-- The token stays, as the counter; without a holder it can be neither extended nor released. Formatting costs as much as a
+-- call: the usual release ends the lease at the beginning of time instead.
+local ended = ARGV[3] == '0' and '0000000000000' or string.format('%013.0f', now + ARGV[3])
+redis.call('SET', KEYS[1], ARGV[1] .. ended .. string.sub(lock, 30 + #ARGV[2]), 'PX', ARGV[3] + TOKEN_MEMORY)
+if KEYS[2] and ARGV[4] ~= '0' then
+  redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[4])
+end
+return released
