@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 from entries import (
     CLAIM_TTL,
+    MUCH_SLACK,
     Beats,
     Life,
     Reader,
@@ -140,6 +141,58 @@ def test_a_database_that_dies_and_hangs_delays_what_is_due_and_no_tick_is_lost_o
     for life in lives:
         assert_nothing_is_doubled(life, arrivals[life.number])
         assert_nothing_is_lost(life, arrivals[life.number])
+
+
+@pytest.mark.parametrize("how", ["killed", "frozen"])
+def test_entries_go_on_while_djangos_database_is_away_and_changes_count_when_it_is_back(
+    make_fleet, broker, database, how
+):
+    """With the ticks in Redis, as most projects have them."""
+    from django.db import connections
+
+    settings = {"lockbeat_claim_ttl": CLAIM_TTL, "result_expires": None, "beat_max_loop_interval": 2}
+    # a database of its own, whose rows have the keys of another's
+    fleet = make_fleet(test_django_database=database.database, lockbeat_key_prefix=f"{how}:", **settings)
+    user, beats = DjangoUser(random.Random(0)), Beats(fleet, random.Random(0), SCHEDULER)
+    kept, deleted = user.create("kept", 1), user.create("deleted", 1)
+    once = user.create("once", 6, once=True)
+    for _ in range(2):
+        beats.start()
+    with contextlib.closing(Reader(broker, fleet.queue)) as reader:
+        wait_until(lambda: len(beats.awake()) == 2, 60, "two beats have joined")
+        _wait_for_more(reader, [kept, deleted], 2)
+        if how == "killed":
+            connections["default"].close()
+            database.kill()
+        else:
+            database.pause()
+        away = time.monotonic()
+        _wait_for_more(reader, [kept, deleted], 5)
+        wait_until(lambda: reader.arrivals()[once.number], 20, "what is to run once has run")
+        if how == "killed":
+            database.start()
+        else:
+            database.resume()
+        gone = time.monotonic() - away
+        user.delete(deleted)
+        wait_until(lambda: all("is back after" in beat.log() for beat in beats.running), 30, "all beats have it back")
+        _wait_for_more(reader, [kept], 3)
+        beats.stop()
+        arrivals = reader.arrivals()
+    for life in (kept, deleted, once):
+        assert_nothing_is_doubled(life, arrivals[life.number])
+        assert_nothing_is_lost(life, arrivals[life.number])
+    # one that hangs is given up after two seconds, and asked again after some more
+    at_most = deleted.deleted + (2 if how == "killed" else 10) + MUCH_SLACK
+    assert all(each.at < at_most for each in arrivals[deleted.number])
+    assert gone >= 3
+    assert_it_has_run_once(arrivals[once.number])
+    assert not user._row(once).enabled
+    assert user._row(kept).total_run_count == max(each.run for each in arrivals[kept.number])
+    gaps = [after.at - before.at for before, after in itertools.pairwise(arrivals[kept.number])]
+    assert max(gaps) < 1 + 2 * 2 + MUCH_SLACK, gaps
+    for beat in beats.running:
+        assert beat.log().count("entries go on as they were") == 1, beat.log()
 
 
 def _wait_for_more(reader: Reader, lives: list[Life], count: int) -> None:

@@ -13,18 +13,26 @@ from 0: its key in the store has the time of that change.
 What was due while a row was disabled, or before its crontab was what it is, is not made up for. Beats see such changes, and
 announce to those after them how they knew each row; so a change is noticed while none of them was there, too, and what was
 missed then by a row that is as it was still runs.
+
+While Django's database is away entries go on as last known, if their ticks are claimed elsewhere.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import math
+import os
 import re
+import socket
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import MINYEAR, datetime, timedelta, timezone
-from functools import cached_property
+from functools import cached_property, reduce
 from importlib.metadata import PackageNotFoundError, version
 from itertools import islice
+from operator import or_
 from typing import Any, Final, TypeVar
 
 from celery import schedules
@@ -32,7 +40,7 @@ from celery.beat import ScheduleEntry
 from celery.utils.time import LocalTimezone
 from django.conf import settings
 from django.db import connections, router
-from django.db.models import Case, CharField, F, Value, When
+from django.db.models import Case, CharField, F, Q, Value, When
 from django.db.models.functions import Cast
 from django.db.utils import DatabaseError, InterfaceError
 from django.utils import timezone as django_timezone
@@ -43,7 +51,7 @@ from kombu.utils import json as kombus_json
 
 from celery_lockbeat.agenda import Item
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
-from celery_lockbeat.scheduler import KEEP_EVERY, LockedSchedulerMixin, logger
+from celery_lockbeat.scheduler import KEEP_EVERY, LOOK_EVERY, LockedSchedulerMixin, logger
 from celery_lockbeat.stores.base import ANNOUNCED_AT_ONCE, STATE_MEMORY
 
 __all__ = ["LockedDatabaseScheduler"]
@@ -60,6 +68,9 @@ KINDS: Final = ("interval", "crontab", "solar", "clocked")
 
 #: What Celery knows of an entry in ``beat_schedule``; what else there is are columns.
 CELERYS_FIELDS: Final = ("task", "schedule", "args", "kwargs", "options", "relative")
+
+#: Seconds that Django's database may take to answer, or to let us in, until it counts as away.
+ANSWERS_WITHIN: Final = 2.0
 
 #: What is told of a row that was disabled or deleted.
 OFF: Final = "off"
@@ -126,6 +137,10 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
         self._past: dict[str, str] = {}  # how beats before this one knew the rows, see _told()
         self._untold: dict[str, str] = {}  # how this one knows them, for those after it
         self._told_all_at: float | None = None
+        self._away_since: float | None = None  # since when Django's database does not answer, if it does not
+        self._ask_again_at = 0.0
+        self._reading_took = 0.0
+        self._cannot_write = False
         self._unwritten: dict[int, Any] = {}  # entries that have run, by primary keys
         self._expired: set[int] = set()
         super().__init__(app, **kwargs)
@@ -225,22 +240,35 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
     # -- read ----------------------------------------------------------------------------------------------------------
 
     def refresh_schedule(self) -> None:
-        """Follow what was added, changed, removed or reset."""
+        """Follow what was added, changed, removed or reset; while Django's database is away, go on with what is known."""
+        started = self._clock()
+        if self._away_since is not None and started < self._ask_again_at:
+            return
+        try:
+            self._follow_changes()
+        except _DatabaseAway as exc:
+            self._go_on_without(exc, started)
+        else:
+            self._is_back()
+
+    def _follow_changes(self) -> None:
         if self._to_set_up and not self._is_set_up:
             self._query(self._set_up)
             self._is_set_up = True
-        self._write_down()
         if self._read_all_at is None and self._forgets:
             self._past = {each.name: each.told for each in self._store.announced(self._name, "past", limit=MOST_ROWS)}
         self._remember()
-        changed = self._query(self._changes)
+        changed = self._query(self._changes, within=ANSWERS_WITHIN)
+        self._try_to_write()
         # before the rows are read: what changes meanwhile is a change next time
         now = self._clock()
         overdue = self._read_all_at is None or now - self._read_all_at >= SCHEDULE_SYNC_MAX_INTERVAL
-        if changed == self._last_change and not overdue:
+        if changed == self._last_change and not overdue and self._away_since is None:
             return
-        found = self._query(lambda: self._read(self.enabled_models_qs()))
-        self._last_change, self._read_all_at = changed, now
+        # as long as it likes at first, for there is nothing to go on with
+        within = math.inf if self._read_all_at is None else ANSWERS_WITHIN + 10 * self._reading_took
+        found = self._query(lambda: self._read(self.enabled_models_qs()), within=within)
+        self._last_change, self._read_all_at, self._reading_took = changed, now, self._clock() - now
         for pk in self._rows.keys() - found:
             self._lose(pk)
         self._remember()
@@ -255,11 +283,14 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
     def reread(self, keys: Sequence[str]) -> Mapping[str, tuple[str, Any]]:
         """Tell what is behind these keys now, straight from the rows."""
         pks = {key: int(match[1]) for key in keys if (match := _KEY.fullmatch(key))}
-        if pks:
-            wanted = set(pks.values())
-            found = self._query(lambda: self._read(self.enabled_models_qs().filter(pk__in=wanted)))
-            for pk in (wanted - found) & self._rows.keys():
-                self._lose(pk)
+        if pks and self._away_since is None:
+            try:
+                self._read_again(set(pks.values()))
+            except _DatabaseAway as exc:
+                self._go_on_without(exc, self._clock())
+        if self._away_since is not None and any(key not in self._agenda for key in keys):
+            # what another beat has left, of a row that nobody here knows
+            raise StoreUnavailable("Django's database does not answer, and has to tell what is left to be sent")
         told = {}
         for key in keys:
             stored = self._rows.get(pks.get(key, -1))
@@ -269,9 +300,14 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
                 told[key] = (key, item.entry)
         return told
 
+    def _read_again(self, wanted: set[int]) -> None:
+        found = self._query(lambda: self._read(self.enabled_models_qs().filter(pk__in=wanted)), within=ANSWERS_WITHIN)
+        for pk in (wanted - found) & self._rows.keys():
+            self._lose(pk)
+
     def _item_of(self, key: str) -> Item | None:
         item = super()._item_of(key)
-        if item is None and _KEY.fullmatch(key):
+        if item is None and self._away_since is None and _KEY.fullmatch(key):
             # deleted, disabled, or not seen yet: it is read before it is published
             unknown = ScheduleEntry(name=key, task="", schedule=schedules.schedule(1), total_run_count=-1, app=self.app)
             item = Item(key, unknown)
@@ -477,19 +513,26 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
             stored = self._rows.get(int(match[1])) if match else None
             if match and stored is not None and stored.entry is not None:
                 self._unwritten[int(match[1])] = stored.entry
+        if self._away_since is None and not self._cannot_write:
+            self._try_to_write()
+
+    def _try_to_write(self) -> None:
+        self._cannot_write = False
         try:
             self._write_down()
-        except StoreUnavailable as exc:
+        except _DatabaseAway as exc:
+            # the next look tries again
+            self._cannot_write = True
             # the ticks are published: they are settled all the same
             self._complain("django", "beat cannot write down runs, and goes on: %s", exc)
 
     def _write_down(self) -> None:
         if self._expired:
-            self._query(self._disable_expired)
+            self._query(self._disable_expired, within=ANSWERS_WITHIN)
             self._expired.clear()
         if self._unwritten:
             entries = dict(self._unwritten)
-            self._query(lambda: self._write(entries))
+            self._query(lambda: self._write(entries), within=ANSWERS_WITHIN)
             for pk, entry in entries.items():
                 entry.lockbeat_run, entry.lockbeat_last_run_at = entry.total_run_count, entry.last_run_at
                 entry.lockbeat_told = entry.last_run_at
@@ -504,13 +547,17 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
             # a row that is disabled has no last run; a count that is greater is of a later run
             written = rows.filter(pk__in=list(often), enabled=True).annotate(lockbeat_run=runs)
             written.filter(total_run_count__lt=F("lockbeat_run")).update(last_run_at=times, total_run_count=runs)
-        once = [pk for pk, entry in entries.items() if entry.model.one_off]
+        # as they were when they ran: one that was changed since begins anew
+        once = [Q(pk=pk, date_changed=entry.model.date_changed) for pk, entry in entries.items() if entry.model.one_off]
         if once:
             # as django-celery-beat does it
-            rows.filter(pk__in=once).update(
+            rows.filter(reduce(or_, once)).update(
                 enabled=False, last_run_at=None, total_run_count=0, date_changed=django_timezone.now()
             )
-            self.Changes.update_changed()
+            # not by update_changed(), which commits a transaction: _Cut sees statements only
+            changes, now = self.Changes.objects.using(self._database), django_timezone.now()
+            if not changes.filter(ident=1).update(last_update=now):
+                changes.create(ident=1, last_update=now)
 
     def _disable_expired(self) -> None:
         rows = self.Model.objects.using(self._database).filter(pk__in=self._expired, expires__lte=django_timezone.now())
@@ -530,18 +577,88 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
         # a replica of the database may be late
         return str(router.db_for_write(self.Model))
 
-    def _query(self, ask: Callable[[], _T]) -> _T:
-        """Ask the database; once more on a new connection, for it may have closed the old one. Raises StoreUnavailable."""
-        connection = connections[self._database]
+    def _query(self, ask: Callable[[], _T], *, within: float = math.inf) -> _T:
+        """Ask the database; once more on a new connection, for it may have closed the old one. Raises _DatabaseAway.
+
+        ``within``: the seconds that each answer may take. PostgreSQL is cut off then; a driver of another that waits for ever
+        has to be told not to.
+        """
+        connection = _impatient(self._database)
         for again in (True, False):
-            was_open = connection.connection is not None
+            was_open, cut = connection.connection is not None, _Cut(connection, within)
             try:
-                return ask()
+                with connection.execute_wrapper(cut):
+                    return ask()
             except (DatabaseError, InterfaceError) as exc:
                 connection.close()
-                if not (again and was_open):
-                    raise StoreUnavailable(f"Django's database does not answer: {type(exc).__name__}: {exc}") from exc
+                if cut.done or not (again and was_open):
+                    why = f"no answer within {within:g} s" if cut.done else f"{type(exc).__name__}: {exc}"
+                    raise _DatabaseAway(f"Django's database does not answer: {why.strip()}") from exc
         raise AssertionError
+
+    def _go_on_without(self, exc: _DatabaseAway, started: float) -> None:
+        """Let entries go on as last known. Raises ``exc`` where nothing is known, or the ticks are in that database, too."""
+        if self._read_all_at is None or self._chosen == ("database", self._database):
+            raise exc
+        now = self._clock()
+        if self._away_since is None:
+            self._away_since = now
+            logger.error("%s: entries go on as they were when it last did, and changes count when it is back", exc)
+        # one that hangs must not take more than a few parts of the time
+        self._ask_again_at = now + max(LOOK_EVERY, 2 * (now - started))
+
+    def _is_back(self) -> None:
+        if self._away_since is not None:
+            logger.info(
+                "Django's database is back after %.0f s, and its changes count", self._clock() - self._away_since
+            )
+            self._away_since = None
+
+
+class _DatabaseAway(StoreUnavailable):
+    """Django's database, which may be another than the store of the ticks, does not answer."""
+
+
+class _Cut:
+    """Ends an answer that does not come in time, by the only way there is: the connection's other end is gone then."""
+
+    def __init__(self, connection: Any, within: float) -> None:
+        self._connection, self._within = connection, within
+        self.done = False
+
+    def __call__(self, execute: Any, sql: Any, params: Any, many: Any, context: Any) -> Any:
+        if math.isinf(self._within) or self._connection.vendor != "postgresql":
+            return execute(sql, params, many, context)
+        with self._connection.wrap_database_errors:
+            number = self._connection.connection.fileno()
+        with socket.socket(fileno=os.dup(number)) as ours:
+            timer = threading.Timer(self._within, self._cut, [ours])
+            timer.daemon = True
+            timer.start()
+            try:
+                return execute(sql, params, many, context)
+            finally:
+                timer.cancel()
+
+    def _cut(self, ours: socket.socket) -> None:
+        self.done = True
+        # a descriptor of our own: the number may be another connection's by now
+        with contextlib.suppress(OSError):
+            ours.shutdown(socket.SHUT_RDWR)
+
+
+def _impatient(alias: str) -> Any:
+    """Return this thread's connection to a database, which gives up one that does not let it in.
+
+    With settings of its own: they are one for all threads otherwise.
+    """
+    connection = connections[alias]
+    if connection.vendor == "postgresql" and "connect_timeout" not in connection.settings_dict["OPTIONS"]:
+        connection.settings_dict = {
+            **connection.settings_dict,
+            "OPTIONS": {**connection.settings_dict["OPTIONS"], "connect_timeout": math.ceil(ANSWERS_WITHIN)},
+        }
+    return connection
 
 
 # -- for those who look at them ----------------------------------------------------------------------------------------
