@@ -1,6 +1,6 @@
 """celery-lockbeat: Celery's periodic work, safe on many replicas."""
 
-from importlib.metadata import version
+from importlib.metadata import version as _version
 
 from celery_lockbeat import signals
 from celery_lockbeat.decorators import cron, interval, timeout
@@ -34,4 +34,13 @@ __all__ = [
     "timeout",
 ]
 
-__version__ = version("celery-lockbeat")
+__version__ = _version("celery-lockbeat")
+
+
+#: The modules that the documentation speaks of.
+_DOCUMENTED = ("contrib", "events", "exceptions", "scheduler", "testing")
+
+
+def __dir__() -> list[str]:
+    """What completion shows: the public names, and not the modules that they are made in."""
+    return sorted([*__all__, "__doc__", *(name for name in _DOCUMENTED if name in globals())])

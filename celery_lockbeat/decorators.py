@@ -19,7 +19,7 @@ from celery._state import _get_active_apps, connect_on_app_finalize
 from celery.schedules import BaseSchedule, ParseException, crontab, schedstate, schedule
 
 from celery_lockbeat.exceptions import ConfigurationError
-from celery_lockbeat.options import LONGEST, TASK_PREFIX, check_options
+from celery_lockbeat.options import LONGEST, TASK_PREFIX, check_options, check_unprefixed, unit, written
 from celery_lockbeat.task import LockedTask
 
 if TYPE_CHECKING:
@@ -224,7 +224,7 @@ class Timeout(BaseSchedule):  # type: ignore[misc]
         return type(self), (self.seconds,)
 
     def __repr__(self) -> str:
-        return f"<timeout: {self.seconds:g} s after the start>"
+        return f"<timeout: {written(self.seconds)} s after the start>"
 
 
 class _ZonedCrontab(crontab):  # type: ignore[misc]
@@ -271,6 +271,8 @@ def _crontab(expression: Any, timezone: str | None) -> Any:
     fields = expression.split() if isinstance(expression, str) else []
     if len(fields) != len(FIELDS):
         hint = " (write @cron('0 * * * *'))" if callable(expression) else ""
+        if len(fields) == len(FIELDS) + 1:
+            hint = f" (without the seconds, which others have first: {' '.join(fields[1:])!r})"
         allowed = f"five fields, {' '.join(FIELDS)}, as in '0 * * * *'{hint}"
         raise ConfigurationError(f"the expression of @cron is {expression!r}; allowed: {allowed}")
     named = dict(zip(FIELDS, fields, strict=True))
@@ -307,7 +309,8 @@ def _seconds(decorator: str, value: Any, *, low: float) -> float:
     number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
     if not number or not math.isfinite(seconds) or not low <= seconds <= 12 * LONGEST:
         hint = f" (write @{decorator}(10))" if callable(value) else ""
-        allowed = f"seconds, a number from {low:g} to {12 * LONGEST:g}, or a timedelta{hint}"
+        unit_hint = unit(value, 12 * LONGEST)
+        allowed = f"seconds, a number from {written(low)} to {written(12 * LONGEST)}, or a timedelta{hint or unit_hint}"
         raise ConfigurationError(f"the time of @{decorator} is {value!r}; allowed: {allowed}")
     return float(seconds)
 
@@ -378,3 +381,4 @@ def _check(
         raise ConfigurationError(f"base of @{decorator} is {base!r}; allowed: LockedTask or a subclass of it")
     own = {option: value for option, value in task_options.items() if option.startswith(TASK_PREFIX)}
     check_options(own, owner=f"@{decorator}", prefix=TASK_PREFIX)
+    check_unprefixed(task_options, base, owner=f"@{decorator}")

@@ -24,7 +24,7 @@ from celery_lockbeat.announcements import definitions_of, differing, groups_of, 
 from celery_lockbeat.entries import Entries, entries_of, is_ours, names_of, plain_redbeat
 from celery_lockbeat.exceptions import ConfigurationError, StoreRefused, StoreUnavailable
 from celery_lockbeat.members import LONG_LEASE, home_of, locks_of_tasks, meeting_store_of, work_of
-from celery_lockbeat.options import AppOptions, LockOptions
+from celery_lockbeat.options import AppOptions, LockOptions, written
 from celery_lockbeat.scheduler import SKEW, LockedScheduler
 from celery_lockbeat.stores import Store, stores_of
 from celery_lockbeat.stores.base import ALIVE, Beats, Replica
@@ -868,7 +868,7 @@ def _tasks(facts: Facts) -> Iterator[Finding]:
     late = [task for task in facts.tasks if task.acks_late and (task.lock or task.name in scheduled)]
     locked = [task for task in facts.tasks if task.lock is not None]
     again = facts.delivers_again
-    told = f"{again:g} s, after which {facts.broker} delivers again" if again is not None else ""
+    told = f"{written(again)} s, after which {facts.broker} delivers again" if again is not None else ""
     groups = {
         "visibility-timeout": (
             [task for task in late if again and (task.time_limit or (0 if task.lock else again + 1)) > again],

@@ -37,7 +37,7 @@ from celery_lockbeat.exceptions import (
     UnreadableKey,
 )
 from celery_lockbeat.lifecycle import forget, note, stopping, this_process
-from celery_lockbeat.options import LOCK_NAMES, MARGIN, LockKeywords, LockOptions, check_key
+from celery_lockbeat.options import LOCK_NAMES, MARGIN, LockKeywords, LockOptions, check_key, written
 from celery_lockbeat.renewal import Renewer, renewer_of
 from celery_lockbeat.stores import Finished, Held, Lease, Store, Stores, stores_of
 
@@ -351,8 +351,8 @@ class Lock:
             released = self._store.release(lease, hold_for=hold_for, remember_for=remember_for, whole=whole)
         except (StoreUnavailable, ConfigurationError) as exc:
             # the latter: what was right when the lock was acquired is wrong now
-            text = "lock %r ends by its ttl of %g s, unless the store comes back before, for its release failed: %s"
-            logger.warning(text, self.key, self.ttl, exc)
+            text = "lock %r ends by its ttl of %s s, unless the store comes back before, for its release failed: %s"
+            logger.warning(text, self.key, written(self.ttl), exc)
             self._settle_later(
                 self._store,
                 lambda store: store.release(lease, hold_for=hold_for, remember_for=remember_for, whole=whole),
@@ -426,7 +426,9 @@ class Lock:
             self._trust_from(started)
             if self._trusted():
                 return answer
-        raise StoreUnavailable(f"the store answers more slowly than the ttl of {self.ttl:g} s of lock {self.key!r}")
+        raise StoreUnavailable(
+            f"the store answers more slowly than the ttl of {written(self.ttl)} s of lock {self.key!r}"
+        )
 
     def _trust_from(self, started: float) -> None:
         self._trusted_until = started + self.ttl * (1 - MARGIN)

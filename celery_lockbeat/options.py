@@ -161,7 +161,7 @@ class LockOptions:
         if options.extends_every >= options.ttl:
             setting = named.get("extend_interval", "extend_interval")
             ttl = named.get("ttl", "the default ttl")
-            raise _refusal(setting, options.extend_interval, f"a time below {ttl}, which is {options.ttl:g}")
+            raise _refusal(setting, options.extend_interval, f"a time below {ttl}, which is {written(options.ttl)}")
         return options
 
 
@@ -300,8 +300,8 @@ class AppOptions:
                 refusal = _refusal(
                     f"{name} of the Redis connection {lock.connection!r}",
                     arguments[name],
-                    f"at most {math.floor(lock.attempt * 1000) / 1000:g}, for {ATTEMPTS} attempts to extend fit into the ttl "
-                    f"of {owner}, {lock.ttl:g}, after its extend_interval of {lock.extends_every:g} (it is said in {self.setting_of(lock.connection)} or lockbeat_redis_options)",
+                    f"at most {written(math.floor(lock.attempt * 1000) / 1000)}, for {ATTEMPTS} attempts to extend fit into the ttl "
+                    f"of {owner}, {written(lock.ttl)}, after its extend_interval of {written(lock.extends_every)} (it is said in {self.setting_of(lock.connection)} or lockbeat_redis_options)",
                 )
                 raise ConfigurationError(self.spell(str(refusal)))
 
@@ -318,10 +318,7 @@ def bound_key(options: LockOptions, run: Callable[..., Any], *, owner: str) -> K
     template = options.key
     setting = f"lock_key of {owner}"
     if callable(template):
-        function = template
-        if next(iter(inspect.signature(function).parameters), None) == "self":
-            return lambda task, args, kwargs: check_key(setting, function(task, *args, **kwargs))
-        return lambda _task, args, kwargs: check_key(setting, function(*args, **kwargs))
+        return _called_key(setting, template, run)
     if template is None or all(field is None for _, field, _, _ in _FORMATTER.parse(template)):
         # format() all the same: {{ and }} are its way to write a brace
         key = owner if template is None else check_key(setting, template.format())
@@ -348,6 +345,59 @@ def bound_key(options: LockOptions, run: Callable[..., Any], *, owner: str) -> K
             raise _refusal(setting, template, f"what the arguments of this call can fill ({exc!r})") from exc
 
     return formatted
+
+
+def _called_key(setting: str, function: Callable[..., Any], run: Callable[..., Any]) -> KeyOf:
+    """Of a ``lock_key`` that is a function of the task's arguments, or of the task and them."""
+    if inspect.iscoroutinefunction(function):
+        raise _refusal(setting, function, "a function that returns the key, not a coroutine")
+    try:
+        signature = inspect.signature(function)
+    except (ValueError, TypeError):  # one of C, which does not tell
+        signature = inspect.Signature([inspect.Parameter("arguments", inspect.Parameter.VAR_POSITIONAL)])
+    takes_task = next(iter(signature.parameters), None) == "self"
+    before = (None,) if takes_task else ()
+    _check_parameters(setting, function, signature, inspect.signature(run), before)
+
+    def called(task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        try:
+            key = function(task, *args, **kwargs) if takes_task else function(*args, **kwargs)
+        except TypeError as exc:
+            if _takes(signature, (*before, *args), kwargs):
+                raise  # its own
+            raise _refusal(setting, function, f"a function of the arguments of this call ({exc})") from exc
+        return check_key(setting, key)
+
+    return called
+
+
+def _check_parameters(
+    setting: str, function: Any, signature: inspect.Signature, run: inspect.Signature, before: tuple[Any, ...]
+) -> None:
+    """Refuse a function that no call of ``run`` with what it must be given fits, be that by position or by name."""
+    needed = [p for p in run.parameters.values() if p.default is p.empty]
+    by_name = {p.name for p in needed if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    by_position = [p.name for p in needed if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    only_by_name = [p.name for p in needed if p.kind is p.KEYWORD_ONLY]
+    only_by_position = [p.name for p in needed if p.kind is p.POSITIONAL_ONLY]
+    if not (
+        _takes(signature, (*before, *by_position), dict.fromkeys(only_by_name))
+        or _takes(signature, (*before, *only_by_position), dict.fromkeys(by_name))
+    ):
+        raise _refusal(setting, function, f"a function of the arguments of the task: lambda {_shown(run)}: ...")
+
+
+def _takes(signature: inspect.Signature, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError:
+        return False
+    return True
+
+
+def _shown(signature: inspect.Signature) -> str:
+    plain = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    return str(inspect.Signature(plain))[1:-1]
 
 
 def _filled(
@@ -392,6 +442,13 @@ def check_options(own: Mapping[str, Any], *, owner: str, prefix: str) -> None:
     for name in LOCK_NAMES:
         if own.get(prefix + name) is not None:
             _LOCK_RULES[name](f"{prefix}{name} of {owner}", own[prefix + name])
+
+
+def check_unprefixed(given: Mapping[str, Any], base: type, *, owner: str) -> None:
+    """Refuse a lock's option without its ``lock_``, unless it is Celery's, or its base's, own. Raises ConfigurationError."""
+    for name, value in given.items():
+        if name in LOCK_NAMES and name not in _CELERYS and not hasattr(base, name):
+            raise _refusal(f"{name} of {owner}", value, f"{TASK_PREFIX}{name}={value!r}, an option of the task's lock")
 
 
 def check_key(setting: str, key: Any) -> str:
@@ -502,7 +559,9 @@ def _seconds(low: float, *, high: float = LONGEST) -> _Rule:
     def rule(setting: str, value: Any) -> Any:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or not low <= value <= high:
-            raise _refusal(setting, value, f"seconds, a number from {low:g} to {high:g}")
+            raise _refusal(
+                setting, value, f"seconds, a number from {written(low)} to {written(high)}{unit(value, high)}"
+            )
         return value
 
     return rule
@@ -512,6 +571,17 @@ def _count(setting: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise _refusal(setting, value, "a whole number from 0")
     return value
+
+
+def written(number: float) -> str:
+    """Write a number as people do, not 2.592e+06."""
+    return f"{number:.12g}"
+
+
+def unit(value: Any, high: float) -> str:
+    """A hint, where a number is too great for seconds, and would not be for milliseconds."""
+    number = isinstance(value, (int, float)) and high < value <= high * 1000
+    return f" ({written(value)} ms are {written(value / 1000)} s)" if number else ""
 
 
 def _one_of(*allowed: Any) -> _Rule:
@@ -754,4 +824,6 @@ _APP_RULES: Final[dict[str, _Rule]] = {
     "django_run_missed_when_changed": _flag,
     "health_file": _health_file,
 }
+#: What is an option of Celery's, too: of autoretry_for.
+_CELERYS: Final = frozenset({"retry_jitter"})
 LOCK_NAMES: Final = tuple(field.name for field in fields(LockOptions))

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 from weakref import WeakKeyDictionary, ref
 
 from celery import Task, signals, states
+from celery.app.annotations import resolve_all as resolve_all_annotations
 from celery.app.autoretry import add_autoretry_behaviour
 from celery.app.task import Context
 from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
@@ -51,7 +52,7 @@ from celery_lockbeat.exceptions import (
 )
 from celery_lockbeat.lifecycle import events_wanted, this_process
 from celery_lockbeat.lock import Lock, Scope
-from celery_lockbeat.options import TASK_PREFIX, AppOptions, LockOptions, bound_key
+from celery_lockbeat.options import LOCK_NAMES, TASK_PREFIX, AppOptions, LockOptions, bound_key
 from celery_lockbeat.runs import (
     NONCE,
     POSTPONED,
@@ -295,6 +296,7 @@ def _check_before_the_start(instance: Any, **_: Any) -> None:
     tasks = [task for task in app.tasks.values() if isinstance(task, LockedTask)]
     plans = {task: _Plan(task, app).options for task in tasks}
     try:
+        _refuse_options_without_a_lock(app)
         for task in tasks:
             lock_run(type(task), [task])
         refuse_what_nothing_awaits(instance, [task for task in tasks if plans[task].enabled])
@@ -303,6 +305,32 @@ def _check_before_the_start(instance: Any, **_: Any) -> None:
     except ConfigurationError as exc:
         # Celery swallows all but what ends the process
         raise SystemExit(f"{type(exc).__name__}: {exc}") from exc
+
+
+@signals.beat_init.connect  # type: ignore[untyped-decorator]
+def _check_before_the_start_of_a_beat(sender: Any, **_: Any) -> None:
+    try:
+        _refuse_options_without_a_lock(sender.app)
+    except ConfigurationError as exc:
+        raise SystemExit(f"{type(exc).__name__}: {exc}") from exc
+
+
+def _refuse_options_without_a_lock(app: Any) -> None:
+    """Refuse a lock's options at the decorator of a task that has none: nothing would read them. Raises ConfigurationError."""
+    for task in app.tasks.values():
+        cls = type(task)
+        if isinstance(task, LockedTask) or not vars(cls).get("_decorated"):
+            continue
+        # of other libraries' or a user's own base, and set for all tasks at once, they are somebody else's
+        others = {name for annotation in resolve_all_annotations(app.annotations, cls) for name in annotation}
+        for name in vars(cls):
+            own = name.startswith(TASK_PREFIX) and name.removeprefix(TASK_PREFIX) in LOCK_NAMES
+            if own and name not in others and not any(hasattr(base, name) for base in cls.__bases__):
+                value = getattr(task, name)
+                raise ConfigurationError(
+                    f"{name} of {task.name} is {value!r}, but this task has no lock; allowed: such options with a LockedTask "
+                    f"for its base, @app.task(base=LockedTask, {name}={value!r})"
+                )
 
 
 def _check_store(store: Any, connection: str) -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from celery_lockbeat.task import LockedTask
 
+    __all__ = ["BoundDecorator", "Decorator", "TypedTask"]
+
     P = ParamSpec("P")
     R = TypeVar("R")
     R_co = TypeVar("R_co", covariant=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from celery_lockbeat import Lock, LockLost, TaskSkipped
+from celery_lockbeat import ConfigurationError, Lock, LockLost, TaskSkipped, cron
 
 HOW_TO = Path(__file__).parent.parent / "docs" / "how-to"
 
@@ -78,3 +78,23 @@ def test_a_base_that_awaits_holds_the_lock_of_a_coroutine(app):
     scope = {"__name__": "tasks", "app": app}
     exec(compile(code_of("async-tasks.md"), "async-tasks.md", "exec"), scope)
     assert scope["sync_shop"].apply(("x",)).get() == "sync:x"
+
+
+def test_what_nest_schedule_calls_its_decorators_makes_tasks_and_entries():
+    scope = {"__name__": "nest"}
+    exec(compile(code_of("migrate-from-nest-schedule.md"), "nest.md", "exec"), scope)
+    app = scope["app"]
+    app.finalize()
+    entries = app.conf.beat_schedule
+    assert {name: str(entry["schedule"]) for name, entry in entries.items()} == {
+        "report": "<crontab: 30 6 * * 1-5 (m/h/dM/MY/d)>",
+        "sync": "<freq: 10.00 seconds>",
+        "nest.warm_up": "<timeout: 5 s after the start>",
+    }
+    assert app.tasks["sync"].lock_ttl == 60
+    app.close()
+
+
+def test_the_seconds_of_other_crons_are_refused_with_the_expression_without_them():
+    with pytest.raises(ConfigurationError, match=r"without the seconds, which others have first: '30 6 \* \* 1-5'"):
+        cron("0 30 6 * * 1-5")

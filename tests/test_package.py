@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pkgutil
+import re
 import shutil
 import subprocess
 import sys
@@ -101,6 +103,26 @@ def test_the_public_names_are_those_of_the_contract():
     ]
     for name in celery_lockbeat.__all__:
         assert getattr(celery_lockbeat, name)
+
+
+def test_completion_shows_what_is_documented_and_nothing_else():
+    shown = set(dir(celery_lockbeat)) - {"__doc__"}
+    modules = shown - set(celery_lockbeat.__all__)
+    assert modules <= {"contrib", "events", "exceptions", "scheduler", "testing"}
+    assert shown == set(celery_lockbeat.__all__) | modules
+    pages = "\n".join(page.read_text("utf-8") for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+    for name in shown - {"__version__"}:
+        assert re.search(rf"\b{name}\b", pages), name
+        assert getattr(celery_lockbeat, name)
+
+
+def test_each_module_says_which_names_are_for_others():
+    for info in pkgutil.walk_packages(celery_lockbeat.__path__, "celery_lockbeat."):
+        source = Path(info.module_finder.path, info.name.rpartition(".")[2])
+        file = source / "__init__.py" if info.ispkg else source.with_suffix(".py")
+        if ".migrations" in info.name or not file.read_text("utf-8").partition("from __future__")[2]:
+            continue
+        assert re.search(r"^ *__all__ = ", file.read_text("utf-8"), re.MULTILINE), info.name
 
 
 def test_ci_calls_the_readmes_own_command():
