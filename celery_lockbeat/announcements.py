@@ -202,7 +202,8 @@ class Announcements:
         self._told: dict[str, int] = {}  # the level at which a group was told, by its digest
         self._changed = False
         self._unreachable = False
-        self._there: set[str] = set()  # the other beats, by the last look
+        self._begun_at = 0.0
+        self._there: set[str] = set()  # the beats that were heard of, by the last look
         self._gone: set[str] = set()  # those that fell silent, until they are forgotten
         self._read_firsts_at = 0.0
         #: whether there is more to announce at once: a round does a part of it, so that no tick waits for the whole
@@ -213,6 +214,7 @@ class Announcements:
         self._member = self._member or Member(self._app, "beat", replica, clock=self._clock, **self._more)
         self._member.begin_anew()
         self._kept_at = None
+        self._begun_at = self._clock()
         self._next = self._next_compared = 0.0
         self._firsts = {}
 
@@ -332,14 +334,15 @@ class Announcements:
     def _notice_who_is_gone(self, members: Iterable[Announcement]) -> None:
         """Say which beats are there no more: killed, frozen or cut off, or ended as they should."""
         silent_for = {member.name: member.silent_for for member in members if told_by(member).get("kind") == "beat"}
-        there = {name for name, seconds in silent_for.items() if seconds < ALIVE} - {self._member and self._member.name}
-        for name in sorted(self._there - there):
-            if name in silent_for:
+        there = {name for name, seconds in silent_for.items() if seconds < ALIVE}
+        here_for = self._clock() - self._begun_at + HEARD_EVERY
+        for name in sorted(silent_for.keys() - there - self._gone):
+            if silent_for[name] < here_for:  # who fell silent before this beat was there is told by others
                 self._gone.add(name)
                 text = "beat %s is gone: nothing was heard of it for %.0f s; its ticks go on without it"
                 logger.warning(text, name, silent_for[name])
-            else:
-                logger.info("beat %s has left", name)
+        for name in sorted(self._there - silent_for.keys()):
+            logger.info("beat %s has left", name)
         for name in sorted(there & self._gone):
             logger.info("beat %s is back", name)
         self._there, self._gone = there, (self._gone - there) & silent_for.keys()

@@ -379,3 +379,17 @@ def test_a_beat_that_falls_silent_is_told_as_gone_within_40_s_and_one_that_leave
     assert sorted(said()) == sorted(
         [("INFO", f"beat {killed.scheduler._replica} is back"), ("INFO", f"beat {leaving.scheduler._replica} has left")]
     )
+
+
+def test_a_beat_that_dies_just_after_its_start_is_told_as_gone_by_those_who_were_there_and_by_no_later_one(
+    simulation, caplog
+):
+    world = simulation.world
+    watching, killed = (simulation.beat(OLD) for _ in range(2))
+    caplog.set_level(logging.INFO, logger="celery_lockbeat.beat")
+    world.run(watching, killed, seconds=5)
+    world.run(watching, seconds=MINUTE)
+    later = simulation.beat(OLD)
+    world.run(watching, later, seconds=MINUTE)
+    [told] = [record.getMessage() for record in caplog.records if "is gone" in record.msg]
+    assert told.startswith(f"beat {killed.scheduler._replica} is gone")
