@@ -1,7 +1,8 @@
 """The store of one host, without a server: SQLite keeps the state, a kernel lock tells who is alive.
 
 Promises the contract of ``base.py`` for all threads and processes of one user on one host, and that a dead holder's key
-is free at once. The state survives a restart; a reboot ends the leases, and keeps tokens and finished runs.
+is free at once. The state survives a restart; a reboot ends the leases, and keeps tokens and finished runs. On Linux it
+survives its files, too: whoever finds them deleted while a process uses them puts them back first (see ``rescue.py``).
 Needs a local disk: neither record locks nor SQLite's WAL can be trusted on a network file system.
 
 SQLite, since tokens, finished runs and claims change together and must survive a crash in the middle. Acquire + release
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import os
 import random
@@ -54,10 +56,14 @@ from celery_lockbeat.stores.base import (
 
 try:
     import fcntl
+
+    from celery_lockbeat.stores.rescue import lock_within, publish, rescue
 except ImportError:  # Windows, where Celery has no prefork pool either
     fcntl = None  # type: ignore[assignment]
 
 __all__ = ["MemoryStore"]
+
+logger: Final = logging.getLogger("celery_lockbeat")
 
 #: After so many operations of one store, at most so many rows of each table that are over are deleted.
 PURGE_EVERY: Final = 64
@@ -68,8 +74,15 @@ PURGE_AT_MOST: Final = 256
 #: luckiest did 2.5 times as much as the unluckiest. So: 33 ms, and 1.1 times.
 PAUSE: Final = 0.001
 
+#: What the directory has: the state, who is alive, and what whoever begins there holds meanwhile.
+FILES: Final = ("state.db", "state.db-wal", "state.db-shm", "alive", "choosing")
+
 #: In place of the offset of a process: no process holds this row, it lives by its time alone.
 NOBODY: Final = 0
+
+#: Where no mark tells who is alive: locks end with their leases. And where all are known to be dead.
+PERHAPS_ALIVE: Final = "UPDATE lockbeat_lock SET process = 0"
+ALL_DEAD: Final = "UPDATE lockbeat_lock SET until = 0, holder = x'', process = 0 WHERE process <> 0"
 
 #: The tables. Django's database has them too, by a migration: see contrib/django.
 SCHEMA: Final = (
@@ -131,9 +144,9 @@ class MemoryStore(Store):
             msg = "lock_driver is 'memory'; allowed on this platform: 'redis', for memory needs POSIX record locks"
             raise ConfigurationError(msg)
         # made absolute now: a daemon changes its working directory later
-        self._path = Path(path or Path(tempfile.gettempdir(), f"celery-lockbeat-{os.geteuid()}")).absolute()
-        self._state, self._alive = str(self._path / "state.db"), str(self._path / "alive")
-        self._watched: tuple[str, ...] = (self._state, self._alive)
+        self._live_in(Path(path or default_path()).absolute())
+        #: where release 0.1.0 is by default; None: we have been told where to be, or have looked there already
+        self._earlier = None if path else Path(tempfile.gettempdir(), self._path.name)
         self._prefix = key_prefix
         self._timeout = timeout
         self._clock = clock
@@ -144,6 +157,11 @@ class MemoryStore(Store):
         self._descriptor = -1  # of ``alive``; set with the connection
         with _mutex:
             _stores.add(self)
+
+    def _live_in(self, path: Path) -> None:
+        self._path = path
+        self._state, self._alive = str(path / "state.db"), str(path / "alive")
+        self._watched: tuple[str, ...] = (self._state, self._alive)
 
     def acquire(
         self,
@@ -488,14 +506,24 @@ class MemoryStore(Store):
         ``lock_on_lost="abort"``) leaves neither the mutex taken nor a transaction open, which would stop the whole host.
         """
         deadline = time.monotonic() + self._timeout
+        moved = False  # whether other files are in the place of ours
         with _mutex:
             while True:
                 try:
+                    if moved:
+                        self._move()
+                        moved = False
                     with self._opened() as connection:
                         connection.execute("BEGIN IMMEDIATE")
+                        # now, for nobody puts back what was deleted as long as this transaction lasts
+                        if self._files != _files(*self._watched):
+                            raise _Replaced
                         answer = work(connection, self._clock())
                         self._purge_now_and_then(connection)
                     return answer  # noqa: TRY300  an else would be read as belonging to the with
+                except _Replaced:
+                    moved = True
+                    continue
                 except (sqlite3.Error, OSError) as exc:
                     # a thread that waited for the mutex that long does not wait for the other process once more
                     if not _is_busy(exc) or time.monotonic() > deadline:
@@ -509,35 +537,81 @@ class MemoryStore(Store):
         if connection is not None and connection.in_transaction:
             msg = "it is used by a signal handler that interrupted its use"
             raise sqlite3.ProgrammingError(msg)
-        if connection is None or self._files != _files(*self._watched):
-            # a cleaner of old files may have removed them: better to lose the leases there than to be alone in a ghost
-            self.close()
+        if connection is None:
             connection = self._connection = self._connect()
         return connection
 
+    def _move(self) -> None:
+        """Go to the files that are in the place of ours, which were deleted; there are none: take the state along."""
+        old = self._connection
+        self._connection = self._connect()
+        if old is not None:
+            old.close()  # SQLite notices that its files have moved, and touches none of the new ones
+
     def _connect(self) -> sqlite3.Connection:
         _make_private(self._path)
-        for name in ("state.db", "state.db-wal", "state.db-shm", "alive"):
-            _refuse_planted(self._path / name)
-        self._descriptor = _this_process.marked_in(self._alive)
+        _refuse_planted(self._path)
+        with contextlib.ExitStack() as stack:
+            if self._earlier is not None or not os.path.exists(self._state):  # noqa: PTH110
+                self._begin(stack)
+            # no waiting inside SQLite: see PAUSE
+            connection = sqlite3.connect(self._state, timeout=0, isolation_level=None, check_same_thread=False)
+            try:
+                state = os.stat(self._state).st_ino  # noqa: PTH116  as in _files
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute("PRAGMA synchronous = NORMAL")
+                with connection:
+                    connection.execute("BEGIN IMMEDIATE")
+                    for statement in SCHEMA:
+                        connection.execute(statement)
+                    if not os.path.exists(self._alive):  # noqa: PTH110
+                        # nobody's byte is in the new one: who is alive must not be taken for dead
+                        connection.execute(PERHAPS_ALIVE)
+                    self._descriptor = _this_process.marked_in(self._alive)
+                    self._files = (state, os.fstat(self._descriptor).st_ino)
+                    self._begin_a_new_boot(connection)
+            except BaseException:
+                connection.close()
+                raise
+        return connection
+
+    def _begin(self, stack: contextlib.ExitStack) -> None:
+        """Find the state, or make one; alone, until our mark is there for who comes next."""
+        choosing = os.open(self._path / "choosing", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        stack.callback(os.close, choosing)
+        lock_within(choosing, self._timeout)
+        earlier, self._earlier = self._earlier, None
+        if earlier not in (None, self._path) and _is_private(earlier):
+            self._stay_with_the_earlier_release(earlier)
+        if not os.path.exists(self._state):  # noqa: PTH110
+            self._put_back()
         with contextlib.suppress(FileExistsError):
             # never opened by hand again: closing it would drop the locks of SQLite's own descriptors (fcntl(2))
             os.close(os.open(self._state, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        self._files = (os.stat(self._state).st_ino, os.fstat(self._descriptor).st_ino)  # noqa: PTH116  as in _files
-        # no waiting inside SQLite: see PAUSE
-        connection = sqlite3.connect(self._state, timeout=0, isolation_level=None, check_same_thread=False)
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
-            with connection:
-                connection.execute("BEGIN IMMEDIATE")
-                for statement in SCHEMA:
-                    connection.execute(statement)
-                self._begin_a_new_boot(connection)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+
+    def _put_back(self) -> None:
+        """Begin with what somebody has open still, though it was deleted."""
+        open_here = [
+            each._connection for each in _stores if each._state == self._state and each._connection is not None
+        ]
+        if open_here:
+            publish(open_here[0], self._state, PERHAPS_ALIVE)
+        else:
+            rescue(self._state, PERHAPS_ALIVE, within=self._timeout)
+
+    def _stay_with_the_earlier_release(self, earlier: Path) -> None:
+        """Join those who live where release 0.1.0 does, as long as there is one: in two places nobody would exclude the other.
+
+        All leave when none of them is left, and take along what they knew.
+        """
+        left = earlier / "state.db"
+        if _this_process.meets_others_in(str(earlier / "alive")):
+            logger.info("the memory store is still in %s, where processes of an earlier release are", earlier)
+            self._live_in(earlier)
+            _refuse_planted(earlier)
+        elif left.is_file() and not os.path.exists(self._state):  # noqa: PTH110
+            with contextlib.closing(sqlite3.connect(left, timeout=self._timeout, isolation_level=None)) as connection:
+                publish(connection, self._state, ALL_DEAD)
 
     def _begin_a_new_boot(self, connection: sqlite3.Connection) -> None:
         """Move what an earlier boot left behind to this boot's clock, which begins anew.
@@ -683,6 +757,10 @@ def _forget_old_state(connection: sqlite3.Connection, app: bytes, before: float)
     connection.execute("DELETE FROM lockbeat_claim WHERE app = ? AND until <= ?", (app, before))
 
 
+class _Replaced(Exception):  # noqa: N818  no error: it never leaves this module
+    """The files that are open are not in their place any more."""
+
+
 class _ThisProcess:
     """The proof that this process lives: one locked byte, at an offset of its own, in each file ``alive`` that it uses.
 
@@ -715,11 +793,32 @@ class _ThisProcess:
         fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, offset)
         return False
 
+    def meets_others_in(self, path: str) -> bool:
+        """Whether any process has a byte locked in the file at ``path``; this one counts, too."""
+        try:
+            if self._has_open(path) is not None:
+                return True
+            descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return True
+        else:
+            return False
+        finally:
+            os.close(descriptor)
+
+    def _has_open(self, path: str) -> int | None:
+        found = os.lstat(path)
+        return self._descriptors.get((found.st_dev, found.st_ino))
+
     def _opened(self, path: str) -> int:
         with contextlib.suppress(FileNotFoundError):
-            found = os.lstat(path)
-            if (found.st_dev, found.st_ino) in self._descriptors:
-                return self._descriptors[found.st_dev, found.st_ino]
+            known = self._has_open(path)
+            if known is not None:
+                return known
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         found = os.fstat(descriptor)
         self._descriptors[found.st_dev, found.st_ino] = descriptor
@@ -770,6 +869,26 @@ if hasattr(os, "register_at_fork"):
     )
 
 
+#: Where the store's directory is made by default, in the first of these that there is. Not where the environment says,
+#: nor at home: cron has another environment, and a home may be read-only, missing, or on another machine.
+PLACES: Final = ("/var/tmp", "/tmp")  # noqa: S108  the directory in it is private
+
+
+def default_path() -> Path:
+    """Return the place that all processes of this user on this host agree on."""
+    name = f"celery-lockbeat-{os.geteuid()}"
+    usable = (Path(place, name) for place in PLACES if os.access(place, os.W_OK | os.X_OK))
+    return next(usable, Path(tempfile.gettempdir(), name))
+
+
+def _is_private(path: Path) -> bool:
+    try:
+        found = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o077
+
+
 def _make_private(path: Path) -> None:
     """Make the directory, or make sure that nobody else can have put anything into it. Raises ConfigurationError."""
     allowed = "a directory that is ours alone (mode 0700), or that can be made"
@@ -780,22 +899,25 @@ def _make_private(path: Path) -> None:
     except (FileNotFoundError, NotADirectoryError, PermissionError) as exc:
         msg = f"lockbeat_memory_path is {str(path)!r} ({exc.strerror}); allowed: {allowed}"
         raise ConfigurationError(msg) from exc
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+    if not _is_private(path):
         is_now = f"{stat.filemode(found.st_mode)} of uid {found.st_uid}"
         msg = f"lockbeat_memory_path is {str(path)!r} ({is_now}); allowed: {allowed}"
         raise ConfigurationError(msg)
 
 
-def _refuse_planted(path: Path) -> None:
-    """Make sure that a file, where there is one, is a regular one of ours, and no link. Raises ConfigurationError."""
-    try:
-        found = path.lstat()
-    except FileNotFoundError:
-        return
-    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink > 1:
-        is_now = f"{stat.filemode(found.st_mode)} of uid {found.st_uid}, {found.st_nlink} link(s)"
-        msg = f"lockbeat_memory_path has {str(path)!r} ({is_now}); allowed: only the files that the store made itself"
-        raise ConfigurationError(msg)
+def _refuse_planted(directory: Path) -> None:
+    """Make sure that its files, where there are any, are regular ones of ours, and no links. Raises ConfigurationError."""
+    for path in map(directory.joinpath, FILES):
+        try:
+            found = path.lstat()
+        except FileNotFoundError:
+            continue
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid() or found.st_nlink > 1:
+            is_now = f"{stat.filemode(found.st_mode)} of uid {found.st_uid}, {found.st_nlink} link(s)"
+            msg = (
+                f"lockbeat_memory_path has {str(path)!r} ({is_now}); allowed: only the files that the store made itself"
+            )
+            raise ConfigurationError(msg)
 
 
 def _files(*paths: str) -> tuple[int, ...]:

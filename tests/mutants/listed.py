@@ -246,6 +246,38 @@ MUTANTS = [
         "WHERE key = ? AND ? > 0 AND holder = ? AND until > ?",
         (CONTRACT + "test_a_later_hold_of_the_same_holder_is_not_its_earlier_one",),
     ),
+    Mutant(
+        "in memory: grant in files that were deleted",
+        "stores/memory.py",
+        "if self._files != _files(*self._watched):",
+        "if False:",
+        ("tests/stores/test_memory.py::test_nothing_is_granted_in_files_that_others_have_taken_the_place_of",),
+    ),
+    Mutant(
+        "in memory: begin anew though others have the files open",
+        "stores/memory.py",
+        "rescue(self._state, PERHAPS_ALIVE, within=self._timeout)",
+        "pass",
+        ("tests/stores/test_memory.py::test_a_key_whose_holder_lives_is_given_to_nobody_though_the_files_are_deleted",),
+    ),
+    Mutant(
+        "in memory: take the holders for dead where their file was deleted",
+        "stores/memory.py",
+        "connection.execute(PERHAPS_ALIVE)",
+        "pass",
+        (
+            "tests/stores/test_memory.py::test_a_key_whose_holder_lives_is_given_to_nobody_though_the_files_are_deleted[presence]",
+        ),
+    ),
+    Mutant(
+        "in memory: leave the place of the earlier release alone",
+        "stores/memory.py",
+        "self._live_in(earlier)",
+        "pass",
+        (
+            "tests/stores/test_memory.py::test_where_processes_of_the_earlier_release_are_all_stay_until_the_last_of_them_has_gone",
+        ),
+    ),
     # -- a store that says no ------------------------------------------------------------------------------------------
     Mutant(
         "fall back from a store that says no",

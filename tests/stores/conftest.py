@@ -12,6 +12,7 @@ import redis
 from opening import open_at
 from postgres import Postgres
 from servers import Server, need_django, wait_until
+from tls import make_certificates
 from topologies import Nodes
 
 from celery_lockbeat.clock import monotonic
@@ -139,6 +140,11 @@ def debian_server(session_debian_server: Server) -> Server:
     with session_debian_server.client() as client:
         client.flushall()
     return session_debian_server
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_certificates(tmp_path_factory.mktemp("certificates"))
 
 
 @pytest.fixture(scope="session")

@@ -26,7 +26,7 @@ from celery_lockbeat.stores import memory
 from celery_lockbeat.stores.base import TOKEN_MEMORY, Finished, Held, Lease
 from celery_lockbeat.stores.memory import MemoryStore
 
-FILES = ["state.db", "state.db-wal", "state.db-shm", "alive"]
+FILES = ["state.db", "state.db-wal", "state.db-shm", "alive", "choosing"]
 
 #: A lease that no test waits for.
 LONG = 600
@@ -455,12 +455,126 @@ def test_a_full_disk_is_an_error_and_the_store_recovers(path, store):
     take(store, "big", description=big)
 
 
-def test_a_directory_that_is_removed_is_made_anew_and_its_leases_are_lost(path, store):
-    lease = take(store)
+# -- files that are deleted or replaced while they are used ------------------------------------------------------------
+
+
+def remove(path, what):
+    """Delete as cleaners do: all, or what looks old to them."""
+    if what == "directory":
+        shutil.rmtree(path)
+    for pattern in {"files": ["*"], "state": ["state.db*"], "presence": ["alive"], "database": ["state.db"]}.get(
+        what, ()
+    ):
+        for each in path.glob(pattern):
+            each.unlink()
+
+
+def replace(path):
+    """Put an empty store in the place of the one that is used."""
+    new = path.with_name("new")
+    with contextlib.closing(MemoryStore(new)) as other:
+        take(other, "another")
     shutil.rmtree(path)
-    assert store.extend([(lease, LONG)]) == [False]
-    take(store, holder="b")
+    new.rename(path)
+
+
+REMOVALS = ["directory", "files", "state", "presence", "database"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="told in /proc who has what open")
+@pytest.mark.parametrize("what", REMOVALS)
+def test_a_key_whose_holder_lives_is_given_to_nobody_though_the_files_are_deleted(path, fork, what):
+    """To a process that comes new, before the holder has noticed anything."""
+    theirs = multiprocessing.get_context("fork").SimpleQueue()
+
+    def hold():
+        held = MemoryStore(path)
+        take(held, "finished", run="r")
+        theirs.put((take(held), held.release(take(held, "done", run="r"), remember_for=LONG)))
+        globals()["_kept"] = held  # as long as this process lives
+
+    holder = fork(hold)
+    lease, _ = theirs.get()
+    remove(path, what)
+    with contextlib.closing(MemoryStore(path)) as newcomer:
+        assert isinstance(newcomer.acquire("key", holder="b", ttl=LONG), Held)
+        assert newcomer.acquire("done", holder="b", ttl=LONG, run="r") == Finished(whole=False)
+        # the holder's renewal finds its lease
+        assert newcomer.extend([(lease, LONG)]) == [True]
+        assert newcomer.release(lease)
+        take(newcomer, holder="b")
+    assert {each.name for each in path.iterdir()} <= {"alive", "choosing", "state.db", "state.db-shm", "state.db-wal"}
+    kill(holder)
+
+
+@pytest.mark.parametrize("what", REMOVALS)
+def test_who_has_the_files_open_itself_puts_them_back_and_loses_nothing(path, store, what):
+    lease = take(store)
+    remove(path, what)
+    assert store.extend([(lease, LONG)]) == [True]
     assert is_held(store)
+    with contextlib.closing(MemoryStore(path)) as another:
+        assert isinstance(another.acquire("key", holder="b", ttl=LONG), Held)
+    assert store.release(lease)
+
+
+def test_all_that_use_deleted_files_meet_in_the_new_ones(path, store, fork):
+    mine = take(store, "mine")
+    theirs = multiprocessing.get_context("fork").SimpleQueue()
+    steps = [multiprocessing.get_context("fork").Event() for _ in range(2)]
+
+    def use():
+        other = MemoryStore(path)
+        lease = take(other, "theirs", holder="b")
+        steps[0].set()
+        steps[1].wait(30)
+        theirs.put((isinstance(other.acquire("mine", holder="b", ttl=LONG), Held), other.extend([(lease, LONG)])))
+
+    using = multiprocessing.get_context("fork").Process(target=use)
+    using.start()
+    assert steps[0].wait(30)
+    shutil.rmtree(path)
+    assert store.extend([(mine, LONG)]) == [True]
+    assert isinstance(store.acquire("theirs", holder="a", ttl=LONG), Held)
+    steps[1].set()
+    assert theirs.get() == (True, [True])
+    using.join(30)
+
+
+def test_nothing_is_granted_in_files_that_others_have_taken_the_place_of(path, store):
+    take(store)
+    replace(path)
+    take(store, "more")
+    with contextlib.closing(MemoryStore(path)) as another:
+        assert isinstance(another.acquire("more", holder="b", ttl=LONG), Held), "it was granted where all look"
+
+
+def test_files_that_are_deleted_between_the_begin_and_the_grant_are_noticed(path, store, monkeypatch):
+    take(store, "first")
+    deleted = []
+
+    def files(*watched):
+        if not deleted:
+            deleted.append(shutil.rmtree(path))
+        return real(*watched)
+
+    real = memory._files
+    monkeypatch.setattr(memory, "_files", files)
+    take(store)
+    monkeypatch.undo()
+    with contextlib.closing(MemoryStore(path)) as another:
+        assert isinstance(another.acquire("key", holder="b", ttl=LONG), Held)
+        assert isinstance(another.acquire("first", holder="b", ttl=LONG), Held)
+
+
+def test_files_that_only_the_dead_had_open_are_begun_anew(path, fork):
+    def hold():
+        take(MemoryStore(path))
+
+    kill(fork(hold))
+    shutil.rmtree(path)
+    with contextlib.closing(MemoryStore(path)) as newcomer:
+        take(newcomer, holder="b")
 
 
 def test_a_presence_file_that_is_removed_costs_no_lease_of_who_still_uses_the_store(path, store):
@@ -546,12 +660,88 @@ def test_nothing_is_touched_before_the_first_operation(path):
     assert not path.exists()
 
 
-def test_by_default_each_user_has_a_directory_in_the_temporary_one(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    store = MemoryStore()
-    take(store)
-    store.close()
-    assert (tmp_path / f"celery-lockbeat-{os.geteuid()}" / "state.db").exists()
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """The usual places, of this test alone: what stands for /var/tmp and /tmp, and the directory's name."""
+    for name in ("var", "tmp"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(memory, "PLACES", (str(tmp_path / "var"), str(tmp_path / "tmp")))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    return tmp_path / "var", tmp_path / "tmp", f"celery-lockbeat-{os.geteuid()}"
+
+
+def test_by_default_each_user_has_a_directory_that_cleaners_leave_alone(places):
+    persistent, temporary, name = places
+    with contextlib.closing(MemoryStore()) as store:
+        take(store)
+    assert (persistent / name / "state.db").exists()
+    assert list(temporary.iterdir()) == []
+
+
+def test_without_that_place_it_is_in_the_temporary_one(places):
+    persistent, temporary, name = places
+    persistent.rmdir()
+    with contextlib.closing(MemoryStore()) as store:
+        take(store)
+    assert (temporary / name / "state.db").exists()
+
+
+def test_all_processes_agree_on_the_place_whatever_their_environment():
+    script = "from celery_lockbeat.stores.memory import default_path; print(default_path())"
+    bare = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
+    environments = [
+        bare,
+        {
+            **bare,
+            "HOME": "/nonexistent",
+            "TMPDIR": "/dev/shm",
+            "XDG_RUNTIME_DIR": "/run/user/0",
+            "XDG_STATE_HOME": "/x",
+        },
+    ]
+    told = {
+        subprocess.run([sys.executable, "-c", script], env=each, capture_output=True, text=True, check=True).stdout
+        for each in environments
+    }
+    assert told == {f"/var/tmp/celery-lockbeat-{os.geteuid()}\n"}
+
+
+def test_where_processes_of_the_earlier_release_are_all_stay_until_the_last_of_them_has_gone(places, fork):
+    """It lives in the temporary directory: in two places nobody would exclude the other."""
+    persistent, temporary, name = places
+    earlier = temporary / name
+
+    def hold_as_the_earlier_release():
+        globals()["_kept"] = old = MemoryStore(earlier)
+        take(old)
+        old.release(take(old, "done", run="r"), remember_for=LONG)
+
+    old = fork(hold_as_the_earlier_release)
+    with contextlib.closing(MemoryStore()) as new:
+        assert isinstance(new.acquire("key", holder="new", ttl=LONG), Held)
+        take(new, "news")
+        kill(old)
+        take(new, holder="new")
+
+        def come_later():
+            globals()["_kept"] = later = MemoryStore()
+            assert isinstance(later.acquire("key", holder="later", ttl=LONG), Held), "who came first is there still"
+
+        kill(fork(come_later))
+    assert not (persistent / name / "state.db").exists()
+
+    def come_when_all_are_gone():
+        memory._this_process._descriptors.clear()  # of its parent, which is gone in this tale
+        with contextlib.closing(MemoryStore()) as last:
+            assert last.acquire("done", holder="last", ttl=LONG, run="r") == Finished(whole=False)
+            take(last, holder="last")  # all who held it there are dead
+
+    # this process has files of the earlier place open until it ends
+    for descriptor in memory._this_process._descriptors.values():
+        os.close(descriptor)
+    memory._this_process._descriptors.clear()
+    kill(fork(come_when_all_are_gone))
+    assert (persistent / name / "state.db").exists(), "what was known has come along"
 
 
 def test_the_directory_and_its_files_are_for_their_user_alone(path, store):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import redis
 from servers import Server, free_port
-from test_redis_secured import TlsServer, certificates, tls  # noqa: F401  fixtures
+from tls import TlsServer, tls
 from topologies import Member
 
 from celery_lockbeat import ConfigurationError, Lock, LockedTask, StoreUnavailable, signals
@@ -101,7 +101,7 @@ def test_a_server_that_speaks_no_tls_is_not_taken_for_a_slow_one(server, make_ap
     assert_refused(make_app, url, "it speaks no TLS there", f"127.0.0.1:{server.port}")
 
 
-def test_a_server_that_speaks_tls_alone_is_not_taken_for_a_broken_one(certificates, make_app):  # noqa: F811
+def test_a_server_that_speaks_tls_alone_is_not_taken_for_a_broken_one(certificates, make_app):
     with TlsServer(certificates) as server:
         url = server.url.replace("rediss:", "redis:")
         assert_refused(make_app, url, "it speaks TLS there", f"localhost:{server.port}")
