@@ -143,6 +143,10 @@ class _Round(Scheduler):  # type: ignore[misc]
         return True
 
 
+class _NotSent(BaseException):  # as above
+    """Passes by Celery's apply_entry, which would log each try with two tracebacks: we tell of a broker once a minute."""
+
+
 class _Stale(Exception):  # noqa: N818  a way out of a batch, not an error
     """Ticks of a batch grew too old while it was made, or what was known of their entries did."""
 
@@ -713,6 +717,8 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         try:
             # what wraps it, such as Sentry's, writes into the options: they are those of one tick
             self.apply_entry(_copied(tick.item.entry), producer=producer)
+        except _NotSent:
+            pass
         except Exception as exc:  # noqa: BLE001  somebody's own apply_entry
             publishing.error = publishing.error or exc
         finally:
@@ -724,7 +730,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             raise error
         # no other replica could send it either
         text = "tick %s of entry %r is lost: its message cannot be made: %s: %s"
-        logger.error(text, dict(tick.told), tick.item.entry.name, type(error).__name__, error)
+        logger.error(text, dict(tick.told), tick.item.entry.name, type(error).__name__, error, exc_info=error)
 
     def apply_async(self, entry: Any, producer: Any = None, advance: bool = True, **kwargs: Any) -> Any:
         """Send a message as :meth:`celery.beat.Scheduler.apply_async` does: that of the tick under way with its id and header."""
@@ -732,19 +738,15 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         if publishing is None or entry.name != publishing.tick.item.entry.name:
             return super().apply_async(entry, producer=producer, advance=advance, **kwargs)
         try:
-            # a function of the user's that raises OSError is no broker in trouble
-            evaluated = _evaluated(entry)
-        except Exception as exc:
-            publishing.error = ValueError(f"its arguments cannot be made: {type(exc).__name__}: {exc}")
-            raise
-        try:
-            message = _message(entry, *evaluated, publishing.tick)
+            message = _message(entry, publishing.tick)
             # it was advanced when it was claimed
             return super().apply_async(message, producer=producer, advance=False, **kwargs)
         except Exception as exc:
             cause = exc.__context__ if isinstance(exc, SchedulingError) else None
             publishing.error = cause if isinstance(cause, Exception) else exc
-            raise
+            if type(self).apply_async is LockedSchedulerMixin.apply_async:
+                raise _NotSent from exc
+            raise  # to a subclass's, which may want to know of it
 
     def should_sync(self) -> bool:
         """Tell whether it is time to, which it is not between the messages of a batch."""
@@ -976,15 +978,19 @@ def _copied(entry: Any) -> Any:
 
 
 def _evaluated(entry: Any) -> tuple[list[Any], dict[str, Any]]:
-    args = [value() if isinstance(value, BeatLazyFunc) else value for value in entry.args or ()]
-    kwargs = {
-        name: value() if isinstance(value, BeatLazyFunc) else value for name, value in (entry.kwargs or {}).items()
-    }
+    try:
+        args = [value() if isinstance(value, BeatLazyFunc) else value for value in entry.args or ()]
+        kwargs = {
+            name: value() if isinstance(value, BeatLazyFunc) else value for name, value in (entry.kwargs or {}).items()
+        }
+    except Exception as exc:
+        # a function of the user's that raises OSError is no broker in trouble
+        raise ValueError(f"its arguments cannot be made: {type(exc).__name__}: {exc}") from exc
     return args, kwargs
 
 
-def _message(entry: Any, args: list[Any], kwargs: dict[str, Any], tick: _Tick) -> Any:
-    """Return an entry whose message is that of this tick."""
+def _message(entry: Any, tick: _Tick) -> Any:
+    """Return an entry whose message is that of this tick. Raises ValueError."""
     message = _copied(entry)
     options = message.options
     # the claim's, unless the user wants another
@@ -1001,7 +1007,7 @@ def _message(entry: Any, args: list[Any], kwargs: dict[str, Any], tick: _Tick) -
     }
     # retried by us, for a claim has its time
     options["retry"] = False
-    message.args, message.kwargs = args, kwargs
+    message.args, message.kwargs = _evaluated(entry)
     return message
 
 

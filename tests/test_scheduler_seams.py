@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 
@@ -165,6 +166,20 @@ def test_a_subclass_hears_of_a_message_that_cannot_be_sent_and_it_is_sent_later_
     tried = [id_ for _, id_, header, _ in sent if header["run"] == 1]
     assert len(tried) > 1
     assert {*tried} == {message.id for message in simulation.messages if message.run == 1}
+
+
+def test_a_broker_that_refuses_is_told_of_once_a_minute_and_a_message_that_cannot_be_made_once_with_its_traceback(
+    simulation, caplog
+):
+    """And not by Celery's apply_entry, too, which tells of each try with two tracebacks."""
+    simulation.world.broker.refuses = lambda message: ConnectionResetError() if message.task == "bad" else None
+    run(simulation, simulation.app({"bad": every(1, "bad")}), seconds=60)
+    assert [record.name for record in caplog.records if record.levelno >= logging.ERROR] == ["celery_lockbeat.beat"]
+    caplog.clear()
+    run(simulation, simulation.app({"worse": every(1, args=[object()])}, name="other"), seconds=1.5)
+    (error,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert error.getMessage().startswith("tick {'due': '2026-06-01T00:01:01.000+00:00'} of entry 'worse' is lost")
+    assert error.exc_info
 
 
 def test_other_messages_that_a_subclass_sends_in_a_tick_are_none_of_that_tick(simulation, app_of, sent):
