@@ -43,7 +43,7 @@ FIRSTS_LAST: Final = 60.0
 LASTS: Final = 600.0
 
 #: So many definitions are read in one round: some 10 ms.
-READ_AT_ONCE: Final = 500
+READ_AT_ONCE: Final = 200
 
 #: How deep what is in the arguments of an entry is looked at.
 DEPTH: Final = 20
@@ -206,6 +206,8 @@ class Announcements:
         self._there: set[str] = set()  # the beats that were heard of, by the last look
         self._gone: set[str] = set()  # those that fell silent, until they are forgotten
         self._read_firsts_at = 0.0
+        #: whether the entries have changed since they were read; their number costs nothing while they have not
+        self.outdated = True
         #: whether there is more to announce at once: a round does a part of it, so that no tick waits for the whole
         self.unfinished = False
 
@@ -255,6 +257,9 @@ class Announcements:
 
     def _read(self, items: Iterable[Item], wanted: Callable[[Any], bool]) -> bool:
         """Bring the definitions up to date; False: there are more to read than in one round."""
+        anew = self._kept_at is None or self._clock() - self._kept_at > KEPT_EVERY
+        if not (self.outdated or anew):
+            return True
         left, keys = READ_AT_ONCE, set()
         for item in items:
             entry = item.entry
@@ -275,7 +280,7 @@ class Announcements:
         for key in self._own.keys() - keys:
             del self._own[key]
             self._changed = True
-        anew = self._kept_at is None or self._clock() - self._kept_at > KEPT_EVERY
+        self.outdated = False
         if self._changed or anew:
             before = {} if anew else self._definitions
             self._definitions = {key: digest for key, (_, digest) in self._own.items()}

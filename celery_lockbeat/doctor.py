@@ -464,6 +464,7 @@ class Facts:
     beats: Beats | None = None
     beats_trouble: str | None = None
     broken: Mapping[str, str] = field(default_factory=dict)
+    entries_trouble: str | None = None
     members: tuple[MemberFacts, ...] = ()
     locks: Mapping[str, str] = field(default_factory=dict)
     home: str = ""
@@ -495,6 +496,7 @@ def gather(app: Any) -> Facts:
     members: list[MemberFacts] = []
     newest: dict[str, str] = {}
     plain: str | None = None
+    entries_trouble: str | None = None
     locks: dict[str, str] = {}
     home = ""
     if not wrong and not_loaded is None:
@@ -502,7 +504,7 @@ def gather(app: Any) -> Facts:
             entries = entries_of(app)
             locks = locks_of_tasks(app)
         except Exception as exc:  # noqa: BLE001  whatever a library, or what it is kept in, says
-            beats_trouble = tell(exc)
+            entries_trouble = tell(exc)
     try:
         options = AppOptions.read(app.conf)
         default = LockOptions.read(app.conf, {}, owner="the app")
@@ -528,6 +530,7 @@ def gather(app: Any) -> Facts:
         tasks=tuple(tasks),
         entries=entries.tasks,
         broken=entries.broken,
+        entries_trouble=entries_trouble,
         broker=broker,
         delivers_again=delivers_again,
         locked_beat=is_ours(app),
@@ -786,6 +789,10 @@ def _stores(facts: Facts) -> Iterator[Finding]:
         yield _found("fallback", "lock_driver", f"it is 'auto' for {_names(falling)}")
     if facts.beats_trouble is not None:
         yield _found("unchecked", "the beats", f"they cannot be listed: {facts.beats_trouble}")
+    if facts.entries_trouble is not None:
+        yield _found(
+            "unchecked", "the entries", f"those that the scheduler keeps cannot be read: {facts.entries_trouble}"
+        )
 
 
 def _servers(facts: Facts) -> Iterator[Finding]:

@@ -324,6 +324,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         for key in [item.key for item in self._agenda if item.key not in keys]:
             self._agenda.remove(key)
             self._removed.append(key)
+            self._announcements.outdated = True
         for key in [key for key in self._unlisted if key not in keys]:
             del self._unlisted[key]
         pause = max(LOOK_EVERY, 100 * (self._clock() - started))
@@ -372,6 +373,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             entry.last_run_at, entry.total_run_count = item.entry.last_run_at, item.entry.total_run_count
             self.adopted(entry)
         item.entry, item.schedule = entry, entry.schedule
+        self._announcements.outdated = True
         if item.key in self._agenda:
             self._plan(item)
 
@@ -395,6 +397,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             self._adopt(item, state)
             self._agenda.add(item)
             self._plan(item)
+            self._announcements.outdated = True
         if complete:
             self._listed_at = self._clock()
 

@@ -107,15 +107,17 @@ def test_a_tick_that_a_dead_beat_has_left_is_not_taken_over_with_an_older_defini
     new = simulation.beat({"e": every(3600, args=("new",))})
     world.run(old, new, seconds=MINUTE)
     store = simulation.store.store
-    for run in range(1, 11):
+    for run in range(1, 4):
         due = world.now().isoformat()
         store.claim("simulated", "dead", [Claim(f"left-{run}", "e", EntryState(run, due), {"due": due})], ttl=0.001)
-        world.run(old, new, seconds=5)
+        world.run(old, seconds=2)
+        assert len(simulation.messages) == run - 1, "it is left to the other, who is slow, but there"
+        world.run(old, new, seconds=10)
     assert [(message.id, message.args) for message in simulation.messages] == [
-        (f"left-{run}", ["new"]) for run in range(1, 11)
+        (f"left-{run}", ["new"]) for run in range(1, 4)
     ]
     new.close()
-    store.claim("simulated", "dead", [Claim("last", "e", EntryState(11, due), {"due": due})], ttl=0.001)
+    store.claim("simulated", "dead", [Claim("last", "e", EntryState(4, due), {"due": due})], ttl=0.001)
     world.run(old, seconds=10)
     assert (simulation.messages[-1].id, simulation.messages[-1].args) == ("last", ["old"])
 
@@ -147,6 +149,20 @@ def test_a_store_that_forgets_everything_leaves_no_entry_to_nobody(simulation):
         store.announce("simulated", kind, dict.fromkeys(names, ""), ttl=0)
     world.run(old, new, seconds=4 * MINUTE)
     assert_each_second(simulation, "e", world.elapsed - MINUTE, world.elapsed)
+
+
+def test_a_replica_that_announces_nothing_goes_on_as_it_did_and_nothing_is_said_of_it(simulation, caplog):
+    world = simulation.world
+    old = simulation.beat({"e": every(1, args=("old",))})  # of release 0.1.0
+    old.scheduler._announcements.look = lambda *_, **__: []
+    new = simulation.beat({"e": every(1, args=("new",))})
+    world.run(old, new, seconds=2 * MINUTE)
+    assert ["old"] in sent(simulation, since=MINUTE), "whoever is first has the tick"
+    assert not new.scheduler._announcements._differences
+    assert_each_second(simulation, "e", 0, world.elapsed)
+    runs = world.broker.runs("e")
+    assert runs == list(range(1, len(runs) + 1))
+    assert not told(caplog, logging.WARNING)
 
 
 def test_what_cannot_be_announced_stops_no_tick(simulation, caplog):

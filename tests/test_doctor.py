@@ -121,6 +121,7 @@ FOUND = [
     ("unchecked", server(info={}), "INFO"),
     ("unchecked", server(info={**SERVER.info, "aof_enabled": 0}, save=None), "CONFIG GET"),
     ("unchecked", replace(FINE, beats=None, beats_trouble="no SSCAN"), "no SSCAN"),
+    ("unchecked", replace(FINE, entries_trouble="RedBeat's Redis does not answer"), "RedBeat's Redis does not answer"),
     ("visibility-timeout", task(time_limit=3601), "report"),
     ("visibility-timeout", task(lock=None, time_limit=None), "3600 s"),
     ("unbounded-run", task(time_limit=None), "report"),

@@ -14,6 +14,8 @@ from servers import need_django
 from simulation import let_them_sleep
 
 from celery_lockbeat import ConfigurationError, cron, timeout
+from celery_lockbeat.doctor import examine, gather
+from celery_lockbeat.entries import entries_of, names_of
 
 
 @pytest.fixture
@@ -739,3 +741,49 @@ def test_without_django_celery_beat_the_extra_is_named(monkeypatch):
         _ = contrib.LockedDatabaseScheduler
     with pytest.raises(AttributeError):
         _ = contrib.nonsense
+
+
+# -- for those who look at the entries ---------------------------------------------------------------------------------
+
+
+def test_doctor_reads_the_entries_in_the_tables_and_writes_none(make_world):
+    from django_celery_beat.models import PeriodicTask
+
+    world = make_world()
+    app = world.app({"static": {"task": "t", "schedule": 10}}, beat_scheduler="lockbeat-django")
+    world.create("Sync 7", task="sync")
+    world.create("without a task", task="")
+    world.create("off", task="gone", enabled=False)
+    world.create("broken")
+    PeriodicTask.objects.filter(name="broken").update(args="[")
+    found = entries_of(app)
+    assert found.tasks == {"Sync 7": "sync", "static": "t"}
+    assert found.broken.keys() == {"without a task", "broken"}
+    assert PeriodicTask.objects.count() == 4
+    findings = {(finding.kind.name, finding.about) for finding in examine(gather(app))}
+    assert {("broken-entry", "entry broken"), ("broken-entry", "entry without a task")} <= findings
+    assert ("unknown-task", "entry Sync 7") in findings
+
+
+def test_entries_are_known_by_the_names_that_users_gave_them(world):
+    world.create("Sync 7")
+    world.start({"static": {"task": "t", "schedule": 10}, "half": {"task": "t", "schedule": 0.5}})
+    keys = {entry.name for entry in world.simulation.store.beats("simulated").entries}
+    assert any(key.startswith("periodictask:") for key in keys)
+    assert set(names_of(world.app(beat_scheduler="lockbeat-django"), keys).values()) == {"Sync 7", "static", "half"}
+    announced = ["celery_lockbeat.contrib.django.scheduler:LockedDatabaseScheduler"]
+    assert set(names_of(world.app(), keys, announced).values()) == {"Sync 7", "static", "half"}, "started with -S"
+    world.row("Sync 7").delete()
+    assert set(names_of(world.app(), keys, announced).values()) > {"static", "half"}, "what is deleted keeps its key"
+
+
+def test_a_row_is_the_same_for_all_beats_and_what_the_tables_cannot_keep_is_compared(make_world):
+    world = make_world(2)
+    world.create("a", 10)
+    one, other = world.start({"half": {"task": "t", "schedule": 0.5}})
+    world.run(30)
+    assert one.scheduler._announcements._definitions.keys() == {"half"}
+    world.update("a", args="[1]")
+    other.app.conf.beat_schedule = {"half": {"task": "t", "schedule": 0.5, "args": (1,)}}
+    world.run(60)
+    assert not one.scheduler._announcements._differences

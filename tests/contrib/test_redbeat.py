@@ -23,6 +23,7 @@ from celery_lockbeat import ConfigurationError, cron, timeout
 from celery_lockbeat.contrib import redbeat as contrib
 from celery_lockbeat.contrib.redbeat import LockedRedBeatScheduler
 from celery_lockbeat.doctor import examine, gather
+from celery_lockbeat.entries import entries_of, names_of
 
 
 class World:
@@ -804,3 +805,35 @@ def test_a_static_entry_that_is_broken_is_skipped_or_stored_anew(make_world, cap
     world.run(15)
     assert len(world.times()) == 1
     assert "wrong" in caplog.text
+
+
+# -- for those who look at the entries ---------------------------------------------------------------------------------
+
+
+def test_doctor_reads_the_entries_that_redbeat_keeps_and_writes_none(world):
+    app = world.app({"static": {"task": "t", "schedule": 10}}, beat_scheduler="lockbeat-redbeat")
+    world.entry("sync-7", task="sync").save()
+    world.entry("without a task", task="").save()
+    world.entry("off", task="gone", enabled=False).save()
+    world.redis.hset("redbeat:broken", "definition", "{")
+    world.redis.zadd("redbeat::schedule", {"redbeat:broken": 1})
+    before = {key: world.redis.type(key) for key in world.redis.keys("redbeat*")}
+    found = entries_of(app)
+    assert found.tasks == {"sync-7": "sync", "static": "t"}
+    assert found.broken.keys() == {"without a task", "broken"}
+    assert {key: world.redis.type(key) for key in world.redis.keys("redbeat*")} == before
+    findings = {(finding.kind.name, finding.about) for finding in examine(gather(app))}
+    assert {("broken-entry", "entry broken"), ("broken-entry", "entry without a task")} <= findings
+    assert ("unknown-task", "entry sync-7") in findings
+
+
+def test_entries_are_known_by_the_names_that_users_gave_them(world):
+    world.entry("sync-7").save()
+    world.start({"static": {"task": "t", "schedule": 10}})
+    app = world.app(beat_scheduler="lockbeat-redbeat")
+    keys = {entry.name for entry in world.simulation.store.beats("simulated").entries}
+    assert any(key.startswith("redbeat:sync-7@") for key in keys)
+    assert set(names_of(app, keys).values()) == {"sync-7", "static"}
+    plain = world.app()
+    announced = ["celery_lockbeat.contrib.redbeat:LockedRedBeatScheduler"]
+    assert set(names_of(plain, keys, announced).values()) == {"sync-7", "static"}, "beats that were started with -S"

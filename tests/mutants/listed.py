@@ -23,6 +23,7 @@ TASK = "tests/test_task.py::"
 RUNS = "tests/test_runs.py::"
 BAD_MOMENTS = "tests/test_bad_moments.py::"
 WAYS_OUT = "tests/test_ways_out.py::"
+ANNOUNCED = "tests/test_announcements.py::"
 PROCESSES = "tests/processes/"
 
 MUTANTS = [
@@ -614,5 +615,34 @@ MUTANTS = [
         "                if type(arguments[root]) not in PLAIN or not direct:\n",
         "                if not direct:\n",
         ("tests/test_keys.py::test_equal_mappings_are_one_key_in_whatever_order_they_came",),
+    ),
+    # -- what beats tell each other ------------------------------------------------------------------------------------
+    Mutant(
+        "an older definition is sent beside the newer one",
+        "scheduler.py",
+        "            if self._announcements.leaves(item.key):\n",
+        "            if False:\n",
+        (ANNOUNCED + "test_the_newer_definition_wins_within_a_minute_and_no_tick_is_lost_or_doubled",),
+    ),
+    Mutant(
+        "a tick that a dead beat has left is sent as an older definition has it",
+        "scheduler.py",
+        "if item is not None and not self._announcements.leaves(each.entry):",
+        "if item is not None:",
+        (ANNOUNCED + "test_a_tick_that_a_dead_beat_has_left_is_not_taken_over_with_an_older_definition",),
+    ),
+    Mutant(
+        "an entry is left to a beat that is dead",
+        "announcements.py",
+        'if told.get("kind") == "beat" and member.silent_for < ALIVE and told.get("entries"):',
+        'if told.get("kind") == "beat" and told.get("entries"):',
+        (ANNOUNCED + "test_when_the_last_beat_with_the_newer_definition_is_gone_the_older_one_goes_on_within_seconds",),
+    ),
+    Mutant(
+        "the older definition wins",
+        "announcements.py",
+        "newer = self._age(key, others[digest].definitions[key]) > self._age(key, self._definitions[key])",
+        "newer = self._age(key, others[digest].definitions[key]) < self._age(key, self._definitions[key])",
+        (ANNOUNCED + "test_the_newer_definition_wins_within_a_minute_and_no_tick_is_lost_or_doubled",),
     ),
 ]
