@@ -232,7 +232,10 @@ class AppOptions:
     def of_celery(cls, conf: Any) -> AppOptions:
         """Return what these would be if nothing were set but what Celery itself is told of its Redis."""
         setting, url, said = _redis_of_celery(conf, None)
-        return cls(redis_url=url, redis_setting=setting, redis_of_celery=said)
+        # all that Celery itself has there may have to begin with something
+        before = str((getattr(conf, "broker_transport_options", None) or {}).get("global_keyprefix", ""))
+        prefix = re.sub(r"[{}\s]", "", before) + cls().key_prefix
+        return cls(redis_url=url, redis_setting=setting, redis_of_celery=said, key_prefix=prefix)
 
     def connection(self, driver: str, name: str) -> Mapping[str, Any] | None:
         """Return the Redis client arguments, with ``url``, that ``lock_driver`` and ``lock_connection`` stand for.

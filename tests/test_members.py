@@ -100,3 +100,12 @@ def test_who_shares_a_broker_meets_in_its_redis_whatever_store_and_prefix_each_h
     assert meeting_store_of(made("memory://", tmp_path)) is None
     own = meeting_store_of(made("memory://", tmp_path, lockbeat_redis_url=server.url, lockbeat_key_prefix="x:"))
     assert [each.name for each in own.announced("shop", "home")] == ["a"]
+
+
+def test_what_is_announced_to_those_with_other_settings_begins_as_all_that_celery_has_there_must(server, tmp_path):
+    app = made(server.url, tmp_path, broker_transport_options={"global_keyprefix": "shop-"}, lockbeat_key_prefix="x:")
+    meeting_store_of(app).announce("shop", "home", {"a": "1"}, ttl=60)
+    with server.client() as client:
+        keys = client.keys()
+        assert len(keys) == 2
+        assert all(key.startswith("shop-lockbeat:") and 0 < client.pttl(key) <= 60_000 for key in keys)

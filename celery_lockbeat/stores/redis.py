@@ -371,7 +371,7 @@ class RedisStore(Store):
     # -- announcements -------------------------------------------------------------------------------------------------
 
     def announce(self, app: str, kind: str, told: Mapping[str, str], *, ttl: float) -> None:
-        args: list[Any] = [_ms(ttl), _ms(STATE_MEMORY)]
+        args: list[Any] = [_ms(ttl)]
         for name, text in told.items():
             args += (_exact(name), text)
         self._call_beats(app, self._announce, (f"announced:{kind}", f"until:{kind}"), args)

@@ -1,13 +1,13 @@
 -- Let the other members of an app know something, and forget what was to be known until now.
 -- KEYS[1]  announced: hash, name -> '<first ms> <last ms> <until ms> <text>'
 -- KEYS[2]  until: sorted set, name by the server ms until which it is known
--- ARGV     ttl ms, memory ms, then (name, text)...
+-- ARGV     ttl ms, then (name, text)...
 -- Returns  1
 -- Atomic:  of two members that announce the same for the first time one is the first.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local till, names = string.format('%.0f', now + tonumber(ARGV[1])), {}
-for i = 3, #ARGV, 2 do
+for i = 2, #ARGV, 2 do
   names[#names + 1] = ARGV[i]
 end
 if #names > 0 then
@@ -18,7 +18,7 @@ if #names > 0 then
       first = string.format('%.0f', now)
     end
     changed[2 * i - 1] = name
-    changed[2 * i] = first .. ' ' .. string.format('%.0f', now) .. ' ' .. till .. ' ' .. ARGV[2 + 2 * i]
+    changed[2 * i] = first .. ' ' .. string.format('%.0f', now) .. ' ' .. till .. ' ' .. ARGV[1 + 2 * i]
     ends[2 * i - 1], ends[2 * i] = till, name
   end
   redis.call('HSET', KEYS[1], unpack(changed))
@@ -29,6 +29,11 @@ if #over > 0 then
   redis.call('HDEL', KEYS[1], unpack(over))
   redis.call('ZREM', KEYS[2], unpack(over))
 end
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
-redis.call('PEXPIRE', KEYS[2], ARGV[2])
+-- where nobody comes any more, nothing is left behind
+local newest = redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')
+if newest[2] then
+  local rest = string.format('%.0f', tonumber(newest[2]) - now)
+  redis.call('PEXPIRE', KEYS[1], rest)
+  redis.call('PEXPIRE', KEYS[2], rest)
+end
 return 1
