@@ -95,9 +95,11 @@ def test_sentry_has_one_event_of_each_failure_grouped_by_its_exception_and_none_
             assert seen["locked", how] == seen["stock", how] == events, how
 
 
-def test_sentry_has_one_issue_of_lost_locks_with_a_title_and_the_fields(watch, key):
+def test_sentry_has_one_issue_of_lost_locks_and_one_of_falling_back_with_a_title_and_the_fields(watch, key):
     sentry = watch("Sentry")
-    sentry.worker()
+    sentry.worker(lockbeat_connections={"gone": f"redis://127.0.0.1:{free_port()}/0"})
+    fallen = sentry.fleet.send("locked.fall_back", key, "return")
+    assert fallen.get(timeout=30) == "well"
     runs = [sentry.fleet.send("locked.lose", f"{key}-{number}") for number in range(2)]
     for run in runs:
         run.get(timeout=30, propagate=False)
@@ -110,8 +112,13 @@ def test_sentry_has_one_issue_of_lost_locks_with_a_title_and_the_fields(watch, k
     assert {tuple(event["fingerprint"]) for event in lost} == {("{{ default }}", "locked.lose")}
     assert [event["contexts"]["lockbeat"]["task_id"] for event in lost] == [run.id for run in runs]
     others = [event for event in sentry.told(type="event") if event not in raised and event not in lost]
-    assert {event["logentry"]["message"] for event in others} == {"lock not extended: %s: %s"}
-    assert len(others) == 2
+    assert [event["logentry"]["message"] for event in others] == [
+        "%s falls back to memory: %s",
+        "lock not extended: %s: %s",
+        "lock not extended: %s: %s",
+    ]
+    assert others[0]["logentry"]["formatted"].startswith(f"locked.fall_back [{key}] falls back to memory: StoreUnavail")
+    assert others[0]["contexts"]["lockbeat"]["task_id"] == fallen.id
 
 
 @pytest.mark.parametrize("scheduler", ["celery.beat:PersistentScheduler", "celery_lockbeat:LockedScheduler"])

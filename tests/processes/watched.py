@@ -14,7 +14,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from apps import app, witness
+from apps import app
 from celery import Task
 from celery.exceptions import Ignore, Reject
 from celery.schedules import schedstate, schedule
@@ -80,22 +80,14 @@ def lose(_task, key: str) -> str:
     return key
 
 
-def wait(task, key: str) -> None:
-    """Hold the key until the test lets go."""
-    witness.rpush(f"seen:{key}", json.dumps({"what": "enter", "id": task.request.id, "inside": 1}))
-    deadline = time.monotonic() + 60
-    while not witness.exists(f"go:{task.request.id}") and time.monotonic() < deadline:
-        time.sleep(0.02)
-
-
 LOCK = {"lock_key": "{key}"}
 for prefix, base, options in [("stock", Task, {}), ("locked", LockedTask, LOCK)]:
     app.task(bind=True, base=base, name=f"{prefix}.fail", **options)(fail)
     again = {"autoretry_for": (Trouble,), "retry_kwargs": {"countdown": 0.1, "max_retries": 2}}
     app.task(bind=True, base=base, name=f"{prefix}.fail_by_itself", **again, **options)(fail_by_itself)
-    app.task(bind=True, base=base, name=f"{prefix}.wait", **options)(wait)
 app.task(bind=True, base=LockedTask, name="locked.lose", lock_ttl=0.5, **LOCK)(lose)
-app.task(bind=True, base=LockedTask, name="locked.must", lock_skip_if_locked=False, **LOCK)(wait)
+if "gone" in app.conf.get("lockbeat_connections", ()):
+    app.task(bind=True, base=LockedTask, name="locked.fall_back", lock_connection="gone", **LOCK)(fail)
 
 if entries := app.conf.get("test_entries"):
     app.conf.beat_schedule = {
