@@ -13,7 +13,7 @@ __all__ = ["boot_id", "monotonic"]
 
 def _pick() -> Callable[[], float]:
     if not hasattr(time, "CLOCK_BOOTTIME"):
-        return time.monotonic
+        return partial(time.monotonic)  # not itself: freezegun would find it here, and put another in its place
     # Linux's CLOCK_MONOTONIC, which time.monotonic() reads, stops while the machine sleeps; the store's clock does not
     return partial(time.clock_gettime, time.CLOCK_BOOTTIME)
 

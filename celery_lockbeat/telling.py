@@ -21,6 +21,7 @@ from typing import Any, Final
 from celery import signals
 
 from celery_lockbeat import threads
+from celery_lockbeat.clock import monotonic
 
 __all__ = ["Untold", "finish", "renewing_thread", "untold_of"]
 
@@ -70,12 +71,12 @@ class Untold:
 
     def catch_up(self) -> bool:
         """Tell all of it, here, or let another thread do so; False: that one takes too long."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = monotonic() + PATIENCE
         # by turns, for under gevent the other is a thread of another kind, which shares no Event with this one
         while self._tellings or not self._turn:
             if self.tell():
                 return True
-            if time.monotonic() > deadline:
+            if monotonic() > deadline:
                 return False
             time.sleep(0.001)
         return True
@@ -141,8 +142,8 @@ class _Teller:
 
     def finish(self, within: float) -> None:
         """Wait until all is told."""
-        deadline = time.monotonic() + within
-        while self._running and time.monotonic() < deadline:
+        deadline = monotonic() + within
+        while self._running and monotonic() < deadline:
             time.sleep(0.001)
 
 

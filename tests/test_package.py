@@ -51,6 +51,9 @@ def test_the_wheel_has_the_lua_files_the_migration_and_the_types_mark(wheel):
     assert len(written) == 17
     assert written | {"celery_lockbeat/py.typed"} <= set(names)
     assert not [name for name in names if name.startswith("tests")]
+    assert "celery_lockbeat_pytest.py" in names
+    (entry_points,) = [name for name in names if name.endswith("entry_points.txt")]
+    assert "[pytest11]" in zipfile.ZipFile(wheel).read(entry_points).decode()
 
 
 RUN_FROM_WHEEL = """

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -12,7 +13,7 @@ from celery_lockbeat.stores.base import Finished, Held, Lease, Store
 from celery_lockbeat.stores.memory import MemoryStore
 from celery_lockbeat.stores.redis import RedisStore
 
-__all__ = ["Finished", "Held", "Lease", "Store", "Stores", "open_store", "stores_of"]
+__all__ = ["Finished", "Held", "Lease", "Store", "Stores", "open_store", "redirected", "stores_of"]
 
 #: The one attribute that is hung on an app, beside its ``close``.
 _ATTRIBUTE: Final = "lockbeat_stores"
@@ -31,6 +32,8 @@ class Stores:
 
         Raises ConfigurationError.
         """
+        if _elsewhere is not None:
+            return _elsewhere(self, driver, connection)
         chosen = self._chosen.get((driver, connection))
         if chosen is None:
             # two threads may both come here: they choose the same
@@ -57,6 +60,21 @@ class Stores:
             # two threads may both come here: the first one's is kept. No mutex, that a fork could copy while it is locked
             store = self._opened.setdefault(name, open_store(self.options, arguments, setting))
         return store
+
+
+#: Where tests have all stores chosen (testing.py).
+_elsewhere: Callable[[Stores, str, str], tuple[Store, Store | None]] | None = None
+
+
+@contextmanager
+def redirected(choose: Callable[[Stores, str, str], tuple[Store, Store | None]]) -> Iterator[None]:
+    """Let ``choose`` choose the stores of all apps of this process for as long as the block lasts."""
+    global _elsewhere  # noqa: PLW0603  it is of the process: apps are made, and threads begun, in between
+    before, _elsewhere = _elsewhere, choose
+    try:
+        yield
+    finally:
+        _elsewhere = before
 
 
 def open_store(options: AppOptions, connection: Mapping[str, Any] | None, setting: str = "") -> Store:

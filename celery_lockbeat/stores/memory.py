@@ -505,7 +505,7 @@ class MemoryStore(Store):
         Both ``with`` are C's own: an exception that is thrown into this thread at any moment (a soft time limit,
         ``lock_on_lost="abort"``) leaves neither the mutex taken nor a transaction open, which would stop the whole host.
         """
-        deadline = time.monotonic() + self._timeout
+        deadline = monotonic() + self._timeout
         moved = False  # whether other files are in the place of ours
         with _mutex:
             while True:
@@ -526,7 +526,7 @@ class MemoryStore(Store):
                     continue
                 except (sqlite3.Error, OSError) as exc:
                     # a thread that waited for the mutex that long does not wait for the other process once more
-                    if not _is_busy(exc) or time.monotonic() > deadline:
+                    if not _is_busy(exc) or monotonic() > deadline:
                         self._drop(exc)
                         msg = f"the {self.driver} store in {self._path} does not answer: {exc}"
                         raise StoreUnavailable(msg) from exc

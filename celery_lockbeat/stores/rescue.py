@@ -17,6 +17,8 @@ import sqlite3
 import time
 from typing import Final
 
+from celery_lockbeat.clock import monotonic
+
 __all__ = ["lock_within", "publish", "rescue"]
 
 #: Bytes of SQLite's WAL index that whoever writes to the database, or to its main file, has locked (sqlite.org/walformat.html).
@@ -87,12 +89,12 @@ def rescue(state: str, change: str, *, within: float) -> None:
 
 def lock_within(descriptor: int, seconds: float, start: int = 0, length: int = 0) -> None:
     """Lock bytes of a file for this process. Raises OSError, if another has them for so long."""
-    deadline = time.monotonic() + seconds
+    deadline = monotonic() + seconds
     while True:
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, length, start)
         except (BlockingIOError, PermissionError):  # noqa: PERF203  it is what is waited for
-            if time.monotonic() > deadline:
+            if monotonic() > deadline:
                 raise
             time.sleep(0.001)
         else:
