@@ -266,9 +266,7 @@ MUTANTS = [
         "stores/memory.py",
         "connection.execute(PERHAPS_ALIVE)",
         "pass",
-        (
-            "tests/stores/test_memory.py::test_a_key_whose_holder_lives_is_given_to_nobody_though_the_files_are_deleted[presence]",
-        ),
+        ("tests/stores/test_memory.py::test_a_key_whose_holder_lives_is_given_to_nobody_though_the_files_are_deleted",),
     ),
     Mutant(
         "in memory: leave the place of the earlier release alone",
