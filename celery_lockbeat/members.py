@@ -84,16 +84,16 @@ def say_what_is_set(app: Any, what: str) -> None:
     if options.connection(locks.driver, locks.connection) is None:
         broker = _reachable_broker(app)
         if broker is not None:
-            logger.warning(
+            said = (
                 "%s live on this host only (lockbeat_driver is %r, and no Redis is configured), while other hosts can reach the broker, %s:"
                 " each host with a beat sends every tick, and runs exclude each other on one host only. Set lockbeat_redis_url, or"
                 " lockbeat_driver='database' with Django, unless all beats and workers are on this host"
                 if locks.driver == "auto"
                 else "%s live on this host only (lockbeat_driver is %r), while other hosts can reach the broker, %s: each host"
                 " with a beat sends every tick, and runs exclude each other on one host only. Set lockbeat_driver='redis' and"
-                " lockbeat_redis_url, unless all beats and workers are on this host",
-                *(what, locks.driver, broker),
+                " lockbeat_redis_url, unless all beats and workers are on this host"
             )
+            logger.warning(options.spell(said), what, locks.driver, broker)
     long = [(name, ttl) for name, ttl in _leases(app) if ttl > LONG_LEASE]
     if long:
         name, ttl = max(long, key=lambda pair: pair[1])
@@ -296,9 +296,11 @@ class HealthFile:
     """
 
     def __init__(self, app: Any, kind: str) -> None:
-        template = AppOptions.read(app.conf).health_file
+        options = AppOptions.read(app.conf)
+        template = options.health_file
         path = template and template.format(kind=kind, host=socket.gethostname(), pid=os.getpid())
         self._path: Final = Path(path) if path else None
+        self._setting: Final = options.spell("lockbeat_health_file")
         self._next = 0.0
         self._complained = False
         if self._path is not None:
@@ -306,7 +308,7 @@ class HealthFile:
                 self._touch(self._path)
             except OSError as exc:
                 allowed = "the path of a file that can be written, its directory is there"
-                raise ConfigurationError(f"lockbeat_health_file is {template!r} ({exc}); allowed: {allowed}") from exc
+                raise ConfigurationError(f"{self._setting} is {template!r} ({exc}); allowed: {allowed}") from exc
 
     def touch(self) -> None:
         """Say that this process is well; at most once a second."""
@@ -317,7 +319,7 @@ class HealthFile:
             self._touch(self._path)
         except OSError as exc:
             if not self._complained:
-                logger.warning("lockbeat_health_file %s cannot be touched: %s", self._path, exc)
+                logger.warning("%s %s cannot be touched: %s", self._setting, self._path, exc)
             self._complained = True
         else:
             self._complained = False

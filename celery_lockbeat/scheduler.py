@@ -222,6 +222,11 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         self._health = HealthFile(self.app, "beat")
         return self._health
 
+    def _be_let_in(self) -> None:
+        """Ask the store once; one that does not answer is waited for later. Raises ConfigurationError."""
+        with contextlib.suppress(StoreUnavailable):
+            self._store.check()
+
     # -- one round -----------------------------------------------------------------------------------------------------
 
     def tick(self, *_args: Any, **_kwargs: Any) -> float:
@@ -887,6 +892,7 @@ def _begin(sender: Any, **_: Any) -> None:
     try:
         if isinstance(sender.scheduler, LockedSchedulerMixin):
             sender.scheduler._say_what_is_set()
+            sender.scheduler._be_let_in()
     except ConfigurationError as exc:
         # Celery swallows all but what ends the process
         raise SystemExit(str(exc)) from exc

@@ -9,8 +9,8 @@ from celery import Celery
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport.memory import Transport
 
-from celery_lockbeat import LockedTask
-from celery_lockbeat.members import home_of, meeting_store_of, say_what_is_set, work_of
+from celery_lockbeat import ConfigurationError, LockedTask
+from celery_lockbeat.members import HealthFile, home_of, meeting_store_of, say_what_is_set, work_of
 
 
 def made(broker: str, tmp_path, **settings) -> Celery:
@@ -64,6 +64,32 @@ def test_memory_beside_a_broker_that_other_hosts_can_reach_is_a_warning_that_say
     app.conf.lockbeat_driver = "memory"
     (warning,) = said(made(broker, tmp_path, lockbeat_driver="memory"), caplog, logging.WARNING)
     assert "lockbeat_driver is 'memory'" in warning
+
+
+@pytest.mark.parametrize("driver", ["auto", "memory"])
+def test_settings_are_told_as_their_user_spells_them(driver, tmp_path, caplog):
+    app = Celery("shop", set_as_current=False)
+    health = str(tmp_path / "health")
+    settings = {
+        "CELERY_BROKER_URL": "amqp://rabbit//",
+        "CELERY_LOCKBEAT_DRIVER": driver,
+        "CELERY_LOCKBEAT_MEMORY_PATH": str(tmp_path / "memory"),
+        "CELERY_LOCKBEAT_HEALTH_FILE": health,
+    }
+    app.config_from_object(settings, namespace="CELERY")
+    (warning,) = said(app, caplog, logging.WARNING)
+    assert f"(CELERY_LOCKBEAT_DRIVER is {driver!r}" in warning
+    assert "Set CELERY_LOCKBEAT_" in warning
+    assert "lockbeat_" not in warning
+
+    file = HealthFile(app, "beat")
+    (tmp_path / "health").unlink()
+    (tmp_path / "health").symlink_to("/nonexistent/health")
+    with caplog.at_level(logging.WARNING, logger="celery_lockbeat"):
+        file.touch()
+    assert caplog.messages[-1].startswith(f"CELERY_LOCKBEAT_HEALTH_FILE {health} cannot be touched: ")
+    with pytest.raises(ConfigurationError, match=f"^CELERY_LOCKBEAT_HEALTH_FILE is {health!r}"):
+        HealthFile(app, "beat")
 
 
 @pytest.mark.parametrize(

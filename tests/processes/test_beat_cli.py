@@ -101,6 +101,17 @@ def test_a_wrong_setting_keeps_a_beat_from_starting_and_is_named_in_one_line(fle
     assert sent(broker, fleet) == 0
 
 
+def test_a_store_that_says_no_keeps_a_beat_from_starting_and_is_told_in_one_line(fleet, broker, locks):
+    url = locks.url.replace("//", "//nobody:wrong@")
+    beat = start_beat(fleet, "refused", "--pidfile=", lockbeat_redis_url=url)
+    assert ended(beat) == 1
+    # Celery has made the standard error a log by then
+    told = (beat.log() + beat.events_path.read_text()).splitlines()
+    assert len([line for line in told if "(lockbeat_redis_url) refuses us" in line]) == 1, told
+    assert "Traceback" not in "".join(told)
+    assert sent(broker, fleet) == 0
+
+
 def test_a_worker_with_a_beat_inside_fires_runs_and_ends(fleet, witness):
     schedule = {"e": {"task": "note", "schedule": 0.3, "args": ["embedded"]}}
     worker = fleet._start(

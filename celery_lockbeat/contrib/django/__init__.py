@@ -22,6 +22,11 @@ def __getattr__(name: str) -> Any:
     except ImportError as exc:
         allowed = "as soon as it is installed: pip install 'celery-lockbeat[django]'"
         raise ConfigurationError(f"beat_scheduler needs django-celery-beat ({exc}); allowed: {allowed}") from exc
+    from django.apps import apps  # noqa: PLC0415
+
+    if apps.ready and not apps.is_installed("django_celery_beat"):
+        allowed = "with 'django_celery_beat' in INSTALLED_APPS, and 'manage.py migrate' run"
+        raise ConfigurationError(f"beat_scheduler is of django-celery-beat; allowed: {allowed}")
     from celery_lockbeat.contrib.django.scheduler import LockedDatabaseScheduler  # noqa: PLC0415
 
     return LockedDatabaseScheduler

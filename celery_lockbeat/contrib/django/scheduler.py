@@ -83,6 +83,9 @@ NAMED_AT_ONCE: Final = 500
 
 _KEY: Final = re.compile(r"periodictask:(\d+)(?:@.*)?")
 
+#: What SQLite, PostgreSQL, and MySQL or Oracle, say of a table that is not there.
+_NO_TABLE: Final = re.compile(r"no such table|relation .* does not exist|table .*(?:doesn't|does not) exist", re.IGNORECASE)
+
 _T = TypeVar("_T")
 
 #: django-celery-beat's own, which has no types.
@@ -593,6 +596,8 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
                 connection.close()
                 if cut.done or not (again and was_open):
                     why = f"no answer within {within:g} s" if cut.done else f"{type(exc).__name__}: {exc}"
+                    if _NO_TABLE.search(why):
+                        why = f"{why.splitlines()[0]} (has 'manage.py migrate' been run?)"
                     raise _DatabaseAway(f"Django's database does not answer: {why.strip()}") from exc
         raise AssertionError
 

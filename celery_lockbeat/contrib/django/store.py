@@ -25,6 +25,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
+import django
 from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
@@ -90,6 +91,9 @@ def open_database(alias: str, *, key_prefix: str) -> Store:
     """Make the store of one of Django's ``DATABASES``. Raises ConfigurationError."""
     setting = "lock_connection" if alias != "default" else "lock_driver"
     try:
+        if not (apps.ready or apps.loading):
+            # Celery sets Django up with the modules of the tasks, which a probe does without
+            django.setup()
         if not apps.is_installed("celery_lockbeat.contrib.django"):
             raise ConfigurationError(
                 "lock_driver is 'database'; allowed: with celery_lockbeat.contrib.django in INSTALLED_APPS"
