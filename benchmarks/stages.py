@@ -18,8 +18,10 @@ from typing import Any
 
 from celery import signals
 
-from celery_lockbeat import LockedTask, lock
-from celery_lockbeat.stores import redis, servers
+from celery_lockbeat import LockedTask
+from celery_lockbeat.locks import lock
+from celery_lockbeat.stores.redis import servers
+from celery_lockbeat.stores.redis import store as redis
 
 RUN = "the run: its lock's key and names, its story"
 #: stage -> the functions of it

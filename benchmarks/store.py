@@ -23,7 +23,7 @@ import redis
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from servers import Server
 
-from celery_lockbeat.stores.redis import RedisStore
+from celery_lockbeat.stores.redis.store import RedisStore
 
 ROUNDS, PAIRS = 300, 30
 

@@ -3,7 +3,7 @@
 from importlib.metadata import version as _version
 
 from celery_lockbeat import signals
-from celery_lockbeat.decorators import cron, interval, timeout
+from celery_lockbeat.beat.scheduler import LockedScheduler
 from celery_lockbeat.exceptions import (
     ConfigurationError,
     LockbeatError,
@@ -12,9 +12,9 @@ from celery_lockbeat.exceptions import (
     StoreUnavailable,
     TaskSkipped,
 )
-from celery_lockbeat.lock import Lock, current_lock
-from celery_lockbeat.scheduler import LockedScheduler
-from celery_lockbeat.task import LockedTask
+from celery_lockbeat.locks.lock import Lock, current_lock
+from celery_lockbeat.schedules.decorators import cron, interval, timeout
+from celery_lockbeat.tasks.task import LockedTask
 
 __all__ = [
     "ConfigurationError",

@@ -37,8 +37,8 @@ from celery import Celery
 from celery.signals import after_task_publish, beat_init, before_task_publish, task_prerun
 from kombu.utils.url import maybe_sanitize_url
 
-from celery_lockbeat.decorators import interval
-from celery_lockbeat.events import log_json_lines
+from celery_lockbeat.observe.events import log_json_lines
+from celery_lockbeat.schedules.decorators import interval
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -22,7 +22,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from celery.utils.imports import symbol_by_name
 
 from celery_lockbeat.exceptions import ConfigurationError
-from celery_lockbeat.keytext import PLAIN, Nameless, text_of
+from celery_lockbeat.tasks.keytext import PLAIN, Nameless, text_of
 
 __all__ = ["AppOptions", "LockOptions", "bound_key", "check_key", "check_options"]
 

@@ -17,15 +17,15 @@ from unittest.mock import patch
 from urllib.parse import quote
 
 from celery_lockbeat.clock import monotonic
-from celery_lockbeat.renewal import close_renewer_of
+from celery_lockbeat.locks.renewal import close_renewer_of
 from celery_lockbeat.stores import Stores, redirected
 from celery_lockbeat.stores.base import LiveLock, Store
-from celery_lockbeat.stores.memory import MemoryStore
+from celery_lockbeat.stores.sqlite.store import MemoryStore
 
 __all__ = ["Clock", "OwnStore", "own_store"]
 
 #: Who reads the clock of leases, beside the store.
-_READERS = ("celery_lockbeat.lock.monotonic", "celery_lockbeat.renewal.monotonic")
+_READERS = ("celery_lockbeat.locks.lock.monotonic", "celery_lockbeat.locks.renewal.monotonic")
 
 
 class Clock:

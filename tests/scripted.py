@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from celery_lockbeat.exceptions import StoreUnavailable
-from celery_lockbeat.renewal import Renewer
+from celery_lockbeat.locks.renewal import Renewer
 from celery_lockbeat.stores.base import Finished, Held, Lease, Store
 
 DOWN = StoreUnavailable("down")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from celery_lockbeat.stores.redis import RedisStore
+from celery_lockbeat.stores.redis.store import RedisStore
 
 
 def sha_of(operation: str) -> bytes:

@@ -23,11 +23,11 @@ from celery.beat import Scheduler
 from kombu.transport import TRANSPORT_ALIASES, memory
 
 from celery_lockbeat import LockedScheduler, StoreUnavailable
-from celery_lockbeat.scheduler import LockedSchedulerMixin
+from celery_lockbeat.beat.scheduler import LockedSchedulerMixin
 from celery_lockbeat.stores import stores_of
-from celery_lockbeat.stores.memory import MemoryStore
-from celery_lockbeat.stores.redis import RedisStore
-from celery_lockbeat.stores.servers import Script
+from celery_lockbeat.stores.redis.servers import Script
+from celery_lockbeat.stores.redis.store import RedisStore
+from celery_lockbeat.stores.sqlite.store import MemoryStore
 
 #: Seconds until the next call of a ``tick`` that wants no sleep. Celery's beat wakes 10 ms early and then spins: 5 calls.
 COST = 0.002
@@ -361,10 +361,10 @@ class _Host:
 def set_clocks(monkeypatch: Any, simulation: Simulation) -> None:
     """What the scheduler reads its host's clocks with."""
     host = _Host(simulation)
-    monkeypatch.setattr("celery_lockbeat.scheduler.monotonic", host.monotonic)
-    monkeypatch.setattr("celery_lockbeat.scheduler.time", host)
+    monkeypatch.setattr("celery_lockbeat.beat.scheduler.monotonic", host.monotonic)
+    monkeypatch.setattr("celery_lockbeat.beat.scheduler.time", host)
 
 
 def let_them_sleep(monkeypatch: Any) -> None:
     """Keep a beat that sleeps for hours of simulated time from showing every few seconds that it is alive."""
-    monkeypatch.setattr("celery_lockbeat.scheduler.ALIVE", 4 * 3600.0, raising=False)
+    monkeypatch.setattr("celery_lockbeat.beat.scheduler.ALIVE", 4 * 3600.0, raising=False)

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from celery_lockbeat import Lock, LockedTask, LockLost, current_lock
-from celery_lockbeat.abort import Abort
+from celery_lockbeat.locks.abort import Abort
 
 #: What is raised in another thread hits whatever runs there, and coverage's own locks do not survive it.
 untraced = pytest.mark.no_cover
@@ -148,7 +148,7 @@ def test_what_traces_works_after_an_abort_in_another_thread(caught):
     """Called off, it is looked for in each loop for ever, and Python 3.11 hangs in the next traced line."""
     script = f"""if True:
         import sys, threading
-        from celery_lockbeat.abort import Abort
+        from celery_lockbeat.locks.abort import Abort
 
         def body():
             abort = Abort(ValueError())

@@ -15,9 +15,9 @@ from celery.schedules import crontab, schedule, solar
 from simulation import every
 
 from celery_lockbeat import LockedTask
-from celery_lockbeat.announcements import LASTS, definition_of
-from celery_lockbeat.decorators import Timeout
-from celery_lockbeat.members import locks_of_tasks
+from celery_lockbeat.beat.announcements import LASTS, definition_of
+from celery_lockbeat.fleet.members import locks_of_tasks
+from celery_lockbeat.schedules.decorators import Timeout
 from celery_lockbeat.stores.base import Claim, EntryState
 
 MINUTE = 60.0

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from servers import wait_until
 
 from celery_lockbeat import ConfigurationError, Lock, LockedTask, LockLost, LockNotAcquired, TaskSkipped, current_lock
-from celery_lockbeat.awaiting import refuse_what_nothing_awaits
+from celery_lockbeat.tasks.awaiting import refuse_what_nothing_awaits
 
 
 class Runs(Task):

@@ -11,9 +11,10 @@ import pytest
 from proxy import Proxy
 from servers import wait_until
 
-from celery_lockbeat import Lock, LockedTask, LockNotAcquired, StoreUnavailable, lifecycle
+from celery_lockbeat import Lock, LockedTask, LockNotAcquired, StoreUnavailable
+from celery_lockbeat.locks import children as lifecycle
 from celery_lockbeat.stores import stores_of
-from celery_lockbeat.stores.redis import RedisStore
+from celery_lockbeat.stores.redis.store import RedisStore
 
 PATIENCE = {"lockbeat_redis_options": {"socket_timeout": 0.2, "socket_connect_timeout": 0.2}}
 

@@ -12,10 +12,20 @@ from celery import Celery
 
 import docs
 from celery_lockbeat import Lock, LockedTask
-from celery_lockbeat.doctor import CLEANUP, KINDS, LEVELS, Facts, MemberFacts, StoreFacts, TaskFacts, examine, gather
+from celery_lockbeat.cli.doctor import (
+    CLEANUP,
+    KINDS,
+    LEVELS,
+    Facts,
+    MemberFacts,
+    StoreFacts,
+    TaskFacts,
+    examine,
+    gather,
+)
 from celery_lockbeat.options import LockOptions
 from celery_lockbeat.stores.base import Beats, EntryState, Replica
-from celery_lockbeat.stores.redis import ServerFacts
+from celery_lockbeat.stores.redis.store import ServerFacts
 
 SERVER = ServerFacts(
     address="redis:6379",

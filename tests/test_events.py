@@ -17,8 +17,9 @@ import pytest
 from celery.exceptions import Ignore, Reject, Retry
 
 import celery_lockbeat.signals
-from celery_lockbeat import Lock, LockedTask, TaskSkipped, current_lock, events
-from celery_lockbeat.events import EVENTS, Story, log_fields, log_json_lines, text_of
+from celery_lockbeat import Lock, LockedTask, TaskSkipped, current_lock
+from celery_lockbeat.observe import events
+from celery_lockbeat.observe.events import EVENTS, Story, log_fields, log_json_lines, text_of
 from celery_lockbeat.stores import stores_of
 
 LOGGER = logging.getLogger("celery_lockbeat.events")

@@ -15,7 +15,9 @@ from celery import Celery
 from scripted import DOWN, ScriptedStore, Time, renewer
 
 import docs
-from celery_lockbeat import Lock, LockLost, LockNotAcquired, StoreUnavailable, current_lock, lock, telling
+from celery_lockbeat import Lock, LockLost, LockNotAcquired, StoreUnavailable, current_lock
+from celery_lockbeat.locks import lock
+from celery_lockbeat.observe import observers as telling
 from celery_lockbeat.options import LOCK_NAMES, LockKeywords
 from celery_lockbeat.stores import Stores
 from celery_lockbeat.stores.base import Finished, Held

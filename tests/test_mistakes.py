@@ -9,7 +9,7 @@ from celery import Task
 
 from celery_lockbeat import ConfigurationError, LockedTask, cron, interval, timeout
 from celery_lockbeat.options import LockOptions
-from celery_lockbeat.task import _check_before_the_start, _check_before_the_start_of_a_beat
+from celery_lockbeat.tasks.task import _check_before_the_start, _check_before_the_start_of_a_beat
 
 
 @pytest.fixture

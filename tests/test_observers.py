@@ -23,9 +23,12 @@ from celery import Celery
 from celery.signals import worker_shutdown
 from servers import wait_until
 
-from celery_lockbeat import Lock, LockedTask, LockLost, current_lock, lifecycle, signals, telling, threads
-from celery_lockbeat.events import Story
-from celery_lockbeat.renewal import Renewer
+from celery_lockbeat import Lock, LockedTask, LockLost, current_lock, signals
+from celery_lockbeat.locks import children as lifecycle
+from celery_lockbeat.locks import threads
+from celery_lockbeat.locks.renewal import Renewer
+from celery_lockbeat.observe import observers as telling
+from celery_lockbeat.observe.events import Story
 from celery_lockbeat.stores import stores_of
 
 TTL = 0.6
@@ -277,7 +280,7 @@ EXIT = """
 import logging, sys, time
 from celery import Celery
 from celery_lockbeat import Lock
-from celery_lockbeat.events import log_json_lines
+from celery_lockbeat.observe.events import log_json_lines
 
 class Slow(logging.StreamHandler):
     def emit(self, record):

@@ -162,7 +162,7 @@ def test_a_placeholder_that_is_no_argument_is_refused_at_once(key):
     ],
 )
 def test_a_key_is_made_of_the_calls_arguments(key, expected):
-    from celery_lockbeat.task import _Plan
+    from celery_lockbeat.tasks.task import _Plan
 
     task = a_task(lock_key=key)
     plan = _Plan(task, task.app)

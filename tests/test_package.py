@@ -60,7 +60,7 @@ RUN_FROM_WHEEL = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import celery_lockbeat
-from celery_lockbeat.stores.redis import RedisStore
+from celery_lockbeat.stores.redis.store import RedisStore
 from celery.utils.imports import symbol_by_name
 from importlib.metadata import entry_points
 assert celery_lockbeat.__file__.startswith(sys.argv[1]), celery_lockbeat.__file__

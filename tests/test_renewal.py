@@ -9,8 +9,8 @@ import threading
 import pytest
 from scripted import DOWN, ScriptedStore, Time, renewer
 
-from celery_lockbeat import renewal
-from celery_lockbeat.renewal import renewer_of
+from celery_lockbeat.locks import renewal
+from celery_lockbeat.locks.renewal import renewer_of
 from celery_lockbeat.stores.base import Lease
 
 

@@ -11,8 +11,8 @@ from celery.signals import after_task_publish
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_lockbeat import runs
-from celery_lockbeat.runs import NONCE, POSTPONED, name_of, name_of_all_tries, task_of, told_apart
+from celery_lockbeat.tasks import copies as runs
+from celery_lockbeat.tasks.copies import NONCE, POSTPONED, name_of, name_of_all_tries, task_of, told_apart
 
 
 def request(id_="id", *, retries=0, nesting=0, headers=None, **more):

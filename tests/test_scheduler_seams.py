@@ -13,7 +13,7 @@ from celery.signals import before_task_publish
 from simulation import every
 
 from celery_lockbeat import LockedScheduler
-from celery_lockbeat.scheduler import LockedSchedulerMixin
+from celery_lockbeat.beat.scheduler import LockedSchedulerMixin
 
 
 @pytest.fixture
@@ -292,7 +292,7 @@ from celery import Celery
 from celery.beat import Scheduler, Service
 from celery.signals import beat_init
 from celery_lockbeat import LockedScheduler
-from celery_lockbeat.scheduler import LockedSchedulerMixin
+from celery_lockbeat.beat.scheduler import LockedSchedulerMixin
 
 class Own(LockedSchedulerMixin, Scheduler): ...
 

@@ -30,9 +30,9 @@ from redbeat.schedulers import logger as redbeats_logger
 from redis.cluster import RedisCluster
 from redis.exceptions import RedisError, ResponseError
 
-from celery_lockbeat.agenda import Item
+from celery_lockbeat.beat.agenda import Item
+from celery_lockbeat.beat.scheduler import LockedSchedulerMixin, logger
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
-from celery_lockbeat.scheduler import LockedSchedulerMixin, logger
 
 __all__ = ["LockedRedBeatScheduler"]
 

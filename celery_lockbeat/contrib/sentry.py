@@ -16,7 +16,7 @@ from sentry_sdk.integrations.celery.beat import crons_task_success
 from sentry_sdk.scope import add_global_event_processor
 
 from celery_lockbeat import signals
-from celery_lockbeat.events import text_of
+from celery_lockbeat.observe.events import text_of
 
 if TYPE_CHECKING:
     from sentry_sdk._types import Event, Hint

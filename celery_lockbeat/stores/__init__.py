@@ -10,8 +10,8 @@ from typing import Any, Final
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.options import AppOptions
 from celery_lockbeat.stores.base import Finished, Held, Lease, Store
-from celery_lockbeat.stores.memory import MemoryStore
-from celery_lockbeat.stores.redis import RedisStore
+from celery_lockbeat.stores.redis.store import RedisStore
+from celery_lockbeat.stores.sqlite.store import MemoryStore
 
 __all__ = ["Finished", "Held", "Lease", "Store", "Stores", "open_store", "redirected", "stores_of"]
 
@@ -115,7 +115,7 @@ def stores_of(app: Any) -> Stores:
 
 def _close(close: Callable[[], None], stores: Stores) -> None:
     """Close an app, and end what was begun for it as soon as nothing is held any more."""
-    from celery_lockbeat.renewal import close_renewer_of  # noqa: PLC0415  it stands on the stores
+    from celery_lockbeat.locks.renewal import close_renewer_of  # noqa: PLC0415  it stands on the stores
 
     close()
     for store in stores.opened():

@@ -14,8 +14,8 @@ from servers import need_django
 from simulation import let_them_sleep
 
 from celery_lockbeat import ConfigurationError, cron, timeout
-from celery_lockbeat.doctor import examine, gather
-from celery_lockbeat.entries import entries_of, names_of
+from celery_lockbeat.beat.entries import entries_of, names_of
+from celery_lockbeat.cli.doctor import examine, gather
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_a_crontab_runs_in_its_own_timezone(world):
 def sleepy(monkeypatch):
     """Beats that look every five minutes, so that days go by."""
     let_them_sleep(monkeypatch)
-    monkeypatch.setattr("celery_lockbeat.scheduler.LOOK_EVERY", 300.0)
+    monkeypatch.setattr("celery_lockbeat.beat.scheduler.LOOK_EVERY", 300.0)
     return {"beat_max_loop_interval": 300, "lockbeat_claim_ttl": 1200}
 
 

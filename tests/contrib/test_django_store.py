@@ -317,7 +317,7 @@ def test_there_is_nothing_left_to_migrate(djangos):
 
 
 def test_the_tables_in_sqlite_are_those_of_the_memory_store(file, tmp_path):
-    from celery_lockbeat.stores.memory import MemoryStore
+    from celery_lockbeat.stores.sqlite.store import MemoryStore
 
     memory = MemoryStore(tmp_path / "memory")
     memory.acquire("key", holder="a", ttl=30)

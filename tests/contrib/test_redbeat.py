@@ -20,10 +20,10 @@ from redbeat.schedules import rrule
 from simulation import Simulation, every, open_store, set_clocks
 
 from celery_lockbeat import ConfigurationError, cron, timeout
+from celery_lockbeat.beat.entries import entries_of, names_of
+from celery_lockbeat.cli.doctor import examine, gather
 from celery_lockbeat.contrib import redbeat as contrib
 from celery_lockbeat.contrib.redbeat import LockedRedBeatScheduler
-from celery_lockbeat.doctor import examine, gather
-from celery_lockbeat.entries import entries_of, names_of
 
 
 class World:

@@ -22,7 +22,7 @@ from celery.exceptions import Ignore, Reject
 from celery.schedules import BaseSchedule, schedstate
 
 from celery_lockbeat import LockedTask, LockNotAcquired, StoreUnavailable, current_lock
-from celery_lockbeat.events import log_json_lines
+from celery_lockbeat.observe.events import log_json_lines
 
 #: A body that nobody lets go ends by itself, so that a failing test leaves nothing behind.
 LONGEST = 60.0

@@ -22,7 +22,7 @@ from celery.result import AsyncResult
 from celery.utils import uuid
 from servers import Server, wait_until
 
-from celery_lockbeat.runs import NONCE
+from celery_lockbeat.tasks.copies import NONCE
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

@@ -23,9 +23,9 @@ from proxy import Proxy
 from servers import Server, free_port, wait_until
 
 from celery_lockbeat import Lock
-from celery_lockbeat.doctor import KINDS
+from celery_lockbeat.cli.doctor import KINDS
 from celery_lockbeat.stores.base import BACKLOG, Claim, EntryState, Lease
-from celery_lockbeat.stores.redis import RedisStore
+from celery_lockbeat.stores.redis.store import RedisStore
 
 #: An app in which nothing is to be found but what its server lacks.
 PROJ = """

@@ -9,7 +9,7 @@ from servers import Server
 from test_cli import Project
 from topologies import NAME, Nodes, Trio
 
-from celery_lockbeat.stores.redis import RedisStore
+from celery_lockbeat.stores.redis.store import RedisStore
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from commands import running
 from servers import Server, wait_until
 
 import docs
-from celery_lockbeat.stores.redis import RedisStore
+from celery_lockbeat.stores.redis.store import RedisStore
 
 PROJ = """
 import json, os

@@ -10,8 +10,8 @@ import redis
 
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.stores.base import Store
-from celery_lockbeat.stores.memory import MemoryStore
-from celery_lockbeat.stores.redis import RedisStore
+from celery_lockbeat.stores.redis.store import RedisStore
+from celery_lockbeat.stores.sqlite.store import MemoryStore
 
 #: The options of each kind of Redis. One of the two protocols is redis-py's default, and the other is Debian's Redis.
 REDIS = {

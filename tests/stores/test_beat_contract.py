@@ -66,8 +66,8 @@ def tick(entry, run=1, task_id=None, at="t1", **details):
 
 def set_in_all_stores(monkeypatch, name, value):
     for module in (
-        "celery_lockbeat.stores.memory",
-        "celery_lockbeat.stores.redis",
+        "celery_lockbeat.stores.sqlite.store",
+        "celery_lockbeat.stores.redis.store",
         "celery_lockbeat.contrib.django.store",
     ):
         if module in sys.modules:

@@ -19,7 +19,7 @@ from test_beat_contract import Beat, tick
 from celery_lockbeat import LockedTask
 from celery_lockbeat.exceptions import StoreUnavailable, UnreadableKey
 from celery_lockbeat.stores.base import Finished, Held, Lease
-from celery_lockbeat.stores.redis import RedisStore
+from celery_lockbeat.stores.redis.store import RedisStore
 
 #: So many values are planted in each example: what is around them costs more than they do.
 AT_ONCE = 25

@@ -22,9 +22,9 @@ from servers import wait_until
 
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
-from celery_lockbeat.stores import memory
 from celery_lockbeat.stores.base import TOKEN_MEMORY, Finished, Held, Lease
-from celery_lockbeat.stores.memory import MemoryStore
+from celery_lockbeat.stores.sqlite import store as memory
+from celery_lockbeat.stores.sqlite.store import MemoryStore
 
 FILES = ["state.db", "state.db-wal", "state.db-shm", "alive", "choosing"]
 
@@ -148,7 +148,7 @@ def test_a_process_with_the_same_pid_is_not_the_dead_holder(store, fork):
 def test_the_child_of_a_dead_holder_does_not_hold_its_key(path, store):
     script = f"""if True:
         import os, signal, sys
-        from celery_lockbeat.stores.memory import MemoryStore
+        from celery_lockbeat.stores.sqlite.store import MemoryStore
         store = MemoryStore({str(path)!r})
         store.acquire("key", holder="dead", ttl=600)
         child = os.fork()
@@ -188,7 +188,7 @@ def test_a_child_that_ends_as_a_program_takes_nothing_from_its_parent(path, stor
     # not through os._exit: the interpreter tears down what it has inherited
     script = f"""if True:
         import os, sys
-        from celery_lockbeat.stores.memory import MemoryStore
+        from celery_lockbeat.stores.sqlite.store import MemoryStore
         store = MemoryStore({str(path)!r})
         lease = store.acquire("other", holder="parent", ttl=600)
         child = os.fork()
@@ -260,7 +260,7 @@ def test_the_state_survives_a_restart(path, store):
     take(store, "held", "a")
     store.close()
     script = f"""if True:
-        from celery_lockbeat.stores.memory import MemoryStore
+        from celery_lockbeat.stores.sqlite.store import MemoryStore
         store = MemoryStore({str(path)!r})
         print(store.acquire("key", holder="b", ttl=600, run="r"))
         print(store.acquire("held", holder="b", ttl=600))
@@ -687,7 +687,7 @@ def test_without_that_place_it_is_in_the_temporary_one(places):
 
 
 def test_all_processes_agree_on_the_place_whatever_their_environment():
-    script = "from celery_lockbeat.stores.memory import default_path; print(default_path())"
+    script = "from celery_lockbeat.stores.sqlite.store import default_path; print(default_path())"
     bare = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
     environments = [
         bare,
@@ -827,7 +827,7 @@ def test_a_platform_without_record_locks_is_refused(path, monkeypatch):
 
 HURRY = """
 import sys, time
-from celery_lockbeat.stores.memory import MemoryStore
+from celery_lockbeat.stores.sqlite.store import MemoryStore
 store, me, end, calls, longest = MemoryStore(sys.argv[1]), sys.argv[2], time.monotonic() + 2, 0, 0.0
 while time.monotonic() < end:
     started = time.monotonic()

@@ -13,8 +13,8 @@ from servers import Server, need_django
 
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.stores.base import Finished, Held, Lease
-from celery_lockbeat.stores.memory import MemoryStore
-from celery_lockbeat.stores.redis import RedisStore
+from celery_lockbeat.stores.redis.store import RedisStore
+from celery_lockbeat.stores.sqlite.store import MemoryStore
 
 #: Longer than a run of the machine takes, and so short that thirty of them do not reach TOKEN_MEMORY.
 LONG = 100.0

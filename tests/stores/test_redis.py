@@ -12,7 +12,7 @@ from servers import Server, free_port, wait_until
 from celery_lockbeat import LockedTask
 from celery_lockbeat.exceptions import StoreUnavailable
 from celery_lockbeat.stores.base import TOKEN_MEMORY, Claim, EntryState, Finished, Held, Lease
-from celery_lockbeat.stores.redis import RedisStore
+from celery_lockbeat.stores.redis.store import RedisStore
 
 IMPATIENT = {"socket_timeout": 0.3, "socket_connect_timeout": 0.3}
 

@@ -10,9 +10,9 @@ from topologies import Nodes, frozen
 from celery_lockbeat import ConfigurationError
 from celery_lockbeat.exceptions import StoreUnavailable
 from celery_lockbeat.options import AppOptions
-from celery_lockbeat.stores import servers
 from celery_lockbeat.stores.base import Held, Lease
-from celery_lockbeat.stores.redis import RedisStore
+from celery_lockbeat.stores.redis import servers
+from celery_lockbeat.stores.redis.store import RedisStore
 
 
 @pytest.fixture

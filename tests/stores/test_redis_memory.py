@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from celery_lockbeat.stores.base import TOKEN_MEMORY, Finished, Held, Lease
-from celery_lockbeat.stores.redis import RedisStore
-from celery_lockbeat.stores.servers import _FRAME, Script
+from celery_lockbeat.stores.redis.servers import _FRAME, Script
+from celery_lockbeat.stores.redis.store import RedisStore
 
 RUN, WHOLE = (
     "8f14e45f-ceea-467f-a0e6-3f1b2c4d5e6f:0:0~Zm9vYmFyYmF6cXV4",

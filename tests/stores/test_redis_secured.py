@@ -16,7 +16,7 @@ from celery_lockbeat import ConfigurationError, Lock, LockedTask
 from celery_lockbeat.exceptions import StoreUnavailable, UnreadableKey
 from celery_lockbeat.options import AppOptions, _without_passwords
 from celery_lockbeat.stores.base import Claim, EntryState, Held, Lease
-from celery_lockbeat.stores.redis import RedisStore
+from celery_lockbeat.stores.redis.store import RedisStore
 from docs import DOCS
 
 PAGE = (DOCS / "how-to" / "redis-security.md").read_text()

@@ -13,7 +13,7 @@ from celery_lockbeat import ConfigurationError, Lock, LockedTask
 from celery_lockbeat.exceptions import StoreUnavailable
 from celery_lockbeat.options import AppOptions
 from celery_lockbeat.stores.base import Claim, EntryState, Finished, Held, Lease
-from celery_lockbeat.stores.redis import RedisStore
+from celery_lockbeat.stores.redis.store import RedisStore
 
 _keys = itertools.count()
 

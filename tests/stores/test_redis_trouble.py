@@ -14,8 +14,8 @@ from celery_lockbeat import ConfigurationError, Lock, LockedTask
 from celery_lockbeat.exceptions import StoreUnavailable
 from celery_lockbeat.options import LockOptions
 from celery_lockbeat.stores.base import Lease
-from celery_lockbeat.stores.redis import RedisStore
-from celery_lockbeat.stores.servers import Servers
+from celery_lockbeat.stores.redis.servers import Servers
+from celery_lockbeat.stores.redis.store import RedisStore
 
 #: A half and a half second: what an operation may take.
 SHORT = {"socket_timeout": 0.5, "socket_connect_timeout": 0.5, "protocol": 2}

@@ -13,8 +13,8 @@ from test_beat_contract import tick
 
 from celery_lockbeat.exceptions import StoreUnavailable
 from celery_lockbeat.stores.base import Finished, Held, Lease
-from celery_lockbeat.stores.redis import RedisStore
-from celery_lockbeat.stores.servers import Script
+from celery_lockbeat.stores.redis.servers import Script
+from celery_lockbeat.stores.redis.store import RedisStore
 
 # what it runs of the package is covered elsewhere, and this takes much longer when it is traced
 pytestmark = pytest.mark.no_cover

@@ -13,9 +13,10 @@ from test_contract import HOSTILE
 import celery_lockbeat
 import docs
 from celery_lockbeat import StoreUnavailable
-from celery_lockbeat.stores import memory, redis
 from celery_lockbeat.stores.base import Claim, EntryState, StoredEntry
-from celery_lockbeat.stores.redis import RedisStore
+from celery_lockbeat.stores.redis import store as redis
+from celery_lockbeat.stores.redis.store import RedisStore
+from celery_lockbeat.stores.sqlite import store as memory
 
 LONG = 600
 
@@ -184,7 +185,9 @@ def test_a_server_tells_its_facts_and_keeps_no_trace(server):
 
 
 def test_the_trial_tries_what_the_other_scripts_use():
-    sources = {path.stem: path.read_text() for path in (Path(celery_lockbeat.__file__).parent / "stores/lua").glob("*")}
+    sources = {
+        path.stem: path.read_text() for path in (Path(celery_lockbeat.__file__).parent / "stores/redis/lua").glob("*")
+    }
     tried = set(re.findall(r"try\('(\w+)'", sources.pop("probe")))
     assert tried == {command for text in sources.values() for command in re.findall(r"redis\.p?call\('(\w+)'", text)}
 

@@ -49,9 +49,9 @@ from django_celery_beat.schedulers import SCHEDULE_SYNC_MAX_INTERVAL, DatabaseSc
 from django_celery_beat.tzcrontab import TzAwareCrontab
 from kombu.utils import json as kombus_json
 
-from celery_lockbeat.agenda import Item
+from celery_lockbeat.beat.agenda import Item
+from celery_lockbeat.beat.scheduler import KEEP_EVERY, LOOK_EVERY, LockedSchedulerMixin, logger
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
-from celery_lockbeat.scheduler import KEEP_EVERY, LOOK_EVERY, LockedSchedulerMixin, logger
 from celery_lockbeat.stores.base import ANNOUNCED_AT_ONCE, STATE_MEMORY
 
 __all__ = ["LockedDatabaseScheduler"]
@@ -84,7 +84,9 @@ NAMED_AT_ONCE: Final = 500
 _KEY: Final = re.compile(r"periodictask:(\d+)(?:@.*)?")
 
 #: What SQLite, PostgreSQL, and MySQL or Oracle, say of a table that is not there.
-_NO_TABLE: Final = re.compile(r"no such table|relation .* does not exist|table .*(?:doesn't|does not) exist", re.IGNORECASE)
+_NO_TABLE: Final = re.compile(
+    r"no such table|relation .* does not exist|table .*(?:doesn't|does not) exist", re.IGNORECASE
+)
 
 _T = TypeVar("_T")
 

@@ -33,7 +33,6 @@ from django.db.utils import ConnectionDoesNotExist
 
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError, StoreRefused, StoreUnavailable
-from celery_lockbeat.stores import memory
 from celery_lockbeat.stores.base import (
     ALIVE,
     BACKLOG,
@@ -56,6 +55,7 @@ from celery_lockbeat.stores.base import (
     Store,
     StoredEntry,
 )
+from celery_lockbeat.stores.sqlite import store as memory
 
 __all__ = ["PostgresStore", "SQLiteStore", "open_database"]
 

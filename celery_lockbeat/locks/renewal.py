@@ -24,13 +24,13 @@ import weakref
 from collections.abc import Callable
 from typing import Final, Protocol
 
-from celery_lockbeat import threads
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
-from celery_lockbeat.lifecycle import orphaned
+from celery_lockbeat.locks import threads
+from celery_lockbeat.locks.children import orphaned
+from celery_lockbeat.observe.observers import renewing_thread
 from celery_lockbeat.options import RETRY_EVERY
 from celery_lockbeat.stores.base import Lease, Store
-from celery_lockbeat.telling import renewing_thread
 
 __all__ = ["Renewer", "close_renewer_of", "renewer_of"]
 

@@ -57,7 +57,7 @@ from celery_lockbeat.stores.base import (
 try:
     import fcntl
 
-    from celery_lockbeat.stores.rescue import lock_within, publish, rescue
+    from celery_lockbeat.stores.sqlite.rescue import lock_within, publish, rescue
 except ImportError:  # Windows, where Celery has no prefork pool either
     fcntl = None  # type: ignore[assignment]
 

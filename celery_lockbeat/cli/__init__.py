@@ -20,7 +20,8 @@ import click
 from celery.bin.base import CeleryCommand, handle_preload_options
 from celery.utils import uuid
 
-from celery_lockbeat.doctor import (
+from celery_lockbeat.beat.entries import names_of
+from celery_lockbeat.cli.doctor import (
     KINDS,
     LEVELS,
     announced_schedulers,
@@ -30,9 +31,8 @@ from celery_lockbeat.doctor import (
     redactor,
     stores_in_use,
 )
-from celery_lockbeat.entries import names_of
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
-from celery_lockbeat.health import health_of
+from celery_lockbeat.fleet.health import health_of
 from celery_lockbeat.options import AppOptions, spelling
 from celery_lockbeat.stores.base import ALIVE, LISTED_AT_MOST, Beats, Claim, Store, StoredEntry
 

@@ -30,16 +30,16 @@ from celery.utils import uuid
 from kombu.exceptions import OperationalError
 from kombu.utils.objects import cached_property
 
-from celery_lockbeat.agenda import Agenda, Item
-from celery_lockbeat.announcements import Announcements
+from celery_lockbeat.beat.agenda import Agenda, Item
+from celery_lockbeat.beat.announcements import Announcements
 from celery_lockbeat.clock import monotonic
-from celery_lockbeat.decorators import Timeout
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
-from celery_lockbeat.members import HealthFile, say_what_is_set
+from celery_lockbeat.fleet.members import HealthFile, say_what_is_set
 from celery_lockbeat.options import AppOptions, LockOptions
-from celery_lockbeat.runs import NONCE
+from celery_lockbeat.schedules.decorators import Timeout
 from celery_lockbeat.stores import stores_of
 from celery_lockbeat.stores.base import ALIVE, OVERDUE_AT_ONCE, Claim, Claims, EntryState, Joined, Overdue, Store
+from celery_lockbeat.tasks.copies import NONCE
 
 __all__ = ["LockedScheduler", "LockedSchedulerMixin"]
 

@@ -27,7 +27,6 @@ from redis.exceptions import MovedError, NoScriptError, RedisError, ResponseErro
 
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError, StoreRefused, StoreUnavailable, UnreadableKey
-from celery_lockbeat.runs import told_apart
 from celery_lockbeat.stores.base import (
     ALIVE,
     ANNOUNCED,
@@ -50,7 +49,7 @@ from celery_lockbeat.stores.base import (
     Store,
     StoredEntry,
 )
-from celery_lockbeat.stores.servers import (
+from celery_lockbeat.stores.redis.servers import (
     SLOTS,
     Call,
     Cluster,
@@ -66,6 +65,7 @@ from celery_lockbeat.stores.servers import (
     where,
     why,
 )
+from celery_lockbeat.tasks.copies import told_apart
 
 __all__ = ["RedisStore", "ServerFacts"]
 
@@ -158,7 +158,7 @@ class ServerFacts:
 class RedisStore(Store):
     """Locks in one Redis or Valkey database, or in a Cluster; every operation costs one round trip.
 
-    ``url`` and ``options`` are what :func:`~celery_lockbeat.stores.servers.open_servers` takes. With ``min_replicas``, what
+    ``url`` and ``options`` are what :func:`~celery_lockbeat.stores.redis.servers.open_servers` takes. With ``min_replicas``, what
     was granted, extended or remembered counts only once so many replicas have it. ``setting`` says where the URL is from,
     and ``spell`` writes settings as their user does, in what is told.
     """

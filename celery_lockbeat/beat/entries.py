@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from celery.utils.imports import load_extension_class_names, symbol_by_name
 
-from celery_lockbeat.scheduler import LockedScheduler, LockedSchedulerMixin
+from celery_lockbeat.beat.scheduler import LockedScheduler, LockedSchedulerMixin
 
 __all__ = ["Entries", "entries_of", "is_ours", "names_of", "plain_redbeat", "schedulers_of"]
 

@@ -29,7 +29,7 @@ from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError, LockbeatError
 from celery_lockbeat.options import AppOptions, LockOptions
 from celery_lockbeat.stores import Store, open_store, stores_of
-from celery_lockbeat.task import LockedTask, _Plan
+from celery_lockbeat.tasks.task import LockedTask, _Plan
 
 __all__ = [
     "HEARD_EVERY",

@@ -20,10 +20,10 @@ from celery.schedules import BaseSchedule, ParseException, crontab, schedstate, 
 
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.options import LONGEST, TASK_PREFIX, check_options, check_unprefixed, unit, written
-from celery_lockbeat.task import LockedTask
+from celery_lockbeat.tasks.task import LockedTask
 
 if TYPE_CHECKING:
-    from celery_lockbeat.typed import BoundDecorator, Decorator
+    from celery_lockbeat.schedules.typed import BoundDecorator, Decorator
 
 __all__ = ["Timeout", "cron", "interval", "timeout"]
 

@@ -48,7 +48,7 @@ from redis.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.options import timeouts
-from celery_lockbeat.stores.listeners import what_listens
+from celery_lockbeat.stores.redis.listeners import what_listens
 
 __all__ = [
     "SLOTS",
@@ -144,7 +144,7 @@ class Script:
     @classmethod
     def of(cls, *names: str) -> Script:
         """Make one of Lua files."""
-        lua = files("celery_lockbeat.stores").joinpath("lua")
+        lua = files("celery_lockbeat.stores.redis").joinpath("lua")
         return cls(_FRAME % "".join(lua.joinpath(f"{name}.lua").read_text("utf-8") for name in names))
 
     def command_at(self, line: int) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from celery.canvas import Signature
     from celery.result import AsyncResult, EagerResult
 
-    from celery_lockbeat.task import LockedTask
+    from celery_lockbeat.tasks.task import LockedTask
 
     __all__ = ["BoundDecorator", "Decorator", "TypedTask"]
 

@@ -23,9 +23,9 @@ from typing import Any, Final
 from celery.beat import BeatLazyFunc
 from celery.schedules import crontab, schedule
 
-from celery_lockbeat.agenda import Item
+from celery_lockbeat.beat.agenda import Item
 from celery_lockbeat.exceptions import StoreUnavailable
-from celery_lockbeat.members import HEARD_EVERY, KEPT, KEPT_EVERY, NAMES_AT_MOST, Member
+from celery_lockbeat.fleet.members import HEARD_EVERY, KEPT, KEPT_EVERY, NAMES_AT_MOST, Member
 from celery_lockbeat.stores.base import ALIVE, ANNOUNCED_AT_ONCE, STATE_MEMORY, Announcement, Store
 
 __all__ = ["Announcements", "Group", "definition_of", "definitions_of", "groups_of"]

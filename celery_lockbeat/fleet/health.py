@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from celery_lockbeat.announcements import told_by
-from celery_lockbeat.members import home_store_of, place_of
+from celery_lockbeat.beat.announcements import told_by
+from celery_lockbeat.fleet.members import home_store_of, place_of
 from celery_lockbeat.options import AppOptions, LockOptions
 from celery_lockbeat.stores import Lease, Store, stores_of
 

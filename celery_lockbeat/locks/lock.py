@@ -25,9 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from celery import current_app
 
-from celery_lockbeat.abort import Abort
 from celery_lockbeat.clock import monotonic
-from celery_lockbeat.events import Story, new_id
 from celery_lockbeat.exceptions import (
     ConfigurationError,
     LockLost,
@@ -36,9 +34,11 @@ from celery_lockbeat.exceptions import (
     StoreUnavailable,
     UnreadableKey,
 )
-from celery_lockbeat.lifecycle import forget, note, stopping, this_process
+from celery_lockbeat.locks.abort import Abort
+from celery_lockbeat.locks.children import forget, note, stopping, this_process
+from celery_lockbeat.locks.renewal import Renewer, renewer_of
+from celery_lockbeat.observe.events import Story, new_id
 from celery_lockbeat.options import LOCK_NAMES, MARGIN, LockKeywords, LockOptions, check_key, written
-from celery_lockbeat.renewal import Renewer, renewer_of
 from celery_lockbeat.stores import Finished, Held, Lease, Store, Stores, stores_of
 
 if TYPE_CHECKING:

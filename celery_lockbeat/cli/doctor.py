@@ -20,16 +20,16 @@ from statistics import median
 from typing import Any, Final
 from urllib.parse import unquote
 
-from celery_lockbeat.announcements import definitions_of, differing, groups_of, named, told_by
-from celery_lockbeat.entries import Entries, entries_of, is_ours, names_of, plain_redbeat
+from celery_lockbeat.beat.announcements import definitions_of, differing, groups_of, named, told_by
+from celery_lockbeat.beat.entries import Entries, entries_of, is_ours, names_of, plain_redbeat
+from celery_lockbeat.beat.scheduler import SKEW, LockedScheduler
 from celery_lockbeat.exceptions import ConfigurationError, StoreRefused, StoreUnavailable
-from celery_lockbeat.members import LONG_LEASE, home_of, locks_of_tasks, meeting_store_of, work_of
+from celery_lockbeat.fleet.members import LONG_LEASE, home_of, locks_of_tasks, meeting_store_of, work_of
 from celery_lockbeat.options import AppOptions, LockOptions, written
-from celery_lockbeat.scheduler import SKEW, LockedScheduler
 from celery_lockbeat.stores import Store, stores_of
 from celery_lockbeat.stores.base import ALIVE, Beats, Replica
-from celery_lockbeat.stores.redis import RedisStore, ServerFacts
-from celery_lockbeat.task import LockedTask, _Plan
+from celery_lockbeat.stores.redis.store import RedisStore, ServerFacts
+from celery_lockbeat.tasks.task import LockedTask, _Plan
 
 __all__ = ["KINDS", "LEVELS", "Facts", "Finding", "Kind", "examine", "gather", "name_of", "redactor", "stores_in_use"]
 

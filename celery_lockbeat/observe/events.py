@@ -24,12 +24,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO
 
 from celery_lockbeat import signals
 from celery_lockbeat.clock import monotonic
-from celery_lockbeat.telling import untold_of
+from celery_lockbeat.observe.observers import untold_of
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from celery_lockbeat.telling import Untold
+    from celery_lockbeat.observe.observers import Untold
 
 __all__ = ["EVENTS", "Story", "log_fields", "log_json_lines", "text_of"]
 

@@ -18,8 +18,8 @@ from typing import Any, Final
 from celery import Task
 from celery.app.autoretry import add_autoretry_behaviour
 
-from celery_lockbeat.awaiting import has_call, is_awaited
 from celery_lockbeat.exceptions import ConfigurationError
+from celery_lockbeat.tasks.awaiting import has_call, is_awaited
 
 __all__ = ["Unraised", "lock_run"]
 

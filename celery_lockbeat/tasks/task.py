@@ -32,16 +32,6 @@ from celery.result import EagerResult
 from celery.states import IGNORED
 from celery.utils.functional import firstmethod
 
-from celery_lockbeat.awaiting import (
-    WHAT_TO_DO,
-    carried,
-    carry_requests,
-    is_awaited,
-    off_the_loop,
-    refuse_what_nothing_awaits,
-)
-from celery_lockbeat.binding import Unraised, lock_run
-from celery_lockbeat.events import Story
 from celery_lockbeat.exceptions import (
     ConfigurationError,
     LockbeatError,
@@ -50,10 +40,21 @@ from celery_lockbeat.exceptions import (
     StoreUnavailable,
     TaskSkipped,
 )
-from celery_lockbeat.lifecycle import events_wanted, this_process
-from celery_lockbeat.lock import Lock, Scope
+from celery_lockbeat.locks.children import events_wanted, this_process
+from celery_lockbeat.locks.lock import Lock, Scope
+from celery_lockbeat.observe.events import Story
 from celery_lockbeat.options import LOCK_NAMES, TASK_PREFIX, AppOptions, LockOptions, bound_key
-from celery_lockbeat.runs import (
+from celery_lockbeat.stores import Finished, Held, Stores, stores_of
+from celery_lockbeat.tasks.awaiting import (
+    WHAT_TO_DO,
+    carried,
+    carry_requests,
+    is_awaited,
+    off_the_loop,
+    refuse_what_nothing_awaits,
+)
+from celery_lockbeat.tasks.binding import Unraised, lock_run
+from celery_lockbeat.tasks.copies import (
     NONCE,
     POSTPONED,
     REDELIVERED,
@@ -66,7 +67,6 @@ from celery_lockbeat.runs import (
     postponed,
     task_of,
 )
-from celery_lockbeat.stores import Finished, Held, Stores, stores_of
 
 __all__ = ["LockedTask"]
 

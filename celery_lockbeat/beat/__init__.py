@@ -1,0 +1,1 @@
+"""The beat without a leader: any number of replicas share the ticks of one schedule."""

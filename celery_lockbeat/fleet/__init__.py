@@ -1,0 +1,1 @@
+"""The beats and workers of an app, as the others know them."""

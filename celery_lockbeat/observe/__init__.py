@@ -1,0 +1,1 @@
+"""What others are told: events, their log lines and signals."""

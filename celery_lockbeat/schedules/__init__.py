@@ -1,0 +1,1 @@
+"""What says when: cron, interval, timeout."""

@@ -1,0 +1,1 @@
+"""A task whose body runs under a lock: acquire, run, release."""
