@@ -2,8 +2,8 @@
 
 from importlib.metadata import version as _version
 
+from celery_lockbeat import events as events
 from celery_lockbeat import signals
-from celery_lockbeat.beat.scheduler import LockedScheduler
 from celery_lockbeat.exceptions import (
     ConfigurationError,
     LockbeatError,
@@ -13,6 +13,7 @@ from celery_lockbeat.exceptions import (
     TaskSkipped,
 )
 from celery_lockbeat.locks.lock import Lock, current_lock
+from celery_lockbeat.scheduler import LockedScheduler
 from celery_lockbeat.schedules.decorators import cron, interval, timeout
 from celery_lockbeat.tasks.task import LockedTask
 
