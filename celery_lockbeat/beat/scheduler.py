@@ -209,6 +209,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         self._wall_offset = self._wall() - self._clock()
         self._skew = 0.0  # by how much this host's wall clock is ahead of the store's
         self._in_tick = False
+        self._ends = False  # close() was called in a tick
         self._announcements = Announcements(
             app, self._clock, scheduler=f"{type(self).__module__}:{type(self).__qualname__}"
         )
@@ -240,6 +241,9 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             rest = self._next_pause()
         finally:
             self._in_tick = False
+        if self._ends:
+            # a finalizer, or an "except:" of somebody's, has swallowed what Celery's signal handler raised
+            raise SystemExit
         health.touch()
         return max(0.0, min(rest, float(self.max_interval)))
 
@@ -834,7 +838,9 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         second call does the work.
         """
         if self._in_tick:
+            self._ends = True
             return
+        self._ends = False
         if self._known:
             self._known = False
             self._give_up()

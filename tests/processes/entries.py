@@ -200,7 +200,8 @@ class Beats:
         for beat in self.running:
             beat.process.send_signal(signal.SIGTERM)
         for beat in self.running:
-            assert beat.process.wait(20) == 0
+            wait_until(lambda beat=beat: beat.process.poll() is not None, 20, f"it ends: {beat.log()[-3000:]}")
+            assert beat.process.returncode == 0, beat.log()[-3000:]
 
 
 def assert_nothing_is_doubled(life: Life, arrivals: list[Arrival]) -> None:

@@ -177,6 +177,32 @@ def test_a_beat_answers_celerys_ping(fleet):
     )
 
 
+SWALLOWS = """
+import os, signal
+from celery import signals
+
+class Swallows:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(100):
+            pass  # Python runs the handler here, and what it raises is ignored in a finalizer
+
+@signals.before_task_publish.connect(weak=False)
+def publish(**_):
+    Swallows()
+    signals.before_task_publish.disconnect(publish)
+"""
+
+
+def test_a_beat_ends_at_sigterm_though_what_celerys_handler_raises_is_swallowed(fleet, tmp_path, monkeypatch):
+    (tmp_path / "swallows.py").write_text(SWALLOWS)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    beat = start_beat(fleet, "swallows", "--pidfile=", include=["swallows"])
+    beat.wait_for_log("Sending due task")
+    assert ended(beat) == 0
+    assert "Exception ignored in" in beat.log() + beat.events_path.read_text(), "else this test says nothing"
+
+
 def test_a_beat_without_its_broker_waits_ends_at_sigterm(fleet, spare_server):
     spare_server.kill()
     beat = start_beat(fleet, "waits", "--pidfile=", broker_url=spare_server.url)
