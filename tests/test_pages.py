@@ -75,6 +75,17 @@ def test_what_an_earlier_page_said_would_be_noticed():
     assert _LATER.search("where ticks are claimed. No Sentinel and no Cluster yet |")
 
 
+def test_a_version_of_the_changelog_has_each_section_once_and_no_line_twice():
+    versions = re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text("utf-8"), flags=re.MULTILINE)[1:]
+    assert versions
+    for version in versions:
+        sections = re.findall(r"^### (.*)$", version, re.MULTILINE)
+        known = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
+        assert sections == [each for each in known if each in sections]
+        lines = re.findall(r"^- .*$", version, re.MULTILINE)
+        assert len(lines) == len(set(lines))
+
+
 # -- support -----------------------------------------------------------------------------------------------------------
 
 
