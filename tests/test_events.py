@@ -344,16 +344,19 @@ def test_in_brief_each_run_is_one_short_human_line(app, show):
     assert lines[2] == f"sync [sync:held] skipped: held by {socket.gethostname()} {os.getpid()}"
 
 
+def of_sync(logging: str) -> Story:
+    return Story("sender", logging, task_name="sync", lock_key="sync")
+
+
 def test_in_brief_the_holders_line_is_short_and_its_id_still_leads_to_it(show):
     seen = show(Terminal())
-    story = Story("sender", "brief", task_name="sync", lock_key="sync")
     for holder in (
         "celery@w1 pid 812 sync[f3e6f669-04d5-4b7c-8bd0-6b1f7a3c9f10]",
         "celery@w1 pid 812 other[f3e6f669-04d5-4b7c-8bd0-6b1f7a3c9f10]",
         "celery@w1 pid 812 sync[report-2026-11-27]",
     ):
-        story.emit("task_skipped", status="skipped", reason="locked", holder=holder)
-    story.emit("task_skipped", status="skipped", reason="duplicate")
+        of_sync("brief").emit("task_skipped", status="skipped", reason="locked", holder=holder)
+    of_sync("brief").emit("task_skipped", status="skipped", reason="duplicate")
     assert seen.lines == [
         "sync skipped: held by celery@w1 pid 812 [f3e6f669]",
         "sync skipped: held by celery@w1 pid 812 other[f3e6f669]",
@@ -364,9 +367,9 @@ def test_in_brief_the_holders_line_is_short_and_its_id_still_leads_to_it(show):
 
 def test_in_brief_a_retry_says_why_and_when(show):
     seen = show(Terminal())
-    story = Story("sender", "brief", task_name="sync", lock_key="sync")
-    story.emit("task_retried", status="retry", duration_ms=5.0, error_name="OSError", error_message="no", retry_in=180)
-    story.emit("task_retried", status="retry", duration_ms=5.0)
+    why = {"error_name": "OSError", "error_message": "no", "retry_in": 180}
+    of_sync("brief").emit("task_retried", status="retry", duration_ms=5.0, **why)
+    of_sync("brief").emit("task_retried", status="retry", duration_ms=5.0)
     assert seen.lines == ["sync retries in 3 min 0 s: OSError: no", "sync retries"]
 
 

@@ -329,13 +329,15 @@ class Lock:
         its other tries, earlier and later. ``hold``: honour ``hold_at_least``. A store that does not answer now changes nothing: the lock was ours until here, and its lease
         runs out by itself.
         """
-        if self._state not in ("held", "lost") or self._pid != this_process.pid:
+        # what has struck a release before it came to its end lets it be begun again
+        struck = self._state == "released" and self._unsettled is not None and not self._abandoned
+        if not (struck or self._state in ("held", "lost")) or self._pid != this_process.pid:
             return False
         assert self.lease is not None and self._renewer is not None  # held or lost  # noqa: PT018, S101
         self._renewer.discard(self)
         self.expire()
         with self._mutex:
-            lost = self._state != "held"
+            lost = self._state == "lost"
             if not lost:
                 self._state = "released"
                 self.next_action = None

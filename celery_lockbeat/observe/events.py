@@ -126,6 +126,9 @@ EVENTS: Final[Mapping[str, Event]] = {
 
 _KINDS: Final = {event: (how, getattr(signals, event)) for event, how in EVENTS.items()}
 
+#: What is told of a task's run, once each.
+_ONCE: Final = frozenset(event for event in EVENTS if event.startswith("task_"))
+
 #: How all events are written in this process, if somebody has asked for a form: by :func:`log_json_lines`, or by
 #: :func:`log_fields`.
 _form: str | None = None
@@ -141,7 +144,7 @@ class Story:
     ``sender``, of its Signals, is the task, or a weak reference to the lock.
     """
 
-    __slots__ = ("_began", "_logging", "_sender", "execution_id", "fields", "untold")
+    __slots__ = ("_began", "_logging", "_sender", "execution_id", "fields", "told", "untold")
 
     def __init__(self, sender: Any, logging: str | bool, **fields: Any) -> None:
         self.execution_id = new_id()
@@ -149,6 +152,9 @@ class Story:
         self._sender = sender
         self._logging = _what_suits_the_log() if logging == "auto" else logging
         self._began: float | None = None
+        #: the events, and the Signals, that nobody is to be told of once more: what is told of a task is told once, whatever
+        #: strikes in between
+        self.told: dict[Any, bool] = {}
         #: what others have found out and not yet told (see telling.py)
         self.untold: Untold | None = None
 
@@ -186,14 +192,27 @@ class Story:
         return how if logs else None, signal, {name: value for name, value in given.items() if value is not None}
 
     def _tell(self, how: Event | None, signal: Any, shown: dict[str, Any]) -> None:
-        if how is not None:
-            try:
-                _log(how, shown, form=_form or ("text" if self._logging == "brief" else "json"))
-            except Exception:
-                logger.exception("a log handler failed at %s", shown["event"])
-        if signal.receivers:
+        if how is not None and shown["event"] not in self.told:
+            self._log(how, shown)
+        if signal.receivers and signal not in self.told:
             sender = self._sender() if isinstance(self._sender, weakref.ref) else self._sender
+            if shown["event"] in _ONCE:
+                self.told[signal] = True
             signal.send(sender=sender, **shown)  # logs what a receiver raises
+
+    def _log(self, how: Event, shown: dict[str, Any]) -> None:
+        for attempt in (1, 2):
+            try:
+                record = _record(how, shown, form=_form or ("text" if self._logging == "brief" else "json"))
+                if shown["event"] in _ONCE:
+                    self.told[shown["event"]] = True
+                events_logger.handle(record)
+            except Exception:
+                # or it was raised from outside, before the handlers had it
+                if attempt == 1 and shown["event"] in _ONCE - self.told.keys():
+                    continue
+                logger.exception("a log handler failed at %s", shown["event"])
+            return
 
     def _in_brief(self, event: str, how: Event) -> Event:
         """Let the first renewal that comes late enough tell that the run lasts: there is no timer to do so."""
@@ -210,12 +229,12 @@ def new_id() -> str:
     return os.urandom(16).hex()
 
 
-def _log(how: Event, shown: dict[str, Any], *, form: str) -> None:
+def _record(how: Event, shown: dict[str, Any], *, form: str) -> logging.LogRecord:
     text = _JsonLine(how.text, shown) if form == "json" else how.text
     # What log() does but to look for who called it: that is always this module, and costs more than all the rest.
     record = events_logger.makeRecord(events_logger.name, how.level, __file__, 0, text, how.words(shown), None, "emit")
     vars(record).update(shown if form == "fields" else {"lockbeat": shown})
-    events_logger.handle(record)
+    return record
 
 
 class _JsonLine(str):

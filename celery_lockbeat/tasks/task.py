@@ -45,6 +45,7 @@ from celery_lockbeat.locks.lock import Lock, Scope
 from celery_lockbeat.observe.events import Story
 from celery_lockbeat.options import LOCK_NAMES, TASK_PREFIX, AppOptions, LockOptions, bound_key
 from celery_lockbeat.stores import Finished, Held, Stores, stores_of
+from celery_lockbeat.tasks import limits
 from celery_lockbeat.tasks.awaiting import (
     WHAT_TO_DO,
     carried,
@@ -78,6 +79,9 @@ COPY_COMES_WITHIN: Final = 5.0
 
 #: The headers of ours: the tick of a beat, and those of runs.py.
 _HEADERS: Final = ("lockbeat", NONCE, POSTPONED)
+
+#: One of these is told of each run.
+_OUTCOMES: Final = frozenset({"task_succeeded", "task_failed", "task_retried", "task_skipped"})
 
 #: The requests whose bodies are under way here, of whatever tasks. Not told by a mark in them: Celery makes copies of
 #: requests, and sends on what it does not know in them.
@@ -396,8 +400,16 @@ class _Run:
     """One run. It knows its lock, if it has one, and tells its story."""
 
     lock: Lock | None = None
-    started = False
     whole_is_over = False
+    result: Any = None
+    #: whether its message has been postponed: then nothing is told of it
+    is_postponed = False
+    #: whether its lock was still ours at the release; None: not yet released
+    held: bool | None = None
+    #: what it ends with, as far as that is known; None: with its result
+    ending: BaseException | None = None
+    is_answered = False
+    is_told = False
     #: when the body was entered, on the local clock, and what the run has spent, ms: in the body, and on its lock
     entered: float | None = None
     duration_ms = 0.0
@@ -438,27 +450,45 @@ class _Run:
         """Acquire, run, release. Returns what the body returns; raises what it raises, or why it did not run."""
         try:
             try:
-                result = self._run_body()
-            except _SafetyCopy as copy:
-                raise self._postpone(copy) from None
+                return self._carry_out()
             except BaseException as exc:
-                ending = self._end(exc)
-                if ending is None or ending is exc:
+                if exc is self.ending or self.is_postponed:
                     raise
-                raise ending from exc
-            lost = self._end(None)
-            if lost is not None:
-                raise lost
-            return result
+                self._end_struck(exc)
+                if self.ending is not None:
+                    raise self.ending from None
+                return self.result
         finally:
-            if self.lock is not None:
-                # an exception from outside, such as a soft time limit, may have hit the release itself
-                self.lock.abandon()
+            self._leave()
+
+    def _carry_out(self) -> Any:
+        try:
+            self.result = self._run_body()
+        except _SafetyCopy as copy:
+            raise self._postpone(copy) from None
+        except BaseException as exc:
+            self._end(exc)
+            if self.ending is None or self.ending is exc:
+                raise
+            raise self.ending from exc
+        self._end(None)
+        if self.ending is not None:
+            raise self.ending
+        return self.result
+
+    def _leave(self) -> None:
+        if self.lock is not None:
+            # an exception from outside may have hit the release itself, and hit it again
+            self.lock.abandon()
+        request = self.request
+        limits.over(self, None if request is None or request.is_eager else request)
 
     def _run_body(self) -> Any:
         if self.options.enabled:
             self._acquire()
+        limits.ending(self)  # no line of the start may be lost, either
         self._start()
+        limits.over(self)
         self.entered = time.monotonic()
         scope = Scope(self.lock)
         try:
@@ -470,6 +500,7 @@ class _Run:
             finally:
                 self.lock.disarm()
         finally:
+            limits.ending(self)
             scope.leave()
         if type(result) is CoroutineType:
             result.close()
@@ -483,7 +514,7 @@ class _Run:
         """As ``carry_out``, of a coroutine. What waits for the store does so off the event loop."""
         try:
             try:
-                result = await self._await_body()
+                self.result = await self._await_body()
             except GeneratorExit as exc:
                 # it is closed, not cancelled: nothing can be awaited any more
                 self._end(exc)
@@ -491,22 +522,23 @@ class _Run:
             except _SafetyCopy as copy:
                 raise await self._elsewhere(self._postpone, copy) from None
             except BaseException as exc:
-                ending = await self._elsewhere(self._end, exc)
-                if ending is None or ending is exc:
+                await self._elsewhere(self._end, exc)
+                if self.ending is None or self.ending is exc:
                     raise
-                raise ending from exc
-            lost = await self._elsewhere(self._end, None)
-            if lost is not None:
-                raise lost
-            return result
+                raise self.ending from exc
+            await self._elsewhere(self._end, None)
+            if self.ending is not None:
+                raise self.ending
+            return self.result
         finally:
-            if self.lock is not None:
-                self.lock.abandon()
+            self._leave()
 
     async def _await_body(self) -> Any:
         if self.options.enabled:
             await self._elsewhere(self._acquire)
+        limits.ending(self)  # no line of the start may be lost, either
         self._start()
+        limits.over(self)
         self.entered = time.monotonic()
         scope = Scope(self.lock)
         try:
@@ -527,6 +559,7 @@ class _Run:
             finally:
                 self.lock.disarm()
         finally:
+            limits.ending(self)
             scope.leave()
 
     async def _elsewhere(self, step: Callable[..., Any], *args: Any) -> Any:
@@ -593,6 +626,8 @@ class _Run:
         be dead already: the broker is told of a dead pool child sooner than its lock is free. So the first time it
         comes again soon, and then ever later, but not much later than a lock that is freed meanwhile.
         """
+        limits.ending(self)
+        self.is_postponed = True
         request = self.request
         headers = {**headers_of(request), NONCE: nonce_of(request), POSTPONED: postponed(request) + 1}
         if delivered_again(request):
@@ -610,9 +645,19 @@ class _Run:
 
     # -- release -------------------------------------------------------------------------------------------------------
 
-    def _end(self, exc: BaseException | None) -> BaseException | None:
-        """Release, answer, and tell the end; returns what the run ends with, None for its result."""
-        if self.entered is not None:
+    def _end(self, exc: BaseException | None) -> None:
+        """Release, answer, and tell the end: ``ending``. If something has struck it, it goes on where it was when it is called again."""
+        limits.ending(self)
+        if self.held is None:
+            self._release(exc)
+        self.ending = self._ending(exc)
+        if isinstance(self.ending, TaskSkipped) and not self.is_answered:
+            self.is_answered = True
+            self._answer(self.ending)
+        self._tell_end(self.ending)
+
+    def _release(self, exc: BaseException | None) -> None:
+        if self.entered is not None and not self.duration_ms:
             self.duration_ms = _ms_since(self.entered)
         # Remembered is what came to an end. A message that goes back to its queue (Reject), or whose worker is going
         # down (SystemExit), is to run again. A try that ended in self.retry() is over: the next one has its own name,
@@ -620,21 +665,40 @@ class _Run:
         over = exc is None or (isinstance(exc, Exception) and not isinstance(exc, Reject))
         whole = over and not isinstance(exc, Retry)
         began = time.monotonic()
-        held = self.lock is None or self.lock.end(finished=over, hold=whole, whole=whole)
+        self.held = self.lock is None or self.lock.end(finished=over, hold=whole, whole=whole)
         if self.lock is not None and self.lock.lease is not None:
             self.release_ms = _ms_since(began)
-        ending = exc
-        if not held and self.lock is not None and self.lock.lost and self.options.on_lost != "warn" and _good(exc):
-            ending = LockLost(f"lock {self.lock.key!r} was lost before the run ended")
-        if type(ending) is LockLost and self.lock is not None and not ending.args:
+
+    def _ending(self, exc: BaseException | None) -> BaseException | None:
+        """What the run ends with, whose body, or lock, has raised this."""
+        ending, lock = exc, self.lock
+        if lock is not None and not self.held and lock.lost and self.options.on_lost != "warn" and _good(exc):
+            ending = LockLost(f"lock {lock.key!r} was lost before the run ended")
+        if type(ending) is LockLost and lock is not None and not ending.args:
             # raised in a thread, where only a class can be (see abort.py)
-            ending.args = (f"lock {self.lock.key!r} was lost, which ended the run",)
+            ending.args = (f"lock {lock.key!r} was lost, which ended the run",)
         if isinstance(ending, LockbeatError) and self.request is not None:
             ending = self._autoretried(ending)
-        if isinstance(ending, TaskSkipped):
-            self._answer(ending)
-        self._tell_end(ending)
         return ending
+
+    def _end_struck(self, exc: BaseException) -> None:
+        """Come to the end all the same, though this was raised from outside on the way there.
+
+        The run ends with it, unless it has been told already that it ends otherwise. Then nothing else may be said of it to
+        Celery; but what ends a process, or a greenlet, is no answer to anybody, and goes on its way.
+        """
+        if not self._outcome_is_told():
+            self._end(exc)
+            return
+        self._tell_end(self.ending)
+        if not isinstance(exc, Exception):
+            self.ending = exc
+        else:
+            text = "%r came to %s[%s] when that was over, and changes nothing"
+            logger.warning(text, exc, self.task.name, self.request and self.request.id)
+
+    def _outcome_is_told(self) -> bool:
+        return self.is_told or not _OUTCOMES.isdisjoint(self.story.told)
 
     def _autoretried(self, exc: Exception) -> BaseException:
         """Let ``autoretry_for`` have what was raised around the body: Celery applies it to ``run`` alone."""
@@ -700,31 +764,32 @@ class _Run:
     # -- tell ----------------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        self.started = True
         self.story.emit("task_started")
         if self.lock is not None and self.lock.held:
             self.story.emit("lock_acquired")
 
     def _tell_end(self, ending: BaseException | None) -> None:
-        if not self.started:
+        """Tell what is not yet told of these: the start, the outcome, the end."""
+        if "task_started" not in self.story.told:
             self._start()
         spent = {"duration_ms": self.duration_ms, "acquire_ms": self.acquire_ms, "release_ms": self.release_ms}
-        if isinstance(ending, TaskSkipped):
-            status = "skipped"
-            told = {"reason": ending.reason, "holder": ending.holder, "acquire_ms": self.acquire_ms}
-            self.story.emit("task_skipped", status=status, **told)
-        elif _good(ending):
-            status = "success"
-            self.story.emit("task_succeeded", status=status, **spent)
-        elif isinstance(ending, Retry) and self.request is not None:
-            # of a direct call nothing is tried again: Celery raises what the body gave as the cause, or this
-            status = "retry"
-            pause = ending.when if isinstance(ending.when, (int, float)) else None
-            self.story.emit("task_retried", status=status, **spent, **_error_of(ending.exc), retry_in=pause)
-        else:
-            status = "failed"
-            self.story.emit("task_failed", status=status, **spent, **_error_of(ending))
+        status, event, told = self._outcome(ending, spent)
+        if not self.is_told:
+            self.story.emit(event, status=status, **told)
+            self.is_told = True
         self.story.emit("task_finished", status=status, **spent)
+
+    def _outcome(self, ending: BaseException | None, spent: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
+        if isinstance(ending, TaskSkipped):
+            told = {"reason": ending.reason, "holder": ending.holder, "acquire_ms": self.acquire_ms}
+            return "skipped", "task_skipped", told
+        if _good(ending):
+            return "success", "task_succeeded", spent
+        if isinstance(ending, Retry) and self.request is not None:
+            # of a direct call nothing is tried again: Celery raises what the body gave as the cause, or this
+            pause = ending.when if isinstance(ending.when, (int, float)) else None
+            return "retry", "task_retried", {**spent, **_error_of(ending.exc), "retry_in": pause}
+        return "failed", "task_failed", {**spent, **_error_of(ending)}
 
 
 class _SafetyCopy(Exception):  # noqa: N818  no error: it never leaves this module

@@ -22,6 +22,7 @@ RENEWAL = "tests/test_renewal.py::"
 TASK = "tests/test_task.py::"
 RUNS = "tests/test_runs.py::"
 BAD_MOMENTS = "tests/test_bad_moments.py::"
+LIMITS = "tests/test_limits.py::"
 WAYS_OUT = "tests/test_ways_out.py::"
 ANNOUNCED = "tests/test_announcements.py::"
 PROCESSES = "tests/processes/"
@@ -526,7 +527,7 @@ MUTANTS = [
     Mutant(
         "a lost run ends as a success",
         "tasks/task.py",
-        'if not held and self.lock is not None and self.lock.lost and self.options.on_lost != "warn" and _good(exc):',
+        'if lock is not None and not self.held and lock.lost and self.options.on_lost != "warn" and _good(exc):',
         "if False:",
         (TASK + "test_a_lost_lock_reads_in_order_and_is_no_success_unless_asked",),
     ),
@@ -554,7 +555,7 @@ MUTANTS = [
     Mutant(
         "a skipped run has no answer",
         "tasks/task.py",
-        "        if isinstance(ending, TaskSkipped):\n            self._answer(ending)\n",
+        "            self._answer(self.ending)\n",
         "",
         (PROCESSES + "test_skips.py::test_who_waits_for_a_skipped_run_is_told_the_reason_and_the_holder",),
     ),
@@ -568,8 +569,8 @@ MUTANTS = [
     Mutant(
         "the lock is kept when the body raises",
         "tasks/task.py",
-        "                ending = self._end(exc)\n",
-        "                ending = exc\n",
+        "            self._end(exc)\n            if self.ending is None",
+        "            self.ending = exc\n            if self.ending is None",
         (TASK + "test_each_ending_is_told_once_in_order_and_frees_the_key",),
     ),
     Mutant(
@@ -642,5 +643,47 @@ MUTANTS = [
         "newer = self._age(key, others[digest].definitions[key]) > self._age(key, self._definitions[key])",
         "newer = self._age(key, others[digest].definitions[key]) < self._age(key, self._definitions[key])",
         (ANNOUNCED + "test_the_newer_definition_wins_within_a_minute_and_no_tick_is_lost_or_doubled",),
+    ),
+    # -- limits and what else comes from outside -----------------------------------------------------------------------
+    Mutant(
+        "a soft time limit strikes while a run ends",
+        "tasks/limits.py",
+        "self._came = True",
+        "self._raise(number, frame)",
+        (
+            LIMITS
+            + "test_a_soft_time_limit_at_any_moment_of_a_run_leaves_one_story_that_celery_agrees_with_and_no_lock",
+        ),
+    ),
+    Mutant(
+        "a soft time limit strikes when the run is over, and its message is not",
+        "tasks/limits.py",
+        "(lambda: None) if request is None else ref(request)",
+        "lambda: None",
+        (
+            LIMITS
+            + "test_a_soft_time_limit_at_any_moment_of_a_run_leaves_one_story_that_celery_agrees_with_and_no_lock",
+        ),
+    ),
+    Mutant(
+        "a soft time limit that came while a nested run ended is forgotten",
+        "tasks/limits.py",
+        "            if request is None:\n                self._raise(SIGNAL, None)",
+        "",
+        (LIMITS + "test_a_limit_that_comes_while_a_nested_run_ends_strikes_the_body_around_it",),
+    ),
+    Mutant(
+        "what strikes the end of a run ends its story",
+        "tasks/task.py",
+        "                self._end_struck(exc)\n",
+        "                raise\n",
+        (LIMITS + "test_an_exception_from_outside_at_any_moment_after_the_body_leaves_one_story_and_no_lock",),
+    ),
+    Mutant(
+        "what is told of a run is told again after what struck it",
+        "observe/events.py",
+        'if how is not None and shown["event"] not in self.told:',
+        "if how is not None:",
+        (LIMITS + "test_an_exception_from_outside_at_any_moment_after_the_body_leaves_one_story_and_no_lock",),
     ),
 ]

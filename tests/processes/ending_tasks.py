@@ -195,3 +195,9 @@ def fail_at_first(task, key: str) -> str:
                 time.sleep(0.02)
             raise ZeroDivisionError
     return "in the end"
+
+
+@app.task(bind=True, base=LockedTask, name="end_just_in_time", lock_key="{key}", lock_ttl=300)
+def end_just_in_time(task, key: str) -> str:
+    """End when the test lets it: its store hangs then until the soft time limit has struck."""
+    return hold(task, key)

@@ -134,6 +134,27 @@ def test_a_soft_time_limit_lets_the_body_clean_up_under_its_lock(ward, bystander
     assert _lives(victim["pid"])
 
 
+def test_a_soft_time_limit_that_strikes_within_the_release_comes_too_late(make_fleet, ward, locks, witness, key):
+    with Proxy(locks.port) as proxy:
+        fleet = make_fleet(lockbeat_redis_url=proxy.url, include=["ending_tasks"])
+        fleet.workers("late", concurrency=1)
+        assert fleet.send("hold_long", key, 0).get(timeout=20)
+        began = time.monotonic()
+        run = fleet.send("end_just_in_time", key, soft_time_limit=3)
+        witness.wait_for(key, "enter", run)
+        proxy.delay(2)
+        time.sleep(max(0, began + 2 - time.monotonic()))
+        witness.let_go(run)  # the release lasts from second 2 to second 4, in which the limit strikes
+        assert run.get(timeout=20) == f"held {key}"
+        assert "Soft time limit (3s) exceeded" in fleet.processes[0].log()
+        proxy.restore()
+    told = fleet.told(run)
+    assert_whole_story(told)
+    assert names(told)[-2:] == ["task_succeeded", "task_finished"]
+    assert told[-1]["duration_ms"] < 3000 < told[-1]["duration_ms"] + told[-1]["release_ms"]
+    assert ward.send("hold", key, 0, to="well").get(timeout=20) == f"held {key}"
+
+
 def test_a_child_that_dies_before_it_hears_that_it_has_the_lock_leaves_none_behind(
     make_fleet, ward, locks, witness, key
 ):
