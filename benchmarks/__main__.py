@@ -1,6 +1,6 @@
 """``python -m benchmarks``: all of it, one report.
 
-    python -m benchmarks [--quick] [--only beat,replicas,lock,pools,memory,gap,faults] [--rounds 3] [--output DIR] [--readme]
+    python -m benchmarks [--quick] [--only beat,replicas,lock,pools,memory,remembered,gap,faults] [--rounds 3] [--output DIR] [--readme]
 
 Writes ``benchmarks.md`` and ``benchmarks.svg`` into DIR, and prints the former; ``--readme`` fills the README's block, too.
 ``python -m benchmarks --output docs --readme`` is what the committed numbers come from: let it alone on a quiet machine.
@@ -19,7 +19,7 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from benchmarks import beat, control, faults, replicas, report, store
+from benchmarks import beat, control, faults, remembered, replicas, report, store
 from benchmarks.beat import DidNotFinishError, Load, Server
 from benchmarks.report import Beat, Results
 from benchmarks.telling import say, versions
@@ -109,6 +109,9 @@ class Run:
                 self._measure(each)
         self._results.memory = known
 
+    def remembered(self) -> None:
+        self._results.remembered = remembered.measure(20_000 if self._quick else remembered.RUNS)
+
     def faults(self) -> None:
         for row in faults.measure(max(1, self._rounds // 2), seed=7):
             self._results.faults.append(row)
@@ -129,6 +132,7 @@ SECTIONS: dict[str, Callable[[Run], None]] = {
     "lock": Run.lock,
     "pools": Run.pools,
     "memory": Run.memory,
+    "remembered": Run.remembered,
     "gap": Run.gap,
     "faults": Run.faults,
 }

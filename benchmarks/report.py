@@ -13,6 +13,7 @@ from xml.sax.saxutils import escape
 from benchmarks import faults, stages
 from benchmarks.beat import Load, Measured
 from benchmarks.control import Reading
+from benchmarks.remembered import Remembered
 from benchmarks.replicas import Shared, Silence
 from benchmarks.store import Pairs
 from benchmarks.telling import table
@@ -95,6 +96,7 @@ class Results:
     #: stage of a run -> seconds
     stages: dict[str, float] = field(default_factory=dict)
     memory: list[Beat] = field(default_factory=list)
+    remembered: Remembered | None = None
     gaps: dict[str, list[Silence]] = field(default_factory=dict)
     faults: list[faults.Row] = field(default_factory=list)
     control: list[Reading] = field(default_factory=list)
@@ -132,6 +134,8 @@ def sections(results: Results) -> Iterable[tuple[str, str]]:
         yield "A worker", pools(results.pools, results.stages)
     if results.memory:
         yield "Memory per 10,000 entries", memory(results.memory)
+    if results.remembered:
+        yield "Memory of finished runs", remembered(results.remembered)
     if results.gaps:
         yield "The longest silence of an entry after `kill -9`", gaps(results.gaps)
     if results.faults:
@@ -267,6 +271,18 @@ def memory(measured: Iterable[Beat]) -> str:
         for beat in measured
     ]
     return table(["", "MiB of the process", "MiB in all", "KiB in Redis", ""], rows)
+
+
+def remembered(measured: Remembered) -> str:
+    what = (
+        f"What {measured.runs:,} finished runs take in Redis until they are forgotten (`lock_dedupe_ttl`), the server's tables "
+        "included. Release 0.1.0 left some 400 bytes each, in two keys."
+    )
+    rows = [
+        [label, f"{each:.0f}", f"{each * 1e6 / 2**20:,.0f}", f"{measured.keys_each[label]:.2f}"]
+        for label, each in measured.bytes_each.items()
+    ]
+    return f"{what}\n\n" + table(["runs on", "bytes each", "MiB per million", "keys each"], rows)
 
 
 def silent(runs: Sequence[Silence]) -> str:

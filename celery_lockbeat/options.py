@@ -85,6 +85,25 @@ MARGIN: Final = 0.01
 #: Seconds between two attempts to extend, after one that failed, or less where the lease is short.
 RETRY_EVERY: Final = 1.0
 
+#: Seconds after which a broker delivers a message again that is not acknowledged, unless it is told otherwise: kombu's
+#: visibility_timeout, and RabbitMQ's consumer_timeout.
+DELIVERS_AGAIN: Final = {
+    "redis": 3600.0,
+    "rediss": 3600.0,
+    "sentinel": 3600.0,
+    "sqs": 1800.0,
+    "amqp": 1800.0,
+    "amqps": 1800.0,
+    "pyamqp": 1800.0,
+}
+
+#: Seconds for which a finished run is remembered, unless copies of its message may come later.
+REMEMBERED: Final = 3600.0
+
+#: Seconds that such a copy may take beyond that until a worker has it: until somebody looks for it (kombu: ten), and in its
+#: queue. The time until the run's end is on our side: a message is delivered before it runs, and remembered from its end on.
+ON_ITS_WAY: Final = 600.0
+
 #: So many attempts to extend fit into a lease.
 ATTEMPTS: Final = 3
 
@@ -106,7 +125,7 @@ class LockOptions:
     skip_if_locked: bool = True
     hold_at_least: float = 0.0
     on_lost: str = "fail"
-    dedupe_ttl: float = 3600.0
+    dedupe_ttl: float = REMEMBERED
     logging: str | bool = "auto"
 
     @property
@@ -157,12 +176,25 @@ class LockOptions:
             else:
                 continue
             values[name] = _LOCK_RULES[name](named[name], values[name])
+        values.setdefault("dedupe_ttl", _remembers(conf))
         options = cls(**values)
         if options.extends_every >= options.ttl:
             setting = named.get("extend_interval", "extend_interval")
             ttl = named.get("ttl", "the default ttl")
             raise _refusal(setting, options.extend_interval, f"a time below {ttl}, which is {written(options.ttl)}")
         return options
+
+
+def _remembers(conf: Mapping[str, Any]) -> float:
+    """Return the seconds for which a run is remembered by default: for longer than copies of its message come."""
+    url = getattr(conf, "broker_read_url", None) or getattr(conf, "broker_url", None)
+    url = url[0] if isinstance(url, (list, tuple)) and url else url
+    again = DELIVERS_AGAIN.get(str(url or "").partition(":")[0].lower(), 0.0)
+    given = (getattr(conf, "broker_transport_options", None) or {}).get("visibility_timeout")
+    # as text it may come from the environment
+    with contextlib.suppress(TypeError, ValueError):
+        again = again if given is None else float(given)
+    return min(max(REMEMBERED, again + ON_ITS_WAY), LONGEST) if again > 0 else REMEMBERED
 
 
 class LockKeywords(TypedDict, total=False):

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import report, stages
+from benchmarks import remembered, report, stages
 from benchmarks.beat import Load, Measured
 from benchmarks.control import Reading
+from benchmarks.remembered import Remembered
 from benchmarks.replicas import Shared, Silence, silence
 from benchmarks.report import Beat, Results, Spread
 from benchmarks.store import Pairs
@@ -41,6 +42,7 @@ def make_results() -> Results:
     }
     results.pools = {"prefork": kinds, "solo": kinds}
     results.stages = {stages.RUN: 5e-5, stages.SERVER: 2e-4}
+    results.remembered = Remembered(10, {"a key of its own": 136.7}, {"a key of its own": 1.0})
     results.gaps = {"lockbeat": [Silence(1, 1.2, open=False)], "RedBeat, its defaults": [Silence(1, 30, open=True)]}
     results.control = [Reading(10, 100), Reading(11, 120)]
     return results
@@ -108,6 +110,16 @@ def test_the_rows_of_a_table_are_as_wide_as_its_head():
     for line in report.markdown(make_results()), report.compact(make_results()):
         for found in re.findall(r"(?:^\|.*\|$\n?)+", line, re.MULTILINE):
             assert len({row.count("|") for row in found.splitlines()}) == 1
+
+
+def test_what_finished_runs_take_is_told_per_million():
+    assert "| a key of its own | 137 | 130 | 1.00 |" in report.markdown(make_results())
+
+
+def test_a_finished_run_takes_at_most_150_bytes_in_all():
+    measured = remembered.measure(20_000)
+    assert measured.bytes_each.keys() == remembered.KEYS.keys()
+    assert all(50 < each <= 150 for each in measured.bytes_each.values()), measured
 
 
 def test_what_was_not_measured_is_left_out():

@@ -135,6 +135,7 @@ FOUND = [
     ("visibility-timeout", task(time_limit=3601), "report"),
     ("visibility-timeout", task(lock=None, time_limit=None), "3600 s"),
     ("unbounded-run", task(time_limit=None), "report"),
+    ("remembers-much", server(info={**SERVER.info, "maxmemory": 10 * 2**20}, remembered=1.5 * 2**20), "1.5 MiB of its"),
     ("forgets-copies", replace(FINE, delivers_again=43200.0), "43200 s"),
     ("acks-late", task(survives_its_worker=False), "report"),
     ("reject-without-acks-late", task(acks_late=False), "report"),
@@ -201,6 +202,8 @@ def test_the_worst_comes_first():
     "facts",
     [
         info(redis_version="6.2.0"),
+        server(info={**SERVER.info, "maxmemory": 10 * 2**20}, remembered=0.9 * 2**20),
+        server(info={**SERVER.info, "maxmemory": 10 * 2**20}, remembered=None),
         info(role="master", redis_mode="cluster", cluster_enabled=0),
         with_store(info(connected_slaves=1), min_replicas=1),
         replace(FINE, delivers_again=None, tasks=(replace(TASK, time_limit=None),)),

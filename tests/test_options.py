@@ -402,3 +402,30 @@ def test_a_setting_that_is_set_on_the_app_itself_is_told_as_it_is_written_there(
     app.conf.lockbeat_ttl = 0
     with pytest.raises(ConfigurationError, match="^lockbeat_ttl is 0"):
         a_task(app)
+
+
+@pytest.mark.parametrize(
+    ("settings", "seconds"),
+    [
+        ({"broker_url": "redis://localhost"}, 4200),
+        ({"broker_url": "sentinel://one:26379;sentinel://two:26379"}, 4200),
+        ({"broker_url": ["redis://one", "redis://two"]}, 4200),
+        ({"broker_url": "amqp://", "broker_read_url": "rediss://localhost"}, 4200),
+        ({"broker_url": "sqs://"}, 3600),
+        ({"broker_url": "sqs://", "broker_transport_options": {"visibility_timeout": 43200}}, 43800),
+        ({"broker_url": "redis://localhost", "broker_transport_options": {"visibility_timeout": "7200"}}, 7800),
+        ({"broker_url": "redis://localhost", "broker_transport_options": {"visibility_timeout": 60}}, 3600),
+        ({"broker_url": "redis://localhost", "broker_transport_options": {"visibility_timeout": 1e12}}, 30 * 86400),
+        ({"broker_url": "redis://localhost", "broker_transport_options": {"visibility_timeout": "soon"}}, 4200),
+        ({"broker_url": "amqp://localhost"}, 3600),
+        ({"broker_url": "memory://"}, 3600),
+        ({}, 3600),
+        ({"broker_url": "redis://localhost", "lockbeat_dedupe_ttl": 60}, 60),
+        ({"broker_url": "redis://localhost", "lockbeat_dedupe_ttl": 0}, 0),
+    ],
+)
+def test_a_run_is_remembered_for_longer_than_its_broker_takes_to_deliver_it_again(settings, seconds):
+    app = Celery("remembers", set_as_current=False)
+    app.conf.update(settings)
+    assert LockOptions.read(app.conf, {}, owner="x").dedupe_ttl == seconds
+    assert LockOptions.read(app.conf, {"lock_dedupe_ttl": 5}, owner="x", prefix="lock_").dedupe_ttl == 5

@@ -9,6 +9,7 @@ import time
 import celery
 import pytest
 from celery import _state, shared_task, states
+from celery.app.trace import build_tracer
 from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
 from pydantic import BaseModel
 
@@ -492,6 +493,18 @@ def test_an_observer_that_raises_breaks_nothing(app, events):
     finally:
         logging.getLogger("celery_lockbeat.events").removeHandler(broken)
         celery_lockbeat.signals.task_started.disconnect(receiver)
+
+
+def test_a_finished_run_is_remembered_for_longer_than_its_broker_takes_to_deliver_it_again(make_app, server):
+    app = make_app(lockbeat_driver="redis", broker_transport_options={"visibility_timeout": 7200})
+
+    @app.task(base=LockedTask)
+    def body():
+        pass
+
+    build_tracer(body.name, body, app=app)("id", (), {}, {"id": "id", "task": body.name, "delivery_info": {}})
+    with server.client() as client:
+        assert max(client.ttl(key) for key in client.keys("lockbeat:*")) > 7200
 
 
 @pytest.mark.parametrize("on_lost", ["fail", "warn"])

@@ -25,7 +25,7 @@ from celery_lockbeat.beat.entries import Entries, entries_of, is_ours, names_of,
 from celery_lockbeat.beat.scheduler import SKEW, LockedScheduler
 from celery_lockbeat.exceptions import ConfigurationError, StoreRefused, StoreUnavailable
 from celery_lockbeat.fleet.members import LONG_LEASE, home_of, locks_of_tasks, meeting_store_of, work_of
-from celery_lockbeat.options import AppOptions, LockOptions, written
+from celery_lockbeat.options import DELIVERS_AGAIN, AppOptions, LockOptions, written
 from celery_lockbeat.stores import Store, stores_of
 from celery_lockbeat.stores.base import ALIVE, Beats, Replica
 from celery_lockbeat.stores.redis.store import RedisStore, ServerFacts
@@ -39,23 +39,14 @@ OLDEST: Final = (6, 2)
 #: A round trip is slow when so many of them do not fit into the time that a renewal has.
 ROUND_TRIPS_TO_SPARE: Final = 10
 
-#: Seconds after which a broker delivers a message again that is not acknowledged, unless it is told otherwise: kombu's
-#: visibility_timeout, and RabbitMQ's consumer_timeout.
-DELIVERS_AGAIN: Final = {
-    "redis": 3600.0,
-    "rediss": 3600.0,
-    "sentinel": 3600.0,
-    "sqs": 1800.0,
-    "amqp": 1800.0,
-    "amqps": 1800.0,
-    "pyamqp": 1800.0,
-}
-
 #: Celery adds it to each schedule.
 CLEANUP: Final = "celery.backend_cleanup"
 
 #: Seconds after which a member that has announced itself and fell silent is not asked any more whether it agrees.
 GONE: Final = 30.0
+
+#: This part of its maxmemory a server may well need for finished runs.
+REMEMBERED_PART: Final = 10
 
 #: So many names are told of a longer list.
 NAMES_AT_MOST: Final = 5
@@ -187,6 +178,12 @@ _ALL_KINDS: Final = (
         "Set maxmemory-policy to noeviction.",
     ),
     Kind(
+        "remembers-much",
+        "warning",
+        "What is remembered of finished runs grows with their number; at maxmemory no lock can be taken any more.",
+        "Raise maxmemory, or lower lock_dedupe_ttl, but not below the time after which the broker delivers again.",
+    ),
+    Kind(
         "saving-fails",
         "error",
         "The server may refuse writes at any time, and comes back from a restart without its newest locks.",
@@ -277,7 +274,7 @@ _ALL_KINDS: Final = (
         "forgets-copies",
         "warning",
         "A copy that comes after its run has been forgotten runs again: a worker that dies right after a run leaves such one.",
-        "Set lock_dedupe_ttl to the visibility timeout or more.",
+        "Set lock_dedupe_ttl, or lockbeat_dedupe_ttl, to more than the visibility timeout, or not at all: it follows by itself.",
     ),
     Kind(
         "acks-late",
@@ -844,6 +841,10 @@ def _memory(_store: StoreFacts, server: ServerFacts) -> Iterator[tuple[str, str]
             )
         else:
             yield "eviction-policy", f"maxmemory-policy is {policy}, though maxmemory is not set"
+    limit, remembered = int(server.info.get("maxmemory", 0)), server.remembered or 0.0
+    if remembered * REMEMBERED_PART > limit > 0:
+        what = f"finished runs take some {remembered / 2**20:.1f} MiB of its maxmemory of {limit / 2**20:.1f} MiB"
+        yield "remembers-much", what
 
 
 def _saving(_store: StoreFacts, server: ServerFacts) -> Iterator[tuple[str, str]]:

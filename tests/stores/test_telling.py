@@ -184,6 +184,36 @@ def test_a_server_tells_its_facts_and_keeps_no_trace(server):
         assert client.keys() == []
 
 
+def test_a_server_with_a_limit_tells_what_finished_runs_take_of_it(server):
+    store, runs = RedisStore(server.url), 3000
+    with server.client() as client:
+        store.release(store.acquire("first", holder="h", ttl=LONG))
+        before = client.info("memory")["used_memory"]
+        for number in range(runs):
+            lease = store.acquire(
+                f"own:{number}", holder=f"h{number}", ttl=LONG, run=f"{number}:0:0~n", whole=f"{number}::0~n"
+            )
+            store.release(lease, remember_for=LONG, whole=True)
+        for number in range(runs):
+            lease = store.acquire(
+                "shared", holder=f"h{number}", ttl=LONG, run=f"s{number}:0:0~n", whole=f"s{number}::0~n"
+            )
+            store.release(lease, remember_for=LONG, whole=True)
+        used = client.info("memory")["used_memory"] - before
+        # neither what is held now nor what is another's counts
+        for number in range(runs):
+            store.acquire(f"held:{number}", holder="h", ttl=LONG, description="x" * 100)
+            client.set(f"another's:{number}", "x" * 100)
+        assert store.facts("shop")[0].remembered is None
+        client.config_set("maxmemory", "1gb")
+        try:
+            told = store.facts("shop")[0].remembered
+        finally:
+            client.config_set("maxmemory", 0)
+    store.close()
+    assert 0.6 * used < told < 1.4 * used
+
+
 def test_the_trial_tries_what_the_other_scripts_use():
     sources = {
         path.stem: path.read_text() for path in (Path(celery_lockbeat.__file__).parent / "stores/redis/lua").glob("*")
@@ -262,7 +292,7 @@ def test_who_may_not_list_is_told_which_command(limited):
     assert store.locks("key")
 
 
-def test_the_permissions_on_the_page_are_enough_and_all_needed(limited):
+def test_the_permissions_on_the_page_are_enough_and_all_needed(limited, server):
     scripts = re.findall(r"try\('(\w+)'", redis.Script.of("probe").source)
     workers = [f"+{command.lower()}" for command in {*scripts, "EVAL", "EVALSHA"}]
     (more,) = re.findall(r"^\+info .*$", (docs.DOCS / "how-to" / "doctor.md").read_text(), re.MULTILINE)
@@ -282,8 +312,16 @@ def test_the_permissions_on_the_page_are_enough_and_all_needed(limited):
         return answers
 
     assert None not in told(*more.split())
-    for rule in more.split():
+    for rule in set(more.split()) - {"+dbsize"}:
         assert told(*(set(more.split()) - {rule})).count(None) == 1
+    with server.client() as client:
+        client.config_set("maxmemory", "1gb")
+        try:
+            for rules in (more, more.replace("+dbsize", "")):
+                store = limited("~lockbeat:*", *workers, *rules.split())
+                assert (store.facts("shop")[0].remembered is None) is (rules != more)
+        finally:
+            client.config_set("maxmemory", 0)
 
 
 @pytest.mark.parametrize("planted", ["text", "9" * 29 + "\xff %ff d", "", "9" * 29])

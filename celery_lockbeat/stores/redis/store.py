@@ -131,6 +131,12 @@ _is_plain: Final = re.compile(rf"[\w!$&'()*+,/:;=@.~-]{{0,{LONGEST_KEY}}}", re.A
 #: As many keys or fields are asked for in one round trip of a listing.
 SCANNED_AT_ONCE: Final = 1000
 
+#: So many of these are enough to estimate what all keys are.
+SAMPLES: Final = 20
+
+#: What a finished run takes in memory beside the name of its key, bytes: measured by ``benchmarks/remembered.py``.
+BESIDE_ITS_NAME: Final = 108
+
 #: Round trips that are measured for :meth:`RedisStore.facts`.
 ROUND_TRIPS: Final = 5
 
@@ -142,7 +148,8 @@ class ServerFacts:
     ``info`` is its answer to INFO, empty where that is not permitted, and ``save`` its setting, None likewise.
     ``clock_ahead`` is by how much the wall clock of this host is ahead of its own; ``round_trips`` are seconds. ``refused``
     are the commands that the store needs and may not use, by what was tried on which key, and ``failing`` those that
-    failed for another reason, each with the server's words. ``asks_cluster``: whether the client knows clusters.
+    failed for another reason, each with the server's words. ``asks_cluster``: whether the client knows clusters. ``remembered``
+    is about how many bytes finished runs take, None where nothing limits them or it may not be asked.
     """
 
     address: str
@@ -153,6 +160,7 @@ class ServerFacts:
     refused: Mapping[str, str]
     failing: Mapping[str, str]
     asks_cluster: bool = False
+    remembered: float | None = None
 
 
 class RedisStore(Store):
@@ -495,9 +503,11 @@ class RedisStore(Store):
         self._try_all(notes, node, app)
         info, save = self._answers(node, ("INFO",), ("CONFIG", "GET", "save"))
         refused = {command: str(exc) for command, exc in notes.items() if refuses(exc)}
+        told_info = _info(info)
         return ServerFacts(
             address=node.address,
-            info=_info(info),
+            info=told_info,
+            remembered=self._remembered(node) if told_info.get("maxmemory") else None,
             save=None if isinstance(save, ResponseError) else _text((_pairs(save) or {}).get(b"save", b"")),
             clock_ahead=clock_ahead,
             round_trips=round_trips,
@@ -505,6 +515,26 @@ class RedisStore(Store):
             failing={command: str(exc) for command, exc in notes.items() if command not in refused},
             asks_cluster=isinstance(self._servers, Cluster),
         )
+
+    def _remembered(self, node: Node) -> float | None:
+        """Estimate the bytes that finished runs take, by some of the keys: SCAN tells them in the order of their hashes."""
+        (keys,) = self._answers(node, ("DBSIZE",))
+        seen, ended, size = 0, 0, 0
+        lock, done = (f"{self._prefix}{kind}:".encode() for kind in ("lock", "done"))
+        try:
+            for number, some in enumerate(self._scan(node, "SCAN"), 1):
+                seen += len(some)
+                locks = [key for key in some if key.startswith(lock)]
+                values = self._answers(node, *(("GET", key) for key in locks)) if locks else []
+                # without a holder: what is remembered in the lock's own key, or the counter of its tokens
+                over = [key for key, value in zip(locks, values, strict=True) if _is_over(value)]
+                over += [key for key in some if key.startswith(done)]
+                ended, size = ended + len(over), size + sum(map(len, over))
+                if number == SAMPLES:
+                    break
+            return (size + ended * BESIDE_ITS_NAME) * self._told(keys) / seen if seen else 0.0
+        except StoreUnavailable:  # not permitted
+            return None
 
     def _try_all(self, notes: dict[str, ResponseError], node: Node, app: str) -> None:
         """Try all that locks and beats need of a node; note what fails."""
@@ -715,6 +745,10 @@ def _info(answer: Any) -> dict[str, Any]:
 def _pairs(answer: Any) -> Any:
     """Read a mapping, which RESP2 has no form for."""
     return dict(zip(answer[::2], answer[1::2], strict=True)) if isinstance(answer, list) else answer
+
+
+def _is_over(lock: Any) -> bool:
+    return isinstance(lock, bytes) and lock[29:30] == b" "
 
 
 def _described(description: bytes) -> str:
