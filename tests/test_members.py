@@ -10,7 +10,9 @@ from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport.memory import Transport
 
 from celery_lockbeat import ConfigurationError, LockedTask
-from celery_lockbeat.fleet.members import HealthFile, home_of, meeting_store_of, say_what_is_set, work_of
+from celery_lockbeat.membership.health import HealthFile
+from celery_lockbeat.membership.identity import home_of, meeting_store_of, work_of
+from celery_lockbeat.membership.startup import say_what_is_set
 
 
 def made(broker: str, tmp_path, **settings) -> Celery:

@@ -25,7 +25,7 @@ from celery.schedules import crontab, schedule
 
 from celery_lockbeat.beat.agenda import Item
 from celery_lockbeat.exceptions import StoreUnavailable
-from celery_lockbeat.fleet.members import HEARD_EVERY, KEPT, KEPT_EVERY, NAMES_AT_MOST, Member
+from celery_lockbeat.membership.members import HEARD_EVERY, KEPT, KEPT_EVERY, Member, enumerate_some, fields_of
 from celery_lockbeat.stores.base import ALIVE, ANNOUNCED_AT_ONCE, STATE_MEMORY, Announcement, Store
 
 __all__ = ["Announcements", "Group", "definition_of", "definitions_of", "groups_of"]
@@ -133,12 +133,12 @@ def groups_of(
     known = {} if known is None else known
     beats = defaultdict(list)
     for member in members:
-        told = told_by(member)
+        told = fields_of(member)
         if told.get("kind") == "beat" and member.silent_for < ALIVE and told.get("entries"):
             beats[str(told["entries"])].append(member.name)
     missing = [digest for digest in beats if digest not in known]
     for each in store.announced(app, "entries", missing) if missing else ():
-        known[each.name] = _mapping(each.told)
+        known[each.name] = fields_of(each)
     return {digest: Group(known[digest], sorted(names)) for digest, names in beats.items() if digest in known}
 
 
@@ -155,19 +155,6 @@ def named(key: str, digest: str) -> str:
 def differing(one: Mapping[str, str], other: Mapping[str, str]) -> Iterator[str]:
     """Tell the entries that are in both, with another definition."""
     return (key for key, digest in one.items() if other.get(key, digest) != digest)
-
-
-def told_by(member: Announcement) -> Mapping[str, Any]:
-    """Read what a member has announced; nothing, where it is what none has written."""
-    return _mapping(member.told)
-
-
-def _mapping(text: str) -> dict[str, Any]:
-    try:
-        told = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return told if isinstance(told, dict) else {}
 
 
 # -- one beat's part ---------------------------------------------------------------------------------------------------
@@ -338,7 +325,7 @@ class Announcements:
 
     def _notice_who_is_gone(self, members: Iterable[Announcement]) -> None:
         """Say which beats are there no more: killed, frozen or cut off, or ended as they should."""
-        silent_for = {member.name: member.silent_for for member in members if told_by(member).get("kind") == "beat"}
+        silent_for = {member.name: member.silent_for for member in members if fields_of(member).get("kind") == "beat"}
         there = {name for name, seconds in silent_for.items() if seconds < ALIVE}
         here_for = self._clock() - self._begun_at + HEARD_EVERY
         for name in sorted(silent_for.keys() - there - self._gone):
@@ -375,8 +362,8 @@ class Announcements:
                 continue
             self._told[digest] = level
             left, ours = [key for key in keys if self.leaves(key)], [key for key in keys if not self.leaves(key)]
-            sent = [f"{_names(left)}: left to them, theirs being newer"] if left else []
-            sent += [f"{_names(ours)}: sent here, ours being newer"] if ours else []
+            sent = [f"{enumerate_some(left)}: left to them, theirs being newer"] if left else []
+            sent += [f"{enumerate_some(ours)}: sent here, ours being newer"] if ours else []
             lasts = (
                 f"; it has lasted for {now - min(self._differences[key].since for key in keys):.0f} s: the release is not"
                 f' finished, or two apps are called {self._name!r}: give each a name of its own, Celery("shop"), or a'
@@ -385,7 +372,7 @@ class Announcements:
             logger.log(
                 level,
                 "entries of %r are defined otherwise by %s than by this beat, %s: %s%s",
-                *(self._name, _names(group.beats), self._member and self._member.name, "; ".join(sent)),
+                *(self._name, enumerate_some(group.beats), self._member and self._member.name, "; ".join(sent)),
                 lasts if lasting else "",
             )
         gone = self._told.keys() - differ.keys()
@@ -393,9 +380,3 @@ class Announcements:
             del self._told[digest]
         if gone and not self._told:
             logger.info("all beats of %r define their entries alike again", self._name)
-
-
-def _names(names: Iterable[str]) -> str:
-    known = sorted(names)
-    more = len(known) - NAMES_AT_MOST
-    return ", ".join(known[:NAMES_AT_MOST]) + (f" and {more} more" if more > 0 else "")

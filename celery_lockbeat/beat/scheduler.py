@@ -34,7 +34,8 @@ from celery_lockbeat.beat.agenda import Agenda, Item
 from celery_lockbeat.beat.announcements import Announcements
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
-from celery_lockbeat.fleet.members import HealthFile, say_what_is_set
+from celery_lockbeat.membership.health import HealthFile
+from celery_lockbeat.membership.startup import say_what_is_set
 from celery_lockbeat.options import AppOptions, LockOptions
 from celery_lockbeat.schedules.decorators import Timeout
 from celery_lockbeat.stores import stores_of

@@ -32,7 +32,7 @@ from celery_lockbeat.cli.doctor import (
     stores_in_use,
 )
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
-from celery_lockbeat.fleet.health import health_of
+from celery_lockbeat.membership.health import health_of
 from celery_lockbeat.options import AppOptions, spelling
 from celery_lockbeat.stores.base import ALIVE, LISTED_AT_MOST, Beats, Claim, Store, StoredEntry
 

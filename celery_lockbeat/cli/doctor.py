@@ -20,11 +20,13 @@ from statistics import median
 from typing import Any, Final
 from urllib.parse import unquote
 
-from celery_lockbeat.beat.announcements import definitions_of, differing, groups_of, named, told_by
+from celery_lockbeat.beat.announcements import definitions_of, differing, groups_of, named
 from celery_lockbeat.beat.entries import Entries, entries_of, is_ours, names_of, plain_redbeat
 from celery_lockbeat.beat.scheduler import SKEW, LockedScheduler
 from celery_lockbeat.exceptions import ConfigurationError, StoreRefused, StoreUnavailable
-from celery_lockbeat.fleet.members import LONG_LEASE, home_of, locks_of_tasks, meeting_store_of, work_of
+from celery_lockbeat.membership.identity import home_of, locks_of_tasks, meeting_store_of, work_of
+from celery_lockbeat.membership.members import fields_of
+from celery_lockbeat.membership.startup import LONG_LEASE
 from celery_lockbeat.options import DELIVERS_AGAIN, AppOptions, LockOptions, written
 from celery_lockbeat.stores import Store, stores_of
 from celery_lockbeat.stores.base import ALIVE, Beats, Replica
@@ -552,7 +554,7 @@ def _named_beats(app: Any, store: Store) -> Beats:
 
 def announced_schedulers(app: Any, store: Store) -> list[str]:
     """Return the names of the scheduler classes that beats have announced. Raises StoreUnavailable."""
-    told = [told_by(member) for member in store.announced(name_of(app), "member")]
+    told = [fields_of(member) for member in store.announced(name_of(app), "member")]
     return sorted({str(each["scheduler"]) for each in told if "scheduler" in each})
 
 
@@ -562,10 +564,10 @@ def _members(app: Any, store: Store) -> tuple[list[MemberFacts], dict[str, str]]
     announced = store.announced(name, "member")
     groups = groups_of(store, name, announced)
     definitions = {beat: group.definitions for group in groups.values() for beat in group.beats}
-    locks = {each.name: told_by(each) for each in store.announced(name, "tasks")}
+    locks = {each.name: fields_of(each) for each in store.announced(name, "tasks")}
     members = []
     for each in announced:
-        told = told_by(each)
+        told = fields_of(each)
         members.append(
             MemberFacts(
                 name=each.name,
@@ -592,7 +594,9 @@ def _elsewhere(app: Any, known: AbstractSet[str]) -> list[MemberFacts]:
     if store is None:
         return []
     try:
-        announced = [(each, told_by(each)) for each in store.announced(name_of(app), "home") if each.name not in known]
+        announced = [
+            (each, fields_of(each)) for each in store.announced(name_of(app), "home") if each.name not in known
+        ]
     except StoreUnavailable:
         return []
     finally:

@@ -1,1 +1,0 @@
-"""The beats and workers of an app, as the others know them."""
