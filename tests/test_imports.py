@@ -40,7 +40,6 @@ UPWARD = {
     ("beat.entries", "contrib.redbeat"): "until issue 16 is done",
     ("beat.entries", "contrib.django.scheduler"): "until issue 16 is done",
     ("observe.observers", "locks.threads"): "until issue 16 is done",
-    ("options", "tasks.keytext"): "until issue 16 is done",
     ("stores", "locks.renewal"): "until issue 16 is done",
     ("stores.redis.store", "tasks.copies"): "until issue 16 is done",
 }

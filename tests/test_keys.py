@@ -21,7 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from celery_lockbeat import ConfigurationError, LockedTask, TaskSkipped, current_lock
-from celery_lockbeat.options import LockOptions, bound_key
+from celery_lockbeat.options import LockOptions
+from celery_lockbeat.tasks.keys import bound_key
 from celery_lockbeat.tasks.keytext import text_of  # noqa: F401  for another process
 
 

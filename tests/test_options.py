@@ -12,7 +12,8 @@ from celery.backends.redis import RedisBackend
 from celery.exceptions import ImproperlyConfigured
 
 from celery_lockbeat import ConfigurationError, Lock, LockedScheduler, LockedTask
-from celery_lockbeat.options import AppOptions, LockOptions, bound_key
+from celery_lockbeat.options import AppOptions, LockOptions
+from celery_lockbeat.tasks.keys import bound_key
 
 
 def an_app(**settings) -> Celery:

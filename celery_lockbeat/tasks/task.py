@@ -43,7 +43,7 @@ from celery_lockbeat.exceptions import (
 from celery_lockbeat.locks.children import events_wanted, this_process
 from celery_lockbeat.locks.lock import Lock, Scope
 from celery_lockbeat.observe.events import Story
-from celery_lockbeat.options import LOCK_NAMES, TASK_PREFIX, AppOptions, LockOptions, bound_key
+from celery_lockbeat.options import LOCK_NAMES, TASK_PREFIX, AppOptions, LockOptions
 from celery_lockbeat.stores import Finished, Held, Stores, stores_of
 from celery_lockbeat.tasks import limits
 from celery_lockbeat.tasks.awaiting import (
@@ -68,6 +68,7 @@ from celery_lockbeat.tasks.copies import (
     postponed,
     task_of,
 )
+from celery_lockbeat.tasks.keys import bound_key
 
 __all__ = ["LockedTask"]
 

@@ -610,7 +610,7 @@ MUTANTS = [
     ),
     Mutant(
         "a mapping makes a key in the order in which it came",
-        "options.py",
+        "tasks/keys.py",
         "                if type(arguments[root]) not in PLAIN or not direct:\n",
         "                if not direct:\n",
         ("tests/test_keys.py::test_equal_mappings_are_one_key_in_whatever_order_they_came",),

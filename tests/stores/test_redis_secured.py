@@ -14,7 +14,8 @@ from topologies import Member
 
 from celery_lockbeat import ConfigurationError, Lock, LockedTask
 from celery_lockbeat.exceptions import StoreUnavailable, UnreadableKey
-from celery_lockbeat.options import AppOptions, _without_passwords
+from celery_lockbeat.options import AppOptions
+from celery_lockbeat.options.refusals import without_passwords
 from celery_lockbeat.stores.base import Claim, EntryState, Held, Lease
 from celery_lockbeat.stores.redis.store import RedisStore
 from docs import DOCS
@@ -310,7 +311,7 @@ def test_no_password_is_in_a_log_an_error_or_a_repr(server, make_app, caplog, se
     ],
 )
 def test_passwords_are_blotted_out_of_what_is_shown(value, shown):
-    assert _without_passwords(value) == shown
+    assert without_passwords(value) == shown
 
 
 # -- credentials that change -------------------------------------------------------------------------------------------
