@@ -17,7 +17,7 @@ from simulation import every
 from celery_lockbeat import LockedTask
 from celery_lockbeat.beat.announcements import LASTS, definition_of
 from celery_lockbeat.membership.identity import locks_of_tasks
-from celery_lockbeat.schedules.decorators import Timeout
+from celery_lockbeat.schedules.when import Timeout
 from celery_lockbeat.stores.base import Claim, EntryState
 
 MINUTE = 60.0

@@ -16,7 +16,7 @@ from simulation import assert_same, let_them_sleep
 
 from celery_lockbeat import LockedTask, cron, interval, timeout
 from celery_lockbeat.exceptions import ConfigurationError
-from celery_lockbeat.schedules.decorators import Timeout
+from celery_lockbeat.schedules.when import Timeout
 
 DAY = 86400.0
 

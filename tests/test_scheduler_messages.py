@@ -13,7 +13,7 @@ from celery.schedules import BaseSchedule, crontab, schedstate
 from servers import Server
 from simulation import every
 
-from celery_lockbeat.schedules.decorators import Timeout
+from celery_lockbeat.schedules.when import Timeout
 
 
 @pytest.fixture

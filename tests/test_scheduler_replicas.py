@@ -14,7 +14,7 @@ from kombu import Producer
 from simulation import every
 
 from celery_lockbeat import LockedScheduler
-from celery_lockbeat.schedules.decorators import Timeout
+from celery_lockbeat.schedules.when import Timeout
 from celery_lockbeat.stores.base import BACKLOG
 
 HOUR = 3600.0

@@ -37,7 +37,7 @@ from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
 from celery_lockbeat.membership.health import HealthFile
 from celery_lockbeat.membership.startup import say_what_is_set
 from celery_lockbeat.options import AppOptions, LockOptions
-from celery_lockbeat.schedules.decorators import Timeout
+from celery_lockbeat.schedules.when import Timeout
 from celery_lockbeat.stores import stores_of
 from celery_lockbeat.stores.base import ALIVE, OVERDUE_AT_ONCE, Claim, Claims, EntryState, Joined, Overdue, Store
 from celery_lockbeat.tasks.copies import NONCE
