@@ -173,7 +173,7 @@ def stored_bytes(client) -> int:
         return sum(size or 0 for size in pipe.execute())
 
 
-def child(name: str, url: str, directory: str, load: Load, *, results: bool) -> None:
+def child(name: str, url: str, directory: str, load: Load, *, results: bool) -> Measured:
     from celery.utils.imports import symbol_by_name
 
     make_app(url, Load(1, 1, 1, 1), directory).connection_for_write().ensure_connection()
@@ -181,8 +181,7 @@ def child(name: str, url: str, directory: str, load: Load, *, results: bool) -> 
         symbol_by_name(SCHEDULERS[name])
     before = rss()
     app = make_app(url, load, directory, ignore_result=not results)
-    measured = run_bare(app, load) if name == "bare" else run_scheduler(app, name, url, load, rss_before=before)
-    print(json.dumps(asdict(measured)))
+    return run_bare(app, load) if name == "bare" else run_scheduler(app, name, url, load, rss_before=before)
 
 
 def ask_child(script: str, *arguments: str, timeout: float | None = None) -> dict[str, float]:
@@ -210,6 +209,12 @@ def measure(name: str, load: Load, *, results: bool = False) -> Measured:
 M = TypeVar("M", bound=Measured)
 
 
+def measure_here(script: str, name: str, kind: type[M], *more: str) -> M:
+    """What a candidate does in a process of its own, of the same arguments, against a fresh server."""
+    with Server() as server:
+        return kind(**ask_child(script, *sys.argv[1:], "--child", name, "--url", server.url, *more))
+
+
 def best_of_turns(names: Iterable[str], measure_one: Callable[[str], M], rounds: int) -> dict[str, M]:
     """Let the candidates take turns; return each one's best round."""
     best: dict[str, M] = {}
@@ -219,6 +224,23 @@ def best_of_turns(names: Iterable[str], measure_one: Callable[[str], M], rounds:
             if name not in best or result.per_cpu > best[name].per_cpu:
                 best[name] = result
     return best
+
+
+def take_turns(
+    arguments: argparse.Namespace,
+    names: Iterable[str],
+    child: Callable[[], Measured],
+    measure_one: Callable[[str], M],
+) -> dict[str, M]:
+    """The best round of each; or, in the process of one candidate, tell the parent what it does, and end."""
+    if arguments.child:
+        print(json.dumps(asdict(child())))
+        sys.exit()
+    return best_of_turns(names, measure_one, arguments.rounds)
+
+
+def line_of(name: str, result: Measured, width: int) -> str:
+    return f"{name:{width}} {result.rate:6.0f} messages/s  {result.per_cpu:6.0f} per CPU second"
 
 
 def ratios(ours: Measured, theirs: Measured, fields: Sequence[str]) -> str:
@@ -250,15 +272,15 @@ def main() -> None:
     parser.add_argument("--directory", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     load = load_of(arguments)
-    if arguments.child:
-        child(arguments.child, arguments.url, arguments.directory, load, results=arguments.results)
-        return
-    best = best_of_turns(
-        arguments.only.split(","), lambda name: measure(name, load, results=arguments.results), arguments.rounds
+    best = take_turns(
+        arguments,
+        arguments.only.split(","),
+        lambda: child(arguments.child, arguments.url, arguments.directory, load, results=arguments.results),
+        lambda name: measure(name, load, results=arguments.results),
     )
     print(f"{load.entries} entries, {load.due:.0f} due per second")
     for name, result in best.items():
-        line = f"{name:9} {result.rate:7.0f} messages/s  {result.per_cpu:7.0f} per CPU second"
+        line = line_of(name, result, 9)
         line += f"  {result.commands:5.2f} commands per message" if result.commands else ""
         print(line + (f"  {result.behind} of the first wave not sent" if result.behind else ""))
     for name, result in best.items():

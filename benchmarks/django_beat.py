@@ -23,13 +23,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.beat import (
     SCHEDULERS,
     Measured,
-    Server,
     add_load,
-    ask_child,
-    best_of_turns,
+    line_of,
     load_of,
+    measure_here,
     ratios,
     run_scheduler,
+    take_turns,
 )
 
 CANDIDATES = ("django-celery-beat", "lockbeat-django, redis", "lockbeat-django, database")
@@ -79,11 +79,12 @@ def save_entries(arguments: argparse.Namespace) -> None:
     PeriodicTasks.update_changed()
 
 
-def child(arguments: argparse.Namespace) -> None:
+def child(arguments: argparse.Namespace) -> MeasuredQueries:
     import djangos
 
     database = json.loads(arguments.child_database)
     djangos.configure(database)
+    import redis
     from django.db import connection
 
     app = make_app(arguments)
@@ -115,16 +116,11 @@ def child(arguments: argparse.Namespace) -> None:
 
     counted(symbol_by_name(SCHEDULERS["this"]))
     with connection.execute_wrapper(count):
-        result = asdict(run_scheduler(app, "this", arguments.url, load_of(arguments)))
+        result = run_scheduler(app, "this", arguments.url, load_of(arguments))
     # those of the start are not those of a tick
     busy = [number for at, number in queries.items() if at > 20]
-    with contextlib.suppress(ImportError):
-        import redis
-
-        sent = redis.Redis.from_url(arguments.url).llen("celery")
-        result["queries"] = sum(busy) / max(1, sent)
-    result["most"] = max(busy, default=0)
-    print(json.dumps(result))
+    sent = redis.Redis.from_url(arguments.url).llen("celery")
+    return MeasuredQueries(**asdict(result), queries=sum(busy) / max(1, sent), most=max(busy, default=0))
 
 
 @contextlib.contextmanager
@@ -143,9 +139,8 @@ def databases(kind: str):
 
 
 def measure(name: str, arguments: argparse.Namespace) -> MeasuredQueries:
-    with Server() as server, databases(arguments.database) as database:
-        about = ["--child", name, "--url", server.url, "--child-database", json.dumps(database)]
-        return MeasuredQueries(**ask_child(__file__, *sys.argv[1:], *about))
+    with databases(arguments.database) as database:
+        return measure_here(__file__, name, MeasuredQueries, "--child-database", json.dumps(database))
 
 
 def main() -> None:
@@ -154,14 +149,11 @@ def main() -> None:
     parser.add_argument("--database", choices=("postgresql", "sqlite"), default="postgresql")
     parser.add_argument("--child-database", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.child:
-        child(arguments)
-        return
-    best = best_of_turns(CANDIDATES, lambda name: measure(name, arguments), arguments.rounds)
+    best = take_turns(arguments, CANDIDATES, lambda: child(arguments), lambda name: measure(name, arguments))
     print(f"{arguments.entries} entries in {arguments.database}, {load_of(arguments).due:.0f} due per second")
     for name, result in best.items():
         print(
-            f"{name:26} {result.rate:6.0f} messages/s  {result.per_cpu:6.0f} per CPU second"
+            f"{line_of(name, result, 26)}"
             f"  {result.queries:6.2f} queries per message, {result.most:.0f} in one tick at most"
         )
     for name in CANDIDATES[1:]:

@@ -10,9 +10,7 @@ Redis in one; they run in turns, and the better of each one's rounds is printed.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,13 +18,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from benchmarks.beat import (
     SCHEDULERS,
     Measured,
-    Server,
     add_load,
-    ask_child,
-    best_of_turns,
+    line_of,
     load_of,
+    measure_here,
     ratios,
     run_scheduler,
+    take_turns,
 )
 
 SCHEDULERS["lockbeat-redbeat"] = "celery_lockbeat.contrib.redbeat:LockedRedBeatScheduler"
@@ -59,15 +57,10 @@ def save_entries(app, arguments: argparse.Namespace) -> None:
         entry.save()
 
 
-def child(arguments: argparse.Namespace) -> None:
+def child(arguments: argparse.Namespace) -> Measured:
     app = make_app(arguments)
     save_entries(app, arguments)
-    print(json.dumps(asdict(run_scheduler(app, arguments.child, arguments.url, load_of(arguments)))))
-
-
-def measure(name: str) -> Measured:
-    with Server() as server:
-        return Measured(**ask_child(__file__, *sys.argv[1:], "--child", name, "--url", server.url))
+    return run_scheduler(app, arguments.child, arguments.url, load_of(arguments))
 
 
 def main() -> None:
@@ -75,16 +68,12 @@ def main() -> None:
     add_load(parser, entries=1000)
     parser.add_argument("--together", action="store_true")
     arguments = parser.parse_args()
-    if arguments.child:
-        child(arguments)
-        return
-    best = best_of_turns(CANDIDATES, measure, arguments.rounds)
+    best = take_turns(
+        arguments, CANDIDATES, lambda: child(arguments), lambda name: measure_here(__file__, name, Measured)
+    )
     print(f"{arguments.entries} dynamic entries, {load_of(arguments).due:.0f} due per second")
     for name, result in best.items():
-        print(
-            f"{name:16} {result.rate:6.0f} messages/s  {result.per_cpu:6.0f} per CPU second"
-            f"  {result.commands:5.2f} commands per message"
-        )
+        print(f"{line_of(name, result, 16)}  {result.commands:5.2f} commands per message")
     theirs, ours = (best[name] for name in CANDIDATES)
     print(f"lockbeat-redbeat / redbeat: {ratios(ours, theirs, ('rate', 'per_cpu', 'commands'))}")
 

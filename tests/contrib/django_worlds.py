@@ -3,53 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-from datetime import datetime, timedelta
-from typing import Any
 
 import djangos
 import pytest
-from simulation import Simulation, open_store, set_clocks
+from simulation import Simulation
+from worlds import World, simulate
 
 
-class World:
-    """Replicas of our beat, each in an app of its own, over one database."""
-
-    def __init__(self, simulation: Simulation, replicas: int) -> None:
-        self.simulation, self.replicas = simulation, replicas
-        self.beats: list[Any] = []
-
-    def app(self, beat_schedule=None, **settings):
-        settings = {"beat_max_loop_interval": 5, **settings}
-        return self.simulation.app(beat_schedule, **settings)
-
-    def start(self, beat_schedule=None, **settings):
-        """Start the replicas, and let them read what is there."""
+class DjangoWorld(World):
+    @property
+    def ours(self):
         from celery_lockbeat.contrib.django import LockedDatabaseScheduler
 
-        self.beats = [
-            self.simulation.beat(self.app(beat_schedule, **settings), scheduler=LockedDatabaseScheduler)
-            for _ in range(self.replicas)
-        ]
-        self.run(0.01)
-        return self.beats
+        return LockedDatabaseScheduler
 
-    def stop(self):
-        for beat in self.beats:
-            beat.close()
-        self.beats = []
-
-    def plain(self, seconds, **settings):
-        """Let django-celery-beat's own beat run for so long."""
+    @property
+    def theirs(self):
         from django_celery_beat.schedulers import DatabaseScheduler
 
-        beat = self.simulation.beat(self.app(**settings), scheduler=DatabaseScheduler)
-        self.simulation.world.run(beat, seconds=seconds)
-        beat.close()
+        return DatabaseScheduler
 
-    def run(self, seconds):
-        self.simulation.world.run(*self.beats, seconds=seconds)
-
-    # -- the user ------------------------------------------------------------------------------------------------------
+    def add(self, name="a", every=10):
+        return self.create(name, every)
 
     def every(self, seconds):
         from django_celery_beat.models import IntervalSchedule
@@ -75,22 +50,8 @@ class World:
         PeriodicTask.objects.filter(name=name).update(**columns)
         PeriodicTasks.update_changed()
 
-    # -- what became of it ---------------------------------------------------------------------------------------------
-
-    @property
-    def now(self) -> datetime:
-        return self.simulation.world.now()
-
-    def at(self, seconds: float) -> datetime:
-        """A moment, by the seconds since the beginning."""
-        return self.simulation.world.start + timedelta(seconds=seconds)
-
-    def times(self, task="t"):
-        """When each message of the task was sent, in seconds, to the tenth."""
-        return [round(at, 1) for at in self.simulation.times().get(task, [])]
-
-    def messages(self, task="t"):
-        return [message for message in self.simulation.messages if message.task == task]
+    def total_run_count(self, name="a"):
+        return self.row(name).total_run_count
 
 
 def set_djangos_clocks(monkeypatch: pytest.MonkeyPatch, simulation: Simulation) -> None:
@@ -110,19 +71,16 @@ def set_djangos_clocks(monkeypatch: pytest.MonkeyPatch, simulation: Simulation) 
 def worlds(tmp_path, monkeypatch):
     """Make worlds over a fresh SQLite database."""
     djangos.use(djangos.make_sqlite(tmp_path / "db.sqlite3"), "default")
-    made = []
+    with contextlib.ExitStack() as stack:
 
-    def make(replicas=1):
-        simulation = Simulation(lambda world: open_store("memory", world, "", tmp_path / "memory"))
-        set_clocks(monkeypatch, simulation)
-        set_djangos_clocks(monkeypatch, simulation)
-        made.append(World(simulation, replicas))
-        return made[-1]
+        def make(replicas=1):
+            simulation = simulate(monkeypatch, tmp_path / "memory")
+            set_djangos_clocks(monkeypatch, simulation)
+            world = DjangoWorld(simulation, replicas)
+            stack.callback(world.close)
+            return world
 
-    yield make
+        yield make
     from django.db import connections
 
-    for world in made:
-        world.stop()
-        world.simulation.close()
     connections["default"].close()

@@ -10,8 +10,8 @@ import sys
 from itertools import pairwise
 
 import pytest
-from servers import need_django
 from simulation import let_them_sleep
+from worlds import die_with_a_claim
 
 from celery_lockbeat import ConfigurationError, cron, timeout
 from celery_lockbeat.beat.entries import entries_of, names_of
@@ -19,17 +19,8 @@ from celery_lockbeat.cli.doctor import examine, gather
 
 
 @pytest.fixture
-def make_world(tmp_path, monkeypatch):
-    need_django()
-    import django_worlds
-
-    with django_worlds.worlds(tmp_path, monkeypatch) as make:
-        yield make
-
-
-@pytest.fixture(params=[1, 3], ids=["one beat", "three beats"])
-def world(request, make_world):
-    return make_world(request.param)
+def make_world(make_django_world):
+    return make_django_world
 
 
 # -- entries -----------------------------------------------------------------------------------------------------------
@@ -481,37 +472,7 @@ def test_a_lazy_scheduler_reads_what_is_there_and_stores_nothing(make_world):
     beat.close()
 
 
-def test_switching_to_plain_django_celery_beat_and_back_loses_and_doubles_nothing(world):
-    world.create()
-    world.start()
-    for _ in range(3):
-        world.run(34)
-        world.stop()
-        world.plain(33)
-        world.start()
-    world.run(20)
-    times = world.times()
-    gaps = [round(b - a, 1) for a, b in pairwise(times)]
-    assert len(times) == pytest.approx(220 / 10, abs=1)
-    assert all(9.5 <= gap <= 11.5 for gap in gaps), gaps
-    assert world.row().total_run_count == len(times)
-
-
 # -- replicas that die, and what they leave ----------------------------------------------------------------------------
-
-
-def die_with_a_claim(world):
-    """Let one beat claim the tick of second 10, and die before it publishes it."""
-    (victim, *others) = world.beats
-
-    def die(_ticks):
-        raise SystemExit
-
-    victim.scheduler._publish = die
-    world.simulation.world.run(victim, seconds=9)
-    with pytest.raises(SystemExit):
-        world.simulation.world.run(victim, seconds=5)
-    world.beats = others
 
 
 def nothing_is_kept(world):

@@ -8,21 +8,11 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from servers import need_django
 
 
 @pytest.fixture
-def make_world(tmp_path, monkeypatch):
-    need_django()
-    import django_worlds
-
-    with django_worlds.worlds(tmp_path, monkeypatch) as make:
-        yield make
-
-
-@pytest.fixture(params=[1, 3], ids=["one beat", "three beats"])
-def world(request, make_world):
-    return make_world(request.param)
+def make_world(make_django_world):
+    return make_django_world
 
 
 @contextlib.contextmanager

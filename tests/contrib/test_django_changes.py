@@ -6,19 +6,14 @@ Time is simulated. A crontab is due every two minutes here, or in the first of e
 from __future__ import annotations
 
 import pytest
-from servers import need_django
 from simulation import let_them_sleep
 
 from celery_lockbeat import ConfigurationError
 
 
 @pytest.fixture
-def make_world(tmp_path, monkeypatch):
-    need_django()
-    import django_worlds
-
-    with django_worlds.worlds(tmp_path, monkeypatch) as make:
-        yield make
+def make_world(make_django_world):
+    return make_django_world
 
 
 class Changes:

@@ -77,7 +77,7 @@ def make_project(tmp_path, monkeypatch):
         )
         undone.append(simulation.close)
         set_clocks(monkeypatch, simulation)
-        return django_worlds.World(simulation, 1)
+        return django_worlds.DjangoWorld(simulation, 1)
 
     undone = [lambda: vars(celerys_zones).pop("local", None), connections["default"].close]
     yield make

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 from datetime import datetime, timedelta, timezone
-from itertools import pairwise
 
 import pytest
 from celery.beat import Scheduler
@@ -17,7 +16,8 @@ from celery.signals import beat_init
 from redbeat import RedBeatScheduler, RedBeatSchedulerEntry
 from redbeat.schedulers import ensure_conf, get_redis
 from redbeat.schedules import rrule
-from simulation import Simulation, every, open_store, set_clocks
+from simulation import every
+from worlds import die_with_a_claim
 
 from celery_lockbeat import ConfigurationError, cron, timeout
 from celery_lockbeat.beat.entries import entries_of, names_of
@@ -26,86 +26,9 @@ from celery_lockbeat.contrib import redbeat as contrib
 from celery_lockbeat.contrib.redbeat import LockedRedBeatScheduler
 
 
-class World:
-    """Replicas of our beat, each in an app of its own, and an app whose user changes entries."""
-
-    def __init__(self, simulation: Simulation, server, tmp_path, replicas: int) -> None:
-        self.simulation, self.server, self.path, self.replicas = simulation, server, tmp_path, replicas
-        self.redis = server.client()
-        self.user = self.app()
-        self.beats = []
-
-    def app(self, beat_schedule=None, **settings):
-        settings = {"redbeat_redis_url": self.server.url, "beat_max_loop_interval": 5, **settings}
-        return self.simulation.app(beat_schedule, **settings)
-
-    def start(self, beat_schedule=None, **settings):
-        """Start the replicas, and let them read what is there."""
-        self.beats = [
-            self.simulation.beat(self.app(beat_schedule, **settings), scheduler=LockedRedBeatScheduler)
-            for _ in range(self.replicas)
-        ]
-        self.run(0.01)
-        return self.beats
-
-    def stop(self):
-        for beat in self.beats:
-            beat.close()
-        self.beats = []
-
-    def plain(self, seconds, **settings):
-        """Let RedBeat's own beat run for so long."""
-        app = self.app(**settings)
-        app.conf.redbeat_lock_key = None  # as a lone beat of it runs
-        beat = self.simulation.beat(app, scheduler=RedBeatScheduler)
-        self.simulation.world.run(beat, seconds=seconds)
-        beat.close()
-
-    def run(self, seconds):
-        self.simulation.world.run(*self.beats, seconds=seconds)
-
-    def entry(self, name="a", when=10.0, task="t", **more):
-        when = schedule(when, app=self.user) if isinstance(when, float) else when
-        return RedBeatSchedulerEntry(name, task, when, app=self.user, **more)
-
-    def load(self, name="a"):
-        return RedBeatSchedulerEntry.from_key(f"redbeat:{name}", app=self.user)
-
-    def score(self, name="a"):
-        return self.redis.zscore("redbeat::schedule", f"redbeat:{name}")
-
-    @property
-    def now(self):
-        return self.simulation.world.now()
-
-    def times(self, task="t"):
-        """When each message of the task was sent, in seconds, to the tenth."""
-        return [round(at, 1) for at in self.simulation.times().get(task, [])]
-
-    def messages(self, task="t"):
-        return [message for message in self.simulation.messages if message.task == task]
-
-
 @pytest.fixture
-def make_world(server, tmp_path, monkeypatch):
-    worlds = []
-
-    def make(replicas=1):
-        simulation = Simulation(lambda world: open_store("memory", world, "", tmp_path / "memory"))
-        set_clocks(monkeypatch, simulation)
-        worlds.append(World(simulation, server, tmp_path, replicas))
-        return worlds[-1]
-
-    yield make
-    for world in worlds:
-        world.stop()
-        world.simulation.close()
-        world.redis.close()
-
-
-@pytest.fixture(params=[1, 3], ids=["one beat", "three beats"])
-def world(request, make_world):
-    return make_world(request.param)
+def make_world(make_redbeat_world):
+    return make_redbeat_world
 
 
 # -- entries -----------------------------------------------------------------------------------------------------------
@@ -355,22 +278,6 @@ def test_what_redbeat_cannot_keep_of_the_static_entries_runs_all_the_same(world)
 # -- in turn with plain RedBeat ----------------------------------------------------------------------------------------
 
 
-def test_switching_to_plain_redbeat_and_back_loses_and_doubles_nothing(world):
-    world.entry(when=10.0).save()
-    world.start()
-    for _ in range(3):
-        world.run(34)
-        world.stop()
-        world.plain(33)
-        world.start()
-    world.run(20)
-    times = world.times()
-    gaps = [round(b - a, 1) for a, b in pairwise(times)]
-    assert len(times) == pytest.approx(220 / 10, abs=1)
-    assert all(9.5 <= gap <= 11.5 for gap in gaps), gaps
-    assert world.load().total_run_count == len(times)
-
-
 def test_a_tick_that_was_not_published_is_run_by_whoever_comes_next_and_once(world):
     world.entry(when=10.0).save()
     world.start()
@@ -386,20 +293,6 @@ def test_a_tick_that_was_not_published_is_run_by_whoever_comes_next_and_once(wor
 
 
 # -- replicas that die, and what they leave ----------------------------------------------------------------------------
-
-
-def die_with_a_claim(world):
-    """Let one beat claim the tick of second 10, and die before it publishes it."""
-    (victim, *others) = world.beats
-
-    def die(_ticks):
-        raise SystemExit
-
-    victim.scheduler._publish = die
-    world.simulation.world.run(victim, seconds=9)
-    with pytest.raises(SystemExit):
-        world.simulation.world.run(victim, seconds=5)
-    world.beats = others
 
 
 def test_what_a_dead_beat_has_claimed_is_published_by_another_one(make_world):
@@ -674,12 +567,12 @@ def test_a_plain_redbeat_beside_ours_is_an_error_within_a_minute_and_its_end_is_
     assert said(caplog, logging.ERROR, "plain RedBeat") == errors
 
 
-def test_doctor_finds_a_plain_redbeat_beside_ours(make_world):
+def test_doctor_finds_a_plain_redbeat_beside_ours(make_world, tmp_path):
     world = make_world()
 
     def found(settings=None, **more):
         app = world.app(settings, beat_scheduler="lockbeat-redbeat", lockbeat_driver="memory", **more)
-        app.conf.lockbeat_memory_path = str(world.path / "memory")
+        app.conf.lockbeat_memory_path = str(tmp_path / "memory")
         facts = gather(app)
         return facts.plain_redbeat, "plain-redbeat" in {finding.kind.name for finding in examine(facts)}
 

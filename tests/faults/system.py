@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import mmap
 import os
 import shutil
 import signal
 import sqlite3
-import struct
 import subprocess
 import threading
 import time
@@ -29,6 +27,7 @@ from proxy import Proxy, Trap
 from servers import Server, wait_until
 from ticks import Book, Pending
 from topologies import NAME, Trio
+from wallclocks import WallClock
 
 from faults.history import History
 
@@ -101,11 +100,7 @@ class Member:
         self._starts = 0
         self._doomed = False
         self._family: list[int] = []
-        clock = system.directory / f"{name}.clock"
-        clock.write_bytes(bytes(8))
-        with clock.open("r+b") as file:
-            self._clock = mmap.mmap(file.fileno(), 8)
-        self._clock_path = clock
+        self._clock = WallClock(system.directory / f"{name}.clock")
         self.shift = 0.0
 
     @property
@@ -118,7 +113,7 @@ class Member:
         settings = {"broker_url": self.ways["broker"].url, "lockbeat_redis_url": self.ways["store"].url}
         environment = {"PYTHONPATH": str(HERE.parent)}
         if self.beat:
-            environment = {"PYTHONPATH": str(HERE / "clock"), "LOCKBEAT_TEST_CLOCK": str(self._clock_path)}
+            environment = self._clock.environment
             schedule = {
                 name: {
                     "task": entry["task"],
@@ -138,7 +133,7 @@ class Member:
     def set_clock(self, seconds: float) -> None:
         self.shift = seconds
         self.system.history.add("shift", time.monotonic(), name=self.name, seconds=seconds)
-        struct.pack_into("d", self._clock, 0, seconds)
+        self._clock.set(seconds)
 
     def pids(self) -> list[int]:
         """The process and the children of its pool, itself first."""

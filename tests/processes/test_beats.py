@@ -18,11 +18,12 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from fleet import HERE, Fleet, Process
+from fleet import Fleet, Process
 from proxy import Proxy, Trap
 from scripts import sha_of
 from servers import Server, wait_until
 from ticks import Arrival, Book, Pending, Reader
+from wallclocks import WallClock
 
 #: What two noisy cores, on which beats start all the time, may add to any deadline.
 SLACK = 1.5
@@ -608,16 +609,12 @@ def test_a_rolling_update_delays_no_tick_and_an_entry_that_comes_back_has_no_pas
 # -- clocks ------------------------------------------------------------------------------------------------------------
 
 
-def clock(seconds: int) -> dict[str, str]:
-    return {"PYTHONPATH": str(HERE / "shifted"), "LOCKBEAT_TEST_CLOCK": str(seconds)}
-
-
-def test_replicas_whose_clocks_differ_fire_each_mark_of_the_clock_once(make_beats):
+def test_replicas_whose_clocks_differ_fire_each_mark_of_the_clock_once(make_beats, tmp_path):
     marks = {"mark": every("marks 2"), "second": every(1.0)}
     beats = make_beats(marks, lockbeat_claim_ttl=CLAIM_TTL)
     reader = beats.reader
-    beats.start("fast", environment=clock(3))
-    beats.start("slow", environment=clock(-3))
+    beats.start("fast", environment=WallClock(tmp_path / "fast.clock").set(3).environment)
+    beats.start("slow", environment=WallClock(tmp_path / "slow.clock").set(-3).environment)
     wait_until(lambda: len(beats.joined()) == 2, 30, "both have joined")
     since, joining = time.monotonic(), len(reader.firsts("mark"))
     reader.wait_for_more("mark", count=3)
