@@ -16,6 +16,7 @@ from celery_lockbeat.locks.lock import Lock, current_lock
 from celery_lockbeat.membership import worker as _worker  # noqa: F401  its receivers make a worker a member
 from celery_lockbeat.scheduler import LockedScheduler
 from celery_lockbeat.schedules.decorators import cron, interval, timeout
+from celery_lockbeat.tasks import checks as _checks  # noqa: F401  its receivers check who starts
 from celery_lockbeat.tasks.task import LockedTask
 
 __all__ = [

@@ -9,7 +9,7 @@ from celery import Task
 
 from celery_lockbeat import ConfigurationError, LockedTask, cron, interval, timeout
 from celery_lockbeat.options import LockOptions
-from celery_lockbeat.tasks.task import _check_before_the_start, _check_before_the_start_of_a_beat
+from celery_lockbeat.tasks.checks import check_beat, check_worker
 
 
 @pytest.fixture
@@ -20,12 +20,12 @@ def app(make_app):
 def worker_starts(app):
     app.finalize()
     pool = type("Pool", (), {"__module__": "celery.concurrency.prefork"})
-    _check_before_the_start(types.SimpleNamespace(app=app, pool_cls=pool))
+    check_worker(types.SimpleNamespace(app=app, pool_cls=pool))
 
 
 def beat_starts(app):
     app.finalize()
-    _check_before_the_start_of_a_beat(types.SimpleNamespace(app=app))
+    check_beat(types.SimpleNamespace(app=app))
 
 
 @pytest.mark.parametrize("start", [worker_starts, beat_starts])

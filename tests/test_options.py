@@ -163,10 +163,10 @@ def test_a_placeholder_that_is_no_argument_is_refused_at_once(key):
     ],
 )
 def test_a_key_is_made_of_the_calls_arguments(key, expected):
-    from celery_lockbeat.tasks.task import _Plan
+    from celery_lockbeat.tasks.plan import LockPlan
 
     task = a_task(lock_key=key)
-    plan = _Plan(task, task.app)
+    plan = LockPlan(task, task.app)
     assert plan.key_of(task, (7,), {}) == expected
     assert plan.key_of(task, (), {"customer_id": 7}) == expected
 

@@ -31,7 +31,8 @@ from celery_lockbeat.options import DELIVERS_AGAIN, AppOptions, LockOptions, wri
 from celery_lockbeat.stores import Store, stores_of
 from celery_lockbeat.stores.base import ALIVE, Beats, Replica
 from celery_lockbeat.stores.redis.store import RedisStore, ServerFacts
-from celery_lockbeat.tasks.task import LockedTask, _Plan
+from celery_lockbeat.tasks.plan import LockPlan
+from celery_lockbeat.tasks.task import LockedTask
 
 __all__ = ["KINDS", "LEVELS", "Facts", "Finding", "Kind", "examine", "gather", "name_of", "redactor", "stores_in_use"]
 
@@ -623,7 +624,7 @@ def name_of(app: Any) -> str:
 
 
 def _task_facts(app: Any, task: Any) -> TaskFacts:
-    options = _Plan(task, app).options if isinstance(task, LockedTask) else None
+    options = LockPlan(task, app).options if isinstance(task, LockedTask) else None
     limits = (task.time_limit, app.conf.task_time_limit, task.soft_time_limit, app.conf.task_soft_time_limit)
     lock = options if options is not None and options.enabled else None
     return TaskFacts(

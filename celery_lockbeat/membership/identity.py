@@ -14,7 +14,8 @@ from typing import Any, Final
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.options import AppOptions, LockOptions
 from celery_lockbeat.stores import Store, open_store, stores_of
-from celery_lockbeat.tasks.task import LockedTask, _Plan
+from celery_lockbeat.tasks.plan import LockPlan
+from celery_lockbeat.tasks.task import LockedTask
 
 __all__ = [
     "digest_of",
@@ -68,7 +69,7 @@ def home_store_of(app: Any) -> Store:
 def lock_options_of(app: Any) -> Iterator[tuple[str, LockOptions | None]]:
     """Yield each task's name and the options of its lock, None where it has none. Raises ConfigurationError."""
     for name, task in sorted(app.tasks.items()):
-        options = _Plan(type(task), app).options if isinstance(task, LockedTask) else None
+        options = LockPlan(type(task), app).options if isinstance(task, LockedTask) else None
         yield name, options if options is not None and options.enabled else None
 
 

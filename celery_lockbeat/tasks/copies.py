@@ -1,8 +1,8 @@
-"""Names of runs: what tells a message that comes again from one that somebody has sent anew.
+"""Copies of a message: how they are told from a message that somebody has sent anew, and how one is put off.
 
 Promises: all copies of one message, whoever has made them (a broker that delivers again, a beat that takes over, a
 worker that postpones), name the same run; each sending of a message, by whoever imports this package, names another,
-though it has the id of an earlier one; a task's retries are tries of one whole. A name is told from all others, whatever
+though it has the id of an earlier one; a task's retries are attempts of one task. A name is told from all others, whatever
 is in a task id.
 
 Not promised: that for a message without a nonce, whose sender knows nothing of this package. It is named as release
@@ -12,6 +12,7 @@ Not promised: that for a message without a nonce, whose sender knows nothing of 
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 import secrets
 from base64 import urlsafe_b64encode
@@ -21,6 +22,7 @@ from weakref import WeakKeyDictionary
 
 from celery import signals
 from celery._state import get_current_worker_task
+from celery.exceptions import Ignore, Reject
 
 __all__ = [
     "NONCE",
@@ -32,10 +34,15 @@ __all__ = [
     "name_of",
     "name_of_all_tries",
     "nonce_of",
+    "postpone",
     "postponed",
     "task_of",
+    "tick_of",
     "told_apart",
+    "unhide_headers",
 ]
+
+logger: Final = logging.getLogger("celery_lockbeat")
 
 #: The header that tells apart what was sent under one task id. Celery copies it into the messages of a task's retries.
 NONCE: Final = "lockbeat_nonce"
@@ -45,6 +52,13 @@ POSTPONED: Final = "lockbeat_postponed"
 
 #: The header of what a broker delivers again, where kombu's transport has put it back itself.
 REDELIVERED: Final = "redelivered"
+
+#: The header in which a beat says which tick this is.
+TICK: Final = "lockbeat"
+
+#: At most so many seconds pass until a copy of a message asks again whether its run is over: less than a lease, for the
+#: lock of a run that dies may be freed long before its lease ends, and a copy costs but a message and a round trip.
+COPY_COMES_WITHIN: Final = 5.0
 
 #: A run counts how often it has sent a message, for so many ids; later ones have nonces by chance. Hardly any run sends
 #: so many, and one that does must not grow for it.
@@ -88,6 +102,26 @@ def headers_of(request: Any) -> Mapping[str, Any]:
     return headers if isinstance(headers, Mapping) else {}
 
 
+def unhide_headers(request: Any) -> None:
+    """Put our headers back into ``request.headers``, for the body, and for the message of the next attempt.
+
+    A tracer that sends headers in a header named ``headers``, as ddtrace does (celery#4875), replaces by them all others
+    that would be there; each is an attribute of the request all the same (celery 5.7, app/task.py, Context).
+    """
+    headers = request.headers
+    if isinstance(headers, dict):
+        ours = (TICK, NONCE, POSTPONED)
+        hidden = {name: vars(request)[name] for name in ours if name not in headers and name in vars(request)}
+        if hidden:
+            request.headers = {**headers, **hidden}
+
+
+def tick_of(request: Any) -> Mapping[str, Any]:
+    """Return the tick that a beat has written into the headers of this message; empty, where none has."""
+    tick = headers_of(request).get(TICK)
+    return tick if isinstance(tick, Mapping) else {}
+
+
 def nonce_of(request: Any) -> str | None:
     """Return what tells this message from others under its task id, if anything does."""
     # an attribute, too: with task protocol 2 each header is one
@@ -108,7 +142,7 @@ def delivered_again(request: Any) -> bool:
 
 def may_be_sent_anew(request: Any) -> bool:
     """Whether a message that is named as an earlier one may be another: nothing tells, and no beat or broker has made it."""
-    return nonce_of(request) is None and "lockbeat" not in headers_of(request) and not delivered_again(request)
+    return nonce_of(request) is None and TICK not in headers_of(request) and not delivered_again(request)
 
 
 def _has_message(request: Any) -> bool:
@@ -120,6 +154,30 @@ def _name(request: Any, *, try_: str) -> str:
     nonce = nonce_of(request)
     # A beat's tick is named as release 0.1.0 names it, whose workers may get its copies: its id is nobody else's anyway.
     return name if nonce is None or nonce == request.id else f"{name}~{nonce}"
+
+
+# -- postponing --------------------------------------------------------------------------------------------------------
+
+
+def postpone(task: Any, request: Any, remaining: float) -> Ignore:
+    """Send this copy of a message once more, for later: its run goes on elsewhere, for ``remaining`` seconds or longer.
+
+    Acknowledged away it could not run if the running one dies; put back at once it would only circle. That one may
+    be dead already: the broker is told of a dead pool child sooner than its lock is free. So the first time it
+    comes again soon, and then ever later, but not much later than a lock that is freed meanwhile. Returns what is to be
+    raised in place of the run.
+    """
+    headers = {**headers_of(request), NONCE: nonce_of(request), POSTPONED: postponed(request) + 1}
+    if delivered_again(request):
+        headers[REDELIVERED] = True
+    delay = min(2.0 ** postponed(request), max(1.0, remaining), COPY_COMES_WITHIN)
+    try:
+        task.signature_from_request(request, countdown=delay, retries=request.retries, headers=headers).apply_async()
+    except Exception as exc:  # noqa: BLE001  whatever it was, the message must stay with the broker
+        return Reject(exc, requeue=True)
+    text = "a copy of %s[%s] came while that run goes on elsewhere; it comes again in %.0f s"
+    logger.info(text, task.name, request.id, delay)
+    return Ignore("postponed: this run goes on elsewhere")
 
 
 # -- sending -----------------------------------------------------------------------------------------------------------

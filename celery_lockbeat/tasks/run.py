@@ -1,0 +1,366 @@
+"""One attempt of a task: acquire its lock, run its body, release, and answer whoever waits.
+
+Promises: the body runs only while its key is ours; whatever ends it frees the key; an attempt that could not have its key,
+or whose message has been dealt with before, replies to whoever waits for it.
+
+An attempt is one message's: ``self.retry()`` sends the message of the next one, under the same task id. The attempt that
+brings its task to the end ends all of them, whatever copies of their messages are under way: a copy of one that could
+not have its key would else start a second chain of attempts.
+
+What is raised from outside, at whatever moment, ends the attempt, too, unless somebody has heard how it ends (see ``limits.py``
+for the soft time limit).
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from asyncio import CancelledError
+from collections.abc import Callable
+from types import CoroutineType
+from typing import Any, Final, NoReturn
+from weakref import WeakKeyDictionary
+
+from celery.app.autoretry import add_autoretry_behaviour
+from celery.exceptions import Ignore, Reject, Retry
+
+from celery_lockbeat.exceptions import ConfigurationError, LockbeatError, LockLost, LockNotAcquired, TaskSkipped
+from celery_lockbeat.locks.children import this_process
+from celery_lockbeat.locks.lock import Lock, Scope
+from celery_lockbeat.stores import Finished, Held, stores_of
+from celery_lockbeat.tasks import limits
+from celery_lockbeat.tasks.answers import answer_skipped
+from celery_lockbeat.tasks.awaiting import off_the_loop
+from celery_lockbeat.tasks.copies import name_of, name_of_all_tries, postpone, task_of, unhide_headers
+from celery_lockbeat.tasks.plan import LockPlan
+from celery_lockbeat.tasks.report import Report, ends_well, ms_since
+
+__all__ = ["Attempt", "AwaitedAttempt", "lock_of_eager"]
+
+logger: Final = logging.getLogger("celery_lockbeat")
+
+#: The locks of the attempts of ``apply()`` that go on here, by their requests.
+_eager: Final[WeakKeyDictionary[Any, Lock]] = WeakKeyDictionary()
+
+
+def lock_of_eager(request: Any) -> Lock | None:
+    """Return the lock of an attempt of ``apply()`` that goes on here."""
+    return _eager.get(request)
+
+
+class _Steps:
+    """The steps of an attempt, which its two kinds take in the same order. It knows its lock, if it has one."""
+
+    lock: Lock | None = None
+    #: what the body has returned
+    result: Any = None
+    #: what the attempt ends with, as far as that is known; None: with its result
+    ending: BaseException | None = None
+    #: whether its message has been postponed: then nothing is logged of it
+    is_postponed = False
+    #: whether an earlier attempt was the task's last
+    task_is_over = False
+    #: whether the lock was still ours at the release; None: it is not yet released
+    held: bool | None = None
+    is_answered = False
+
+    def __init__(
+        self,
+        task: Any,
+        plan: LockPlan,
+        request: Any,
+        body: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.task = task
+        self.options = plan.options
+        self.key_of = plan.key_of
+        self.request = request
+        self.body = body
+        self.args = args
+        self.kwargs = kwargs
+        if request is not None:
+            unhide_headers(request)
+        self.report = Report(task, plan.options.logging, request)
+
+    # -- acquire -------------------------------------------------------------------------------------------------------
+
+    def _acquire(self) -> None:
+        key = self.key_of(self.task, self.args, self.kwargs)
+        lock = Lock.of_run(
+            key,
+            self.options,
+            stores_of(self.task.app),
+            self.report.story,
+            run=name_of(self.request),
+            whole=name_of_all_tries(self.request),
+            description=f"{self._hostname()} pid {this_process.pid} {self.task.name}[{self.request and self.request.id}]",
+        )
+        self.lock = lock
+        if self.request is not None and self.request.is_eager:
+            _eager[self.request] = lock
+        began = time.monotonic()
+        try:
+            refusal = lock.take()
+        finally:
+            self.report.acquire_ms = ms_since(began)
+        if refusal is not None:
+            raise self._refused(key, refusal)
+
+    def _hostname(self) -> str:
+        return str((self.request and self.request.hostname) or socket.gethostname())
+
+    def _refused(self, key: str, refusal: Held | Finished) -> Exception:
+        """What is raised in place of the body."""
+        if isinstance(refusal, Finished):
+            self.task_is_over = refusal.whole
+            return TaskSkipped(f"duplicate: this run has ended before, under lock {key!r}", reason="duplicate", key=key)
+        if refusal.same_run:
+            return _GoesOnElsewhere(refusal.remaining)
+        if name_of(self.request) is not None and task_of(refusal.run) == self.request.id:
+            # Celery sends the message of self.retry() and self.replace() from within the body, under its lock: this is
+            # that next attempt, come before its predecessor has ended. It is about to, whatever is left of its lease. Or
+            # it was sent anew under the id of a run that still goes on, whose reply this one may not overwrite.
+            return _GoesOnElsewhere(0.0)
+        held = f"lock {key!r} is held by {refusal.description}"
+        if self.options.skip_if_locked:
+            return TaskSkipped(f"locked: {held}", key=key, holder=refusal.description)
+        return LockNotAcquired(held, key=key, holder=refusal.description)
+
+    def _postpone(self, other: _GoesOnElsewhere) -> Ignore:
+        limits.ending(self)
+        self.is_postponed = True
+        return postpone(self.task, self.request, other.remaining)
+
+    # -- start ---------------------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        limits.ending(self)  # no line of the start may be lost, either
+        self.report.start(self.lock)
+        limits.over(self)
+        self.report.enter()
+
+    # -- release -------------------------------------------------------------------------------------------------------
+
+    def _end(self, exc: BaseException | None) -> None:
+        """Release, answer, and log the end: ``ending``. Called again after something has struck it, it goes on where it was."""
+        limits.ending(self)
+        if self.held is None:
+            self._release(exc)
+        self.ending = self._ending(exc)
+        if isinstance(self.ending, TaskSkipped) and not self.is_answered:
+            self.is_answered = True
+            self._answer(self.ending)
+        self.report.end(self.ending, self.lock)
+
+    def _release(self, exc: BaseException | None) -> None:
+        self.report.leave()
+        # What came to an end is remembered, so that a late copy of its message does not run. A message that goes back to
+        # its queue (Reject), or whose worker is going down (SystemExit), is to run again. With self.retry() this attempt
+        # is over, and a late copy of it would start a second chain; but its task, whose next attempt comes, is not.
+        over = exc is None or (isinstance(exc, Exception) and not isinstance(exc, Reject))
+        task_is_over = over and not isinstance(exc, Retry)
+        began = time.monotonic()
+        self.held = self.lock is None or self.lock.end(finished=over, hold=task_is_over, whole=task_is_over)
+        if self.lock is not None and self.lock.lease is not None:
+            self.report.release_ms = ms_since(began)
+
+    def _ending(self, exc: BaseException | None) -> BaseException | None:
+        """What the attempt ends with, whose body, or lock, has raised this."""
+        ending, lock = exc, self.lock
+        if lock is not None and not self.held and lock.lost and self.options.on_lost != "warn" and ends_well(exc):
+            ending = LockLost(f"lock {lock.key!r} was lost before the run ended")
+        if type(ending) is LockLost and lock is not None and not ending.args:
+            # raised in a thread, where only a class can be (see abort.py)
+            ending.args = (f"lock {lock.key!r} was lost, which ended the run",)
+        if isinstance(ending, LockbeatError) and self.request is not None:
+            ending = self._autoretried(ending)
+        return ending
+
+    def _autoretried(self, exc: Exception) -> BaseException:
+        """Let ``autoretry_for`` have what was raised around the body: Celery applies it to ``run`` alone."""
+        raising = _Raising(self.task, exc)
+        add_autoretry_behaviour(raising)
+        try:
+            raising.run()
+        except BaseException as ending:  # noqa: BLE001  it is raised by the caller
+            return ending
+        return exc
+
+    def _answer(self, skipped: TaskSkipped) -> None:
+        if self.request is not None and not self.request.is_eager:
+            answer_skipped(self.task, self.request, skipped, task_is_over=self.task_is_over)
+
+    def _end_struck(self, exc: BaseException) -> None:
+        """Come to the end all the same, though this was raised from outside on the way there.
+
+        The attempt ends with it, unless somebody has heard that it ends otherwise. Then Celery hears the same; but what ends
+        a process, or a greenlet, is no answer to anybody, and goes on its way.
+        """
+        if not self.report.has_outcome:
+            self._end(exc)
+            return
+        self.report.end(self.ending, self.lock)
+        if not isinstance(exc, Exception):
+            self.ending = exc
+        else:
+            text = "%r came to %s[%s] when that was over, and changes nothing"
+            logger.warning(text, exc, self.task.name, self.request and self.request.id)
+
+    def _leave(self) -> None:
+        if self.lock is not None:
+            # an exception from outside may have hit the release itself, and hit it again
+            self.lock.abandon()
+        request = self.request
+        limits.over(self, None if request is None or request.is_eager else request)
+
+
+class Attempt(_Steps):
+    """An attempt whose body is a function."""
+
+    def carry_out(self) -> Any:
+        """Acquire, run, release. Returns what the body returns; raises what it raises, or why it did not run."""
+        try:
+            try:
+                return self._carry_out()
+            except BaseException as exc:
+                if exc is self.ending or self.is_postponed:
+                    raise
+                self._end_struck(exc)
+                if self.ending is not None:
+                    raise self.ending from None
+                return self.result
+        finally:
+            self._leave()
+
+    def _carry_out(self) -> Any:
+        try:
+            self.result = self._run_body()
+        except _GoesOnElsewhere as other:
+            raise self._postpone(other) from None
+        except BaseException as exc:
+            self._end(exc)
+            if self.ending is None or self.ending is exc:
+                raise
+            raise self.ending from exc
+        self._end(None)
+        if self.ending is not None:
+            raise self.ending
+        return self.result
+
+    def _run_body(self) -> Any:
+        if self.options.enabled:
+            self._acquire()
+        self._start()
+        scope = Scope(self.lock)
+        try:
+            if self.lock is None:
+                return self.body(*self.args, **self.kwargs)
+            self.lock.arm()
+            try:
+                result = self.body(*self.args, **self.kwargs)
+            finally:
+                self.lock.disarm()
+        finally:
+            limits.ending(self)
+            scope.leave()
+        if type(result) is CoroutineType:
+            result.close()
+            allowed = "an async def without a wrapper around it, or what awaits it itself"
+            raise ConfigurationError(
+                f"run of {self.task.name} returns a coroutine, which has no lock; allowed: {allowed}"
+            )
+        return result
+
+
+class AwaitedAttempt(_Steps):
+    """An attempt whose body is a coroutine. What waits for the store does so off the event loop."""
+
+    async def carry_out(self) -> Any:
+        """Acquire, run, release, as :meth:`Attempt.carry_out` does."""
+        try:
+            try:
+                self.result = await self._run_body()
+            except GeneratorExit as exc:
+                # it is closed, not cancelled: nothing can be awaited any more
+                self._end(exc)
+                raise
+            except _GoesOnElsewhere as other:
+                raise await self._elsewhere(self._postpone, other) from None
+            except BaseException as exc:
+                await self._elsewhere(self._end, exc)
+                if self.ending is None or self.ending is exc:
+                    raise
+                raise self.ending from exc
+            await self._elsewhere(self._end, None)
+            if self.ending is not None:
+                raise self.ending
+            return self.result
+        finally:
+            self._leave()
+
+    async def _run_body(self) -> Any:
+        if self.options.enabled:
+            await self._elsewhere(self._acquire)
+        self._start()
+        scope = Scope(self.lock)
+        try:
+            if self.lock is None:
+                return await self.body(*self.args, **self.kwargs)
+            abort = self.lock.arm(awaited=True)
+            try:
+                return await self.body(*self.args, **self.kwargs)
+            except CancelledError as exc:
+                if abort is None or not abort.cancelled:
+                    raise
+                raise LockLost from exc
+            except Exception as exc:
+                if self.request is None or not self.task.autoretry_for:
+                    raise
+                # what autoretry_for adds around a body awaits nothing, so it has not seen this
+                raise await self._elsewhere(self._autoretried, exc) from exc
+            finally:
+                self.lock.disarm()
+        finally:
+            limits.ending(self)
+            scope.leave()
+
+    async def _elsewhere(self, step: Callable[..., Any], *args: Any) -> Any:
+        """Take a step that waits for a server in another thread, which has this attempt's request, too."""
+        return await off_the_loop(self._with_request, step, *args)
+
+    def _with_request(self, step: Callable[..., Any], *args: Any) -> Any:
+        if self.request is None:
+            return step(*args)
+        self.task.request_stack.push(self.request)
+        try:
+            return step(*args)
+        finally:
+            self.task.request_stack.pop()
+
+
+class _GoesOnElsewhere(Exception):  # noqa: N818  no error: it never leaves this module
+    """The run of this message, or the one before it, goes on elsewhere, for about ``remaining`` seconds more."""
+
+    def __init__(self, remaining: float) -> None:
+        super().__init__(remaining)
+        self.remaining = remaining
+
+
+class _Raising:
+    """What ``add_autoretry_behaviour`` takes for the task: all of it is the task's, but its ``run`` raises."""
+
+    def __init__(self, task: Any, exc: Exception) -> None:
+        self._task = task
+        self._exc = exc
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_orig_run":  # Celery's mark of a task that it has wrapped
+            raise AttributeError(name)
+        return getattr(self._task, name)
+
+    def run(self) -> NoReturn:
+        """Fail as the lock did."""
+        raise self._exc
