@@ -19,7 +19,8 @@ from celery.exceptions import Ignore, Reject, Retry
 import celery_lockbeat.signals
 from celery_lockbeat import Lock, LockedTask, TaskSkipped, current_lock
 from celery_lockbeat.observe import events
-from celery_lockbeat.observe.events import EVENTS, Story, log_fields, log_json_lines, text_of
+from celery_lockbeat.observe.events import Story, log_fields, log_json_lines, text_of
+from celery_lockbeat.observe.vocabulary import EVENTS, took
 from celery_lockbeat.stores import stores_of
 
 LOGGER = logging.getLogger("celery_lockbeat.events")
@@ -455,4 +456,4 @@ def test_a_terminal_that_was_asked_for_json_lines_gets_them():
     ],
 )
 def test_durations_are_told_as_people_write_them(seconds, text):
-    assert events._took(seconds) == text
+    assert took(seconds) == text

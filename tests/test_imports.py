@@ -31,6 +31,7 @@ ROOMS = [
     "options",
     "exceptions",
     "clock",
+    "threads",
     "signals",
 ]
 
@@ -39,7 +40,6 @@ UPWARD = {
     ("stores", "contrib.django.store"): "a driver like the others, imported when a user asks for it",
     ("beat.entries", "contrib.redbeat"): "until issue 16 is done",
     ("beat.entries", "contrib.django.scheduler"): "until issue 16 is done",
-    ("observe.observers", "locks.threads"): "until issue 16 is done",
     ("stores", "locks.renewal"): "until issue 16 is done",
     ("stores.redis.store", "tasks.copies"): "until issue 16 is done",
 }

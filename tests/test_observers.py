@@ -23,9 +23,8 @@ from celery import Celery
 from celery.signals import worker_shutdown
 from servers import wait_until
 
-from celery_lockbeat import Lock, LockedTask, LockLost, current_lock, signals
+from celery_lockbeat import Lock, LockedTask, LockLost, current_lock, signals, threads
 from celery_lockbeat.locks import children as lifecycle
-from celery_lockbeat.locks import threads
 from celery_lockbeat.locks.renewal import Renewer
 from celery_lockbeat.observe import observers as telling
 from celery_lockbeat.observe.events import Story

@@ -15,9 +15,9 @@ import pytest
 from scripted import DOWN, ScriptedStore, Time, renewer
 from servers import wait_until
 
-from celery_lockbeat import Lock, LockedTask, LockNotAcquired, StoreUnavailable, current_lock, signals
+from celery_lockbeat import Lock, LockedTask, LockNotAcquired, StoreUnavailable, current_lock, signals, threads
 from celery_lockbeat.exceptions import ConfigurationError
-from celery_lockbeat.locks import lock, threads
+from celery_lockbeat.locks import lock
 from celery_lockbeat.stores import Stores
 
 

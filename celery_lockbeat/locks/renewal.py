@@ -24,9 +24,9 @@ import weakref
 from collections.abc import Callable
 from typing import Final, Protocol
 
+from celery_lockbeat import threads
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
-from celery_lockbeat.locks import threads
 from celery_lockbeat.locks.children import orphaned
 from celery_lockbeat.observe.observers import renewing_thread
 from celery_lockbeat.options import RETRY_EVERY

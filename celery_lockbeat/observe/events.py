@@ -1,4 +1,4 @@
-"""The vocabulary of what happens to runs and locks, told on the logger ``celery_lockbeat.events``.
+"""What happens to runs and locks, logged on the logger ``celery_lockbeat.events`` and sent as Signals.
 
 Promises: a run's events carry one ``execution_id``; fields that do not apply are left out; an observer, be it a log
 handler or a receiver of the event's Signal, can slow a run but never break it. No handler is forced on anyone.
@@ -12,117 +12,32 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import socket
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from functools import partial
-from logging import ERROR, INFO, WARNING
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TextIO
+from logging import INFO
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from celery_lockbeat import signals
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.observe.observers import untold_of
+from celery_lockbeat.observe.vocabulary import EVENTS, Event, Fields, still_running
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from celery_lockbeat.observe.observers import Untold
 
-__all__ = ["EVENTS", "Story", "log_fields", "log_json_lines", "text_of"]
+__all__ = ["Story", "log_fields", "log_json_lines", "text_of"]
 
 events_logger: Final = logging.getLogger("celery_lockbeat.events")
 logger: Final = logging.getLogger("celery_lockbeat")
 
 #: With ``lock_logging="brief"`` a run that lasts is told once: when its lock is renewed after so many seconds.
 LONG: Final = 10.0
-
-_Fields = Mapping[str, Any]
-
-_UUID: Final = re.compile(r"\[([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\]")
-
-
-class Event(NamedTuple):
-    """How an event is logged; its Signal has the same name."""
-
-    level: int
-    #: which values of ``lock_logging`` log it
-    logged_by: frozenset[str | bool]
-    #: the constant part of its text, and what goes into it
-    text: str
-    words: Callable[[_Fields], tuple[str, ...]]
-
-
-def _who(fields: _Fields) -> str:
-    task, key = fields.get("task_name"), fields.get("lock_key")
-    return str(task or key) if task == key or not (task and key) else f"{task} [{key}]"
-
-
-def _key(fields: _Fields) -> str:
-    return str(fields.get("lock_key"))
-
-
-def _took(seconds: float) -> str:
-    if seconds < 1:
-        return f"{seconds * 1000:.0f} ms" if round(seconds * 1000) else "under 1 ms"
-    if seconds < 60:  # noqa: PLR2004  the units of time
-        return f"{seconds:g} s" if seconds == round(seconds) else f"{seconds:.1f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds:.0f} s"
-
-
-def _ran(fields: _Fields) -> str:
-    return _took(fields["duration_ms"] / 1000)
-
-
-def _error(fields: _Fields) -> str:
-    return ": ".join(str(fields[name]) for name in ("error_name", "error_message") if fields.get(name))
-
-
-def _failure(fields: _Fields) -> str:
-    # nothing of the body has run where it has taken no time
-    return f" after {_ran(fields)}: {_error(fields)}" if fields["duration_ms"] else f": {_error(fields)}"
-
-
-def _next_try(fields: _Fields) -> str:
-    pause, error = fields.get("retry_in"), _error(fields)
-    return (f" in {_took(pause)}" if pause else "") + (f": {error}" if error else "")
-
-
-def _why_skipped(fields: _Fields) -> str:
-    if fields["reason"] == "duplicate":
-        return "a copy of a message whose run has ended"
-    holder = str(fields.get("holder") or "another run")
-    # as git cuts its ids; what Celery logs of that run is found by it
-    return "held by " + _UUID.sub(r"[\1]", holder.replace(f"{fields.get('task_name')}[", "["))
-
-
-_BY_ALL: Final[frozenset[str | bool]] = frozenset({"brief", "default", "verbose"})
-_BY_BRIEF: Final[frozenset[str | bool]] = frozenset({"brief"})
-_BY_DEFAULT: Final[frozenset[str | bool]] = frozenset({"default", "verbose"})
-_BY_VERBOSE: Final[frozenset[str | bool]] = frozenset({"verbose"})
-
-#: What is told. That a run falls back is told whatever ``lock_logging`` says: a run outside of its store must never go
-#: unseen. A failure is no ERROR, for Celery logs one itself, and error trackers would count two.
-EVENTS: Final[Mapping[str, Event]] = {
-    "task_started": Event(INFO, _BY_DEFAULT, "%s has started", lambda told: (_who(told),)),
-    "lock_acquired": Event(INFO, _BY_VERBOSE, "lock acquired: %s", lambda told: (_key(told),)),
-    "lock_extended": Event(INFO, _BY_VERBOSE, "lock extended: %s", lambda told: (_key(told),)),
-    "lock_extend_failed": Event(ERROR, _BY_ALL, "lock not extended: %s: %s", lambda told: (_key(told), _error(told))),
-    "lock_expired_before_finish": Event(ERROR, _BY_ALL, "lock lost: %s", lambda told: (_key(told),)),
-    "lock_released": Event(INFO, _BY_VERBOSE, "lock released: %s", lambda told: (_key(told),)),
-    "task_succeeded": Event(INFO, _BY_ALL, "%s succeeded in %s", lambda told: (_who(told), _ran(told))),
-    "task_failed": Event(WARNING, _BY_ALL, "%s failed%s", lambda told: (_who(told), _failure(told))),
-    "task_retried": Event(INFO, _BY_ALL, "%s retries%s", lambda told: (_who(told), _next_try(told))),
-    "task_skipped": Event(INFO, _BY_ALL, "%s skipped: %s", lambda told: (_who(told), _why_skipped(told))),
-    "task_finished": Event(INFO, _BY_DEFAULT, "%s is over: %s", lambda told: (_who(told), told["status"])),
-    "driver_fallback": Event(
-        ERROR, _BY_ALL | {False}, "%s falls back to memory: %s", lambda told: (_who(told), _error(told))
-    ),
-}
 
 _KINDS: Final = {event: (how, getattr(signals, event)) for event, how in EVENTS.items()}
 
@@ -220,7 +135,7 @@ class Story:
             self._began = monotonic()
         elif event == "lock_extended" and self._began is not None and (lasted := monotonic() - self._began) >= LONG:
             self._began = None
-            return Event(INFO, _BY_BRIEF, "%s still running after %s", lambda told: (_who(told), _took(lasted)))
+            return still_running(lasted)
         return how
 
 
@@ -245,14 +160,14 @@ class _JsonLine(str):
     """
 
     __slots__ = ("_fields",)
-    _fields: _Fields
+    _fields: Fields
 
-    def __new__(cls, text: str, fields: _Fields) -> Self:
+    def __new__(cls, text: str, fields: Fields) -> Self:
         line = super().__new__(cls, text)
         line._fields = fields
         return line
 
-    def __getnewargs__(self) -> tuple[str, _Fields]:  # type: ignore[override]  # to be copied and pickled
+    def __getnewargs__(self) -> tuple[str, Fields]:  # type: ignore[override]  # to be copied and pickled
         return str.__str__(self), self._fields
 
     def __str__(self) -> str:

@@ -20,8 +20,8 @@ from typing import Any, Final
 
 from celery import signals
 
+from celery_lockbeat import threads
 from celery_lockbeat.clock import monotonic
-from celery_lockbeat.locks import threads
 
 __all__ = ["Untold", "finish", "renewing_thread", "untold_of"]
 
