@@ -20,7 +20,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
@@ -32,6 +31,9 @@ from pathlib import Path
 import psutil
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from programs import Program
+
 from benchmarks.beat import SCHEDULERS, Load, Server, add_load, load_of
 
 ROOT = Path(__file__).parent.parent
@@ -74,35 +76,25 @@ class Beats:
         self._directory = server.directory
         settings = {"url": server.url, "load": asdict(load), "directory": server.directory, "conf": conf}
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        self._environment = {**os.environ, "LOCKBEAT_BENCH_BEATS": json.dumps(settings), "PYTHONPATH": path}
+        self._environment = {"LOCKBEAT_BENCH_BEATS": json.dumps(settings), "PYTHONPATH": path}
         self._arguments = f"-m celery -A benchmarks.apps beat -l INFO --pidfile= -S {SCHEDULERS[name]}".split()
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[Program] = []
 
     def start(self) -> None:
         log = Path(self._directory, f"beat-{len(self.processes)}.log")
-        with log.open("wb") as out:
-            beat = subprocess.Popen(
-                [sys.executable, *self._arguments],
-                cwd=self._directory,
-                env=self._environment,
-                stdout=out,
-                stderr=out,
-                start_new_session=True,
-            )
+        beat = Program([sys.executable, *self._arguments], log, Path(self._directory), self._environment)
         self.processes.append(beat)
-        wait(lambda: b"beat: Starting" in log.read_bytes(), beat, "starts")
+        beat.wait_for_log("beat: Starting")
 
     def cpu(self) -> list[float]:
         return [sum(psutil.Process(beat.pid).cpu_times()[:2]) for beat in self.processes]
 
     def stop(self) -> None:
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            for beat in self.processes:
-                if beat.poll() is None:
-                    beat.send_signal(number)
-            for beat in self.processes:
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    beat.wait(10)
+        for beat in self.processes:
+            if beat.process.poll() is None:
+                beat.signal_all(signal.SIGTERM)
+        for beat in self.processes:
+            beat.end()
 
 
 @contextlib.contextmanager
@@ -112,14 +104,6 @@ def running(server: Server, name: str, load: Load, **conf: object) -> Iterator[B
         yield beats
     finally:
         beats.stop()
-
-
-def wait(condition, beat: subprocess.Popen[bytes], what: str, timeout: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        if beat.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"no beat that {what}: {beat.poll()}")
-        time.sleep(0.01)
 
 
 def measure(replicas: int, load: Load) -> Shared:
@@ -181,7 +165,6 @@ def kill_one(label: str, entries: int = 20) -> Silence:
         watch_for(3.0 + random.random())  # the kill comes at any moment of the entries' second
         killed = time.monotonic()
         beats.processes[0].kill()
-        beats.processes[0].wait()
         while time.monotonic() < killed + patience and not all(
             len([at for at in times if at > killed]) >= 3 for times in seen.values()
         ):

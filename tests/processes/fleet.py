@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections import defaultdict
@@ -20,6 +19,7 @@ import psutil
 from celery import Celery
 from celery.result import AsyncResult
 from celery.utils import uuid
+from programs import Program
 from servers import Server, wait_until
 
 from celery_lockbeat.tasks.copies import NONCE
@@ -30,7 +30,7 @@ ROOT = HERE.parents[1]
 _numbers = itertools.count()
 
 
-class Process:
+class Process(Program):
     """One ``celery worker`` or ``celery beat``, with the children of its pool."""
 
     def __init__(self, name: str, arguments: list[str], environment: dict[str, str], directory: Path) -> None:
@@ -40,11 +40,7 @@ class Process:
         self.levels_path = directory / f"{name}.stdout"
         self.log_path = directory / f"{name}.log"
         command = [sys.executable, "-m", "celery", "-A", "apps", *arguments, "--logfile", str(self.log_path)]
-        with self.events_path.open("ab") as stderr, self.levels_path.open("ab") as stdout:
-            self.process = subprocess.Popen(
-                command, cwd=directory, env=environment, stdout=stdout, stderr=stderr, start_new_session=True
-            )
-        self.pid = self.process.pid
+        super().__init__(command, self.levels_path, directory, environment, errors=self.events_path)
         self._killed = False
         self.log_before = len(self.log())  # of an earlier process of this name
 
@@ -75,11 +71,6 @@ class Process:
             parent = psutil.Process(self.pid)
             return [parent, *parent.children(recursive=True)]
         return []
-
-    def signal_all(self, number: int) -> None:
-        """Signal the whole session: the worker and its children, orphans too."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, number)
 
     def freeze(self) -> None:
         self.signal_all(signal.SIGSTOP)
@@ -192,7 +183,6 @@ class Fleet:
         more = more or {}
         path = [more.get("PYTHONPATH", ""), str(HERE), str(ROOT), os.environ.get("PYTHONPATH", "")]
         environment = {
-            **os.environ,
             **more,
             "PYTHONPATH": os.pathsep.join(each for each in path if each),
             "LOCKBEAT_TEST_WITNESS": self.witness_url,

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from programs import Program
 from servers import Server, wait_until
 
 from celery_lockbeat.demo import Tally
@@ -43,26 +44,16 @@ class Demo:
         self._mark = uuid.uuid4().hex
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[bytes]:
-        with self.output.open("wb") as output:
-            self.process = subprocess.Popen(
-                [*DEMO, *arguments],
-                cwd=self.work,
-                env={**os.environ, "TMPDIR": str(self.temporary), "LOCKBEAT_TEST_MARK": self._mark, **environment},
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
+        environment = {"TMPDIR": str(self.temporary), "LOCKBEAT_TEST_MARK": self._mark, **environment}
+        self._program = Program([*DEMO, *arguments], self.output, self.work, environment)
+        self.process = self._program.process
         return self.process
 
     def told(self) -> str:
         return self.output.read_text()
 
     def wait_for(self, text: str) -> None:
-        def is_there() -> bool:
-            assert self.process.poll() is None, self.told()
-            return text in self.told()
-
-        wait_until(is_there, LONGEST, f"the demo says {text!r}")
+        self._program.wait_for_log(text, LONGEST)
 
     def family(self) -> list[psutil.Process]:
         """All that bear the mark and live; the demo itself is one."""
