@@ -38,8 +38,6 @@ ROOMS = [
 #: What points up all the same, and why.
 UPWARD = {
     ("stores", "contrib.django.store"): "a driver like the others, imported when a user asks for it",
-    ("beat.entries", "contrib.redbeat"): "until issue 16 is done",
-    ("beat.entries", "contrib.django.scheduler"): "until issue 16 is done",
     ("stores", "locks.renewal"): "until issue 16 is done",
     ("stores.redis.store", "tasks.copies"): "until issue 16 is done",
 }

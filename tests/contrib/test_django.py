@@ -14,8 +14,9 @@ from simulation import let_them_sleep
 from worlds import die_with_a_claim
 
 from celery_lockbeat import ConfigurationError, cron, timeout
-from celery_lockbeat.beat.entries import entries_of, names_of
-from celery_lockbeat.cli.doctor import examine, gather
+from celery_lockbeat.cli.doctor.facts import gather
+from celery_lockbeat.cli.doctor.rules import examine
+from celery_lockbeat.cli.schedulers import entries_of, names_of
 
 
 @pytest.fixture

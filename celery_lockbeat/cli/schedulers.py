@@ -15,8 +15,11 @@ from typing import Any, Final
 from celery.utils.imports import load_extension_class_names, symbol_by_name
 
 from celery_lockbeat.beat.scheduler import LockedScheduler, LockedSchedulerMixin
+from celery_lockbeat.cli.stores import name_of
+from celery_lockbeat.membership.members import fields_of
+from celery_lockbeat.stores import Store
 
-__all__ = ["Entries", "entries_of", "is_ours", "names_of", "plain_redbeat", "schedulers_of"]
+__all__ = ["Entries", "announced_schedulers", "entries_of", "is_ours", "names_of", "plain_redbeat", "schedulers_of"]
 
 #: The key of a ``@timeout``: its name, and when the beats started cold (see scheduler.py).
 _TIMEOUT: Final = re.compile(r"(.+)@\d{9,16}", re.DOTALL)
@@ -28,6 +31,12 @@ class Entries:
 
     tasks: Mapping[str, str] = field(default_factory=dict)
     broken: Mapping[str, str] = field(default_factory=dict)
+
+
+def announced_schedulers(app: Any, store: Store) -> list[str]:
+    """Return the names of the scheduler classes that beats have announced. Raises StoreUnavailable."""
+    members = map(fields_of, store.announced(name_of(app), "member"))
+    return sorted({str(fields["scheduler"]) for fields in members if "scheduler" in fields})
 
 
 def schedulers_of(app: Any, announced: Iterable[str] = ()) -> list[type]:
@@ -74,10 +83,8 @@ def names_of(app: Any, keys: Iterable[str], announced: Iterable[str] = ()) -> di
 
 def plain_redbeat(app: Any, announced: Iterable[str] = ()) -> str | None:
     """Tell of RedBeat's own lock, if one of the schedulers is over RedBeat and somebody holds it. Raises StoreUnavailable."""
-    told = [
-        place.plain_redbeat(app) for place in _places(schedulers_of(app, announced)) if hasattr(place, "plain_redbeat")
-    ]
-    return told[0] if told else None
+    places = [place for place in _places(schedulers_of(app, announced)) if hasattr(place, "plain_redbeat")]
+    return places[0].plain_redbeat(app) if places else None
 
 
 def _places(schedulers: Iterable[type]) -> list[ModuleType]:

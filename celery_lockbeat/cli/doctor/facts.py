@@ -1,0 +1,292 @@
+"""The facts that the doctor judges: the app's settings, tasks and entries, and what its stores, beats and workers say.
+
+They are gathered once. What cannot be had is a fact too, in the words of whoever refused it, without passwords.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field, replace
+from itertools import permutations
+from typing import Any
+
+from celery_lockbeat.beat.announcements import definitions_of, differing, groups_of, named
+from celery_lockbeat.beat.scheduler import LockedScheduler
+from celery_lockbeat.cli.redaction import passwords_in, redactor
+from celery_lockbeat.cli.schedulers import announced_schedulers, entries_of, is_ours, names_of, plain_redbeat
+from celery_lockbeat.cli.stores import UsedStore, name_of, stores_of_locks
+from celery_lockbeat.exceptions import ConfigurationError, StoreRefused, StoreUnavailable
+from celery_lockbeat.membership.identity import (
+    home_of,
+    is_loopback,
+    lock_options_of,
+    locks_of_tasks,
+    meeting_store_of,
+    place_of,
+    work_of,
+)
+from celery_lockbeat.membership.members import fields_of
+from celery_lockbeat.options import DELIVERS_AGAIN, AppOptions, LockOptions
+from celery_lockbeat.stores import Store, stores_of
+from celery_lockbeat.stores.base import Beats
+from celery_lockbeat.stores.redis.store import RedisStore, ServerFacts
+
+__all__ = ["Facts", "MemberFacts", "StoreFacts", "TaskFacts", "gather"]
+
+_Redact = Callable[[object], str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoreFacts:
+    """A store that locks or beats use. ``patience`` is the least time that anything in it has for one answer.
+
+    ``trouble`` is why it did not answer, or what it answered if it ``refuses`` us; ``servers`` are several in a Cluster, and
+    none where there is no server. The other fields are of its URL.
+    """
+
+    name: str
+    driver: str
+    patience: float
+    trouble: str | None = None
+    refuses: bool = False
+    servers: tuple[ServerFacts, ...] = ()
+    min_replicas: int = 0
+    remote: bool = False
+    encrypted: bool = False
+    verified: bool = True
+    password: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskFacts:
+    """A task of the app; ``lock`` is None where it runs without one. ``time_limit``: its longest run, None: none is set."""
+
+    name: str
+    lock: LockOptions | None = None
+    falls_back: bool = False
+    acks_late: bool = False
+    survives_its_worker: bool = False
+    time_limit: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemberFacts:
+    """A beat or a worker, as it has announced itself: the locks of its tasks and, of a beat, the definitions of its entries.
+
+    ``elsewhere``: it is not heard of in the store of this app, but shares its work.
+    """
+
+    name: str
+    kind: str
+    silent_for: float = 0.0
+    home: str = ""
+    locks: Mapping[str, str] = field(default_factory=dict)
+    definitions: Mapping[str, str] = field(default_factory=dict)
+    elsewhere: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """All that is judged. ``entries`` are names of entries with their tasks', ``beats`` None where nobody could be asked.
+
+    ``broken`` are entries that are none, and why; ``locks`` and ``home`` are this app's as ``members`` tell theirs; ``newest``
+    has the newest definition of each entry of which there are several. ``plain_redbeat`` tells of RedBeat's own lock, if one
+    of the schedulers is over RedBeat and somebody holds it.
+    """
+
+    app: str
+    wrong_settings: tuple[str, ...] = ()
+    not_loaded: str | None = None
+    stores: tuple[StoreFacts, ...] = ()
+    tasks: tuple[TaskFacts, ...] = ()
+    entries: Mapping[str, str] = field(default_factory=dict)
+    broker: str = "memory"
+    delivers_again: float | None = None
+    plain_redbeat: str | None = None
+    locked_beat: bool = True
+    beats: Beats | None = None
+    beats_trouble: str | None = None
+    broken: Mapping[str, str] = field(default_factory=dict)
+    entries_trouble: str | None = None
+    members: tuple[MemberFacts, ...] = ()
+    locks: Mapping[str, str] = field(default_factory=dict)
+    home: str = ""
+    newest: Mapping[str, str] = field(default_factory=dict)
+
+
+# -- gathering ---------------------------------------------------------------------------------------------------------
+
+
+def gather(app: Any) -> Facts:
+    """Look at the app's settings and tasks, and ask its stores."""
+    facts = Facts(app=name_of(app))
+    try:
+        redact = redactor(app)
+    except Exception as exc:  # noqa: BLE001  the settings are read now: whatever a user's module raises
+        return replace(facts, not_loaded=f"{type(exc).__name__}: {exc}")
+    for add in (_add_tasks, _add_entries, _add_broker, _add_stores):
+        facts = add(app, facts, redact)
+    return facts
+
+
+def _add_tasks(app: Any, facts: Facts, redact: _Redact) -> Facts:
+    try:
+        app.loader.import_default_modules()
+        app.finalize()
+        facts = replace(facts, tasks=tuple(_task_facts(app, *each) for each in lock_options_of(app)))
+        schedule = sorted(LockedScheduler(app).data.items())
+        return replace(facts, entries={name: entry.task for name, entry in schedule})
+    except ConfigurationError as exc:
+        return replace(facts, wrong_settings=(redact(exc),))
+    except Exception as exc:  # noqa: BLE001  whatever a user's modules raise
+        return replace(facts, not_loaded=redact(f"{type(exc).__name__}: {exc}"))
+
+
+def _task_facts(app: Any, name: str, lock: LockOptions | None) -> TaskFacts:
+    task = app.tasks[name]
+    limits = (task.time_limit, app.conf.task_time_limit, task.soft_time_limit, app.conf.task_soft_time_limit)
+    return TaskFacts(
+        name=name,
+        lock=lock,
+        falls_back=lock is not None and stores_of(app).choose(lock.driver, lock.connection)[1] is not None,
+        acks_late=bool(task.acks_late),
+        survives_its_worker=bool(task.reject_on_worker_lost or getattr(task, "retry_on_worker_lost", False)),
+        time_limit=next((limit for limit in limits if limit), None),
+    )
+
+
+def _add_entries(app: Any, facts: Facts, redact: _Redact) -> Facts:
+    facts = replace(facts, locked_beat=is_ours(app))
+    if facts.wrong_settings or facts.not_loaded is not None:
+        return facts
+    try:
+        entries = entries_of(app)
+        facts = replace(facts, entries=entries.tasks, broken=entries.broken)
+        return replace(facts, locks=locks_of_tasks(app))
+    except Exception as exc:  # noqa: BLE001  whatever a library, or what it is kept in, says
+        return replace(facts, entries_trouble=redact(exc))
+
+
+def _add_broker(app: Any, facts: Facts, _redact: _Redact) -> Facts:
+    try:
+        connection = app.connection_for_write()
+        name = str(connection.transport_cls)
+        given = (connection.transport_options or {}).get("visibility_timeout")
+        again = DELIVERS_AGAIN.get(name.lower()) if given is None else float(given)
+    except Exception:  # noqa: BLE001  a transport's own
+        name, again = "its broker", None
+    return replace(facts, broker=name, delivers_again=again)
+
+
+def _add_stores(app: Any, facts: Facts, redact: _Redact) -> Facts:
+    try:
+        used = stores_of_locks(app, [task.lock for task in facts.tasks if task.lock is not None])
+        min_replicas = AppOptions.read(app.conf).redis_min_replicas
+    except ConfigurationError as exc:
+        return replace(facts, wrong_settings=tuple(dict.fromkeys((*facts.wrong_settings, redact(exc)))))
+    stores = tuple(replace(_store_facts(app, each, redact), min_replicas=min_replicas) for each in used)
+    facts = replace(facts, stores=stores, home=home_of(app))
+    if stores[0].trouble is not None:  # the first is that of the beats
+        return facts
+    home = used[0].store
+    try:
+        schedulers = announced_schedulers(app, home)
+        facts = replace(facts, beats=_named_beats(app, home, schedulers))
+        members, newest = _members(app, home)
+        facts = replace(facts, members=tuple(members), newest=newest)
+        return replace(facts, plain_redbeat=plain_redbeat(app, schedulers))
+    except (StoreUnavailable, ConfigurationError) as exc:
+        return replace(facts, beats_trouble=redact(exc))
+
+
+def _store_facts(app: Any, used: UsedStore, redact: _Redact) -> StoreFacts:
+    store = used.store
+    facts = _connection_facts(used)
+    try:
+        if isinstance(store, RedisStore):
+            return replace(facts, servers=tuple(store.facts(name_of(app))))
+        store.locks(limit=1)
+    except (StoreUnavailable, ConfigurationError) as exc:
+        refuses = store.driver == "redis" and isinstance(exc, StoreRefused)
+        return replace(facts, trouble=redact(exc), refuses=refuses)
+    except Exception as exc:  # noqa: BLE001  a client's own, of arguments that it does not take
+        return replace(facts, trouble=redact(f"{type(exc).__name__}: {exc}"))
+    return facts
+
+
+def _connection_facts(used: UsedStore) -> StoreFacts:
+    arguments = used.arguments or {}
+    url = str(arguments.get("url", ""))
+    scheme, place = url.partition("://")[0], place_of({"url": url}).partition("://")[2]
+    local = scheme in ("", "unix") or not place or place.startswith(":") or is_loopback(place)
+    encrypted = scheme == "rediss" or bool(arguments.get("ssl"))
+    requires = arguments.get("ssl_cert_reqs", "".join(re.findall(r"ssl_cert_reqs=(\w*)", url)))
+    required = str(getattr(requires, "name", requires)).lower().removeprefix("cert_")  # ssl.CERT_NONE, or a word
+    credentials = (arguments.get(name) for name in ("password", "credential_provider", "ssl_certfile"))
+    return StoreFacts(
+        name=used.name,
+        driver=used.store.driver,
+        patience=used.patience,
+        remote=not local,
+        encrypted=encrypted,
+        verified=not encrypted or required not in ("none", "optional"),
+        password=bool(passwords_in(url)) or any(credentials),
+    )
+
+
+def _named_beats(app: Any, store: Store, schedulers: list[str]) -> Beats:
+    """Return the beats, and what they list by the names that users know."""
+    beats = store.beats(name_of(app))
+    names = names_of(app, {key for beat in beats.replicas for key in beat.entries}, schedulers)
+    renamed = [replace(beat, entries=frozenset(names[key] for key in beat.entries)) for beat in beats.replicas]
+    return replace(beats, replicas=renamed)
+
+
+def _members(app: Any, store: Store) -> tuple[list[MemberFacts], dict[str, str]]:
+    """Return who has announced itself, and the newest definition of each entry of which there are several."""
+    name = name_of(app)
+    announced = store.announced(name, "member")
+    groups = groups_of(store, name, announced)
+    definitions = {beat: group.definitions for group in groups.values() for beat in group.beats}
+    locks = {each.name: fields_of(each) for each in store.announced(name, "tasks")}
+    members = []
+    for each in announced:
+        fields = fields_of(each)
+        members.append(
+            MemberFacts(
+                name=each.name,
+                kind=str(fields.get("kind")),
+                silent_for=each.silent_for,
+                home=str(fields.get("home")),
+                locks=locks.get(str(fields.get("tasks")), {}),
+                definitions=definitions.get(each.name, {}),
+            )
+        )
+    several = {
+        (key, one.definitions[key])
+        for one, other in permutations(groups.values(), 2)
+        for key in differing(one.definitions, other.definitions)
+    }
+    first = definitions_of(store, name, [named(*pair) for pair in several]) if several else {}
+    newest = dict(sorted(several, key=lambda pair: (first.get(named(*pair), 0.0), pair[1])))
+    return [*members, *_elsewhere(app, {each.name for each in announced})], newest
+
+
+def _elsewhere(app: Any, known: AbstractSet[str]) -> list[MemberFacts]:
+    """Return who shares the work of this app without being heard of in its store, as far as there is a place to look."""
+    store, work = meeting_store_of(app), work_of(app)
+    if store is None:
+        return []
+    try:
+        announced = {each.name: fields_of(each) for each in store.announced(name_of(app), "home")}
+    except StoreUnavailable:
+        return []
+    finally:
+        store.close()
+    return [
+        MemberFacts(name=name, kind=str(fields.get("kind")), home=str(fields.get("home")), elsewhere=True)
+        for name, fields in announced.items()
+        if name not in known and work and fields.get("work") == work
+    ]

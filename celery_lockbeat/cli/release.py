@@ -1,0 +1,37 @@
+"""``celery lockbeat release``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import click
+
+from celery_lockbeat.cli.output import command, print_json
+from celery_lockbeat.cli.stores import stores_in_use
+
+__all__ = ["release"]
+
+
+@command
+@click.argument("key")
+def release(ctx: click.Context, key: str, as_json: bool) -> None:
+    """Free the lock KEY, whoever holds it.
+
+    A run that is still going on under it goes on until it ends or is told, at its next renewal, that its lock is lost;
+    until then another may run beside it.
+    """
+    freed = [
+        {"store": used.name, **asdict(lock)}
+        for used in stores_in_use(ctx.obj.app)
+        for lock in used.store.locks(key)
+        # of that holder only: it may be another's by now
+        if used.store.free(key, holder=lock.holder)
+    ]
+    if as_json:
+        print_json(freed)
+    else:
+        for lock in freed:
+            ctx.obj.echo(f"{key!r} is free; it was held by {lock['description']} for {lock['remaining']:.1f} s more")
+    if not freed:
+        ctx.obj.error(f"{key!r} is not held")
+        ctx.exit(1)
