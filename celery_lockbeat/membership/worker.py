@@ -19,7 +19,7 @@ from celery_lockbeat.membership.identity import home_store_of
 from celery_lockbeat.membership.members import HEARD_EVERY, Member
 from celery_lockbeat.membership.startup import say_what_is_set
 
-__all__: list[str] = []
+__all__ = ["Membership"]
 
 logger: Final = logging.getLogger("celery_lockbeat")
 
@@ -34,8 +34,8 @@ def _say_what_is_set(instance: Any, **_: Any) -> None:
         raise SystemExit(str(exc)) from exc
 
 
-class _Worker:
-    """What this process does about its health while it is a worker."""
+class Membership:
+    """What this process does about its health while it is a worker; the thread starts at once, and stops at :meth:`end`."""
 
     def __init__(self, app: Any, node: str) -> None:
         self._app = app
@@ -75,6 +75,7 @@ class _Worker:
             logger.debug("a worker cannot be announced: %s", exc)
 
     def end(self) -> None:
+        """Be a member no more. In a child of the worker that made it, nothing is withdrawn."""
         self._ends.set()
         if os.getpid() != self._pid:
             return
@@ -85,14 +86,14 @@ class _Worker:
             logger.debug("a worker leaves without a word: %s", exc)
 
 
-_worker: _Worker | None = None
+_worker: Membership | None = None
 
 
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]
 def _join(sender: Any, **_: Any) -> None:
     global _worker  # noqa: PLW0603  the one that this process is
     _leave()
-    _worker = _Worker(sender.app, str(getattr(sender, "hostname", "")))
+    _worker = Membership(sender.app, str(getattr(sender, "hostname", "")))
 
 
 @signals.worker_shutdown.connect  # type: ignore[untyped-decorator]
