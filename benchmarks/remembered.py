@@ -59,7 +59,7 @@ def measure(runs: int = RUNS) -> Remembered:
 
 def finish(store: RedisStore, key: str, task_id: str) -> None:
     nonce = urlsafe_b64encode(os.urandom(12)).decode()
-    lease = store.acquire(
+    lease = store.locks.acquire(
         key,
         holder=os.urandom(16).hex(),
         ttl=30,
@@ -67,7 +67,9 @@ def finish(store: RedisStore, key: str, task_id: str) -> None:
         whole=f"{task_id}::0~{nonce}",
         description=f"celery@worker-1 pid 1234 app.tasks.report[{task_id}]",
     )
-    assert store.release(lease, remember_for=10 * LockOptions.__dataclass_fields__["dedupe_ttl"].default, whole=True)
+    assert store.locks.release(
+        lease, remember_for=10 * LockOptions.__dataclass_fields__["dedupe_ttl"].default, whole=True
+    )
 
 
 def main() -> None:

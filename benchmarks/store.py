@@ -53,8 +53,8 @@ def measure(rounds: int = ROUNDS) -> Pairs:
         runs = count()
 
         def lockbeat() -> None:
-            store.release(
-                store.acquire(
+            store.locks.release(
+                store.locks.acquire(
                     "ours", holder=f"h{next(runs)}", ttl=30, run=f"r{next(runs)}", description="w@host pid 1 task[id]"
                 ),
                 remember_for=60,

@@ -57,7 +57,7 @@ class OwnStore:
 
     def locks(self) -> list[LiveLock]:
         """Tell the locks that are held now; those of all connections, in no order."""
-        return [lock for store in list(self._stores.values()) for lock in store.locks()]
+        return [lock for store in list(self._stores.values()) for lock in store.locks.held()]
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[Clock]:

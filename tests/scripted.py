@@ -8,7 +8,7 @@ from typing import Any
 
 from celery_lockbeat.exceptions import StoreUnavailable
 from celery_lockbeat.locks.renewal import Renewer
-from celery_lockbeat.stores.base import Finished, Held, Lease, Store
+from celery_lockbeat.stores.base import Finished, Held, Lease, LockStore, Store
 
 DOWN = StoreUnavailable("down")
 
@@ -44,9 +44,9 @@ class Time:
         self.notified += 1
 
 
-class ScriptedStore(Store):
+class ScriptedStore(Store, LockStore):
     """Answers each call with the next of its script, and with True or a lease beyond it. An exception is raised, and a float
-    is the seconds that this answer takes."""
+    is the seconds that this answer takes. It has locks only."""
 
     driver = "scripted"
 
@@ -59,6 +59,10 @@ class ScriptedStore(Store):
         self.releases: list[dict[str, float]] = []
         self.freed: list[tuple[float, str, str]] = []
         self.tokens = 0
+
+    @property
+    def locks(self) -> LockStore:
+        return self
 
     def _next(self) -> Any:
         answer = self._script.pop(0) if self._script else True
@@ -99,6 +103,9 @@ class ScriptedStore(Store):
         self.freed.append((round(self._time.now, 3), key, holder))
         return bool(self._next())
 
+    def held(self, key: str | None = None, *, limit: int = 0) -> list[Any]:
+        raise NotImplementedError
+
     def close(self) -> None:
         pass
 
@@ -117,7 +124,3 @@ def renewer(store: Store, time: Time) -> tuple[Renewer, Callable[[float], None]]
                 pass
 
     return made, run_until
-
-
-# What only beats and parents ask of a store is not asked for here.
-ScriptedStore.__abstractmethods__ = frozenset()

@@ -236,10 +236,13 @@ class Weak:
         self.store = store
         self.fails: Callable[[str], str | None] = lambda _name: None
         self.calls: Counter[str] = Counter()
+        self.locks, self.beats = WeakPart(self, "locks"), WeakPart(self, "beats")
+        self.announcements = WeakPart(self, "announcements")
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self.store, name)
+        return self.guarded(name, getattr(self.store, name))
 
+    def guarded(self, name: str, method: Any) -> Any:
         def call(*args: Any, **options: Any) -> Any:
             self.calls[name] += 1
             how = self.fails(name)
@@ -251,6 +254,16 @@ class Weak:
             return answer
 
         return call
+
+
+class WeakPart:
+    """A part of it."""
+
+    def __init__(self, weak: Weak, part: str) -> None:
+        self._weak, self._part = weak, part
+
+    def __getattr__(self, name: str) -> Any:
+        return self._weak.guarded(name, getattr(getattr(self._weak.store, self._part), name))
 
 
 class Simulation:

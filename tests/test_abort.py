@@ -25,7 +25,7 @@ untraced = pytest.mark.no_cover
 def lose() -> None:
     """Take the lock of this body away: its renewer will find out."""
     lock = current_lock()
-    assert lock._store.release(lock.lease)
+    assert lock._store.locks.release(lock.lease)
 
 
 def socket_receives() -> None:

@@ -109,7 +109,9 @@ def test_a_tick_that_a_dead_beat_has_left_is_not_taken_over_with_an_older_defini
     store = simulation.store.store
     for run in range(1, 4):
         due = world.now().isoformat()
-        store.claim("simulated", "dead", [Claim(f"left-{run}", "e", EntryState(run, due), {"due": due})], ttl=0.001)
+        store.beats.claim(
+            "simulated", "dead", [Claim(f"left-{run}", "e", EntryState(run, due), {"due": due})], ttl=0.001
+        )
         world.run(old, seconds=2)
         assert len(simulation.messages) == run - 1, "it is left to the other, who is slow, but there"
         world.run(old, new, seconds=10)
@@ -117,7 +119,7 @@ def test_a_tick_that_a_dead_beat_has_left_is_not_taken_over_with_an_older_defini
         (f"left-{run}", ["new"]) for run in range(1, 4)
     ]
     new.close()
-    store.claim("simulated", "dead", [Claim("last", "e", EntryState(4, due), {"due": due})], ttl=0.001)
+    store.beats.claim("simulated", "dead", [Claim("last", "e", EntryState(4, due), {"due": due})], ttl=0.001)
     world.run(old, seconds=10)
     assert (simulation.messages[-1].id, simulation.messages[-1].args) == ("last", ["old"])
 
@@ -145,8 +147,8 @@ def test_a_store_that_forgets_everything_leaves_no_entry_to_nobody(simulation):
     world.run(old, new, seconds=2 * MINUTE)
     store = simulation.store.store
     for kind in ("member", "entries", "definition"):
-        names = [each.name for each in store.announced("simulated", kind)]
-        store.announce("simulated", kind, dict.fromkeys(names, ""), ttl=0)
+        names = [each.name for each in store.announcements.announced("simulated", kind)]
+        store.announcements.announce("simulated", kind, dict.fromkeys(names, ""), ttl=0)
     world.run(old, new, seconds=4 * MINUTE)
     assert_each_second(simulation, "e", world.elapsed - MINUTE, world.elapsed)
 
@@ -184,8 +186,8 @@ def test_ten_thousand_entries_are_announced_in_parts_and_their_agreement_costs_t
     world.run(*beats, seconds=MINUTE)
     calls = simulation.store.calls
     store, sizes = simulation.store.store, []
-    announce = store.announce
-    store.announce = lambda app, kind, told, ttl: (
+    announce = store.announcements.announce
+    store.announcements.announce = lambda app, kind, told, ttl: (
         sizes.append(sum(map(len, told.values()))) or announce(app, kind, told, ttl=ttl)
     )
     before = calls["announce"] + calls["announced"]

@@ -14,7 +14,6 @@ from servers import wait_until
 from celery_lockbeat import Lock, LockedTask, LockNotAcquired, StoreUnavailable
 from celery_lockbeat.locks import children as lifecycle
 from celery_lockbeat.stores import stores_of
-from celery_lockbeat.stores.redis.store import RedisStore
 
 PATIENCE = {"lockbeat_redis_options": {"socket_timeout": 0.2, "socket_connect_timeout": 0.2}}
 
@@ -153,9 +152,10 @@ def test_an_exception_from_outside_during_the_acquire_leaves_no_lock_behind(app,
 
 def test_a_store_that_hangs_in_a_renewal_does_not_delay_the_news_of_the_loss(make_app, proxy, monkeypatch):
     app = make_app(lockbeat_redis_url=proxy.url, lockbeat_driver="redis")
-    extend, told = RedisStore.extend, []
+    locks = type(stores_of(app).choose("redis", "default")[0].locks)
+    extend, told = locks.extend, []
     # as if it did not keep to the time that an attempt has
-    monkeypatch.setattr(RedisStore, "extend", lambda store, leases, **_: extend(store, leases))
+    monkeypatch.setattr(locks, "extend", lambda self, leases, **_: extend(self, leases))
 
     def receiver(event, **_):
         told.append((event, time.monotonic()))
@@ -178,7 +178,7 @@ def test_a_renewal_whose_answer_was_lost_keeps_the_key_of_a_lost_lock_from_nobod
     with Lock("k", app=app, ttl=1, auto_extend=False, on_lost="warn") as lock:
         proxy.black_hole()
         # as a server would that hung and then carried out what it had been sent
-        assert stores_of(direct).choose("redis", "default")[0].extend([(lock.lease, 300)]) == [True]
+        assert stores_of(direct).choose("redis", "default")[0].locks.extend([(lock.lease, 300)]) == [True]
         wait_until(lambda: lock.lost, 4)
     proxy.restore()
     wait_until(lambda: is_free(direct, "k"), 10)

@@ -273,9 +273,9 @@ def test_the_beats_are_those_of_the_apps_own_name(server, tmp_path):
     from celery_lockbeat.stores import stores_of
 
     store, _ = stores_of(app).choose("auto", "default")
-    store.join("shop", "a")
-    store.list_entries("shop", "a", [("x", EntryState(0, "t"))], complete=True)
-    store.join("blog", "b")
+    store.beats.join("shop", "a")
+    store.beats.list_entries("shop", "a", [("x", EntryState(0, "t"))], complete=True)
+    store.beats.join("blog", "b")
     (beat,) = gather(app).beats.replicas
     assert (beat.name, beat.entries) == ("a", {"x"})
 

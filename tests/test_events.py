@@ -81,7 +81,7 @@ def names(caplog) -> list[str]:
 
 def lose(lock) -> None:
     """Take a lock away under its holder, and wait until that is known."""
-    lock._store.release(lock.lease)
+    lock._store.locks.release(lock.lease)
     deadline = time.monotonic() + 20
     while not lock.lost and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -177,8 +177,8 @@ def test_the_duration_is_the_bodys_own_and_what_the_lock_cost_is_told_beside_it(
 
         return asked
 
-    monkeypatch.setattr(store, "acquire", slowly(store.acquire, 0.6))
-    monkeypatch.setattr(store, "release", slowly(store.release, 1.2))
+    monkeypatch.setattr(store.locks, "acquire", slowly(store.locks.acquire, 0.6))
+    monkeypatch.setattr(store.locks, "release", slowly(store.locks.release, 1.2))
 
     @app.task(base=LockedTask)
     def body():

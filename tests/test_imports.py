@@ -38,7 +38,6 @@ ROOMS = [
 #: What points up all the same, and why.
 UPWARD = {
     ("stores", "contrib.django.store"): "a driver like the others, imported when a user asks for it",
-    ("stores", "locks.renewal"): "until issue 16 is done",
     ("stores.redis.store", "tasks.copies"): "until issue 16 is done",
 }
 

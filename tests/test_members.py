@@ -120,19 +120,19 @@ def nothing():
 def test_who_shares_a_broker_meets_in_its_redis_whatever_store_and_prefix_each_has(server, tmp_path):
     one = made(server.url, tmp_path, lockbeat_driver="memory")
     other = made(server.url, tmp_path, lockbeat_key_prefix="shop:")
-    meeting_store_of(one).announce("shop", "home", {"a": "1"}, ttl=60)
-    assert [each.name for each in meeting_store_of(other).announced("shop", "home")] == ["a"]
+    meeting_store_of(one).announcements.announce("shop", "home", {"a": "1"}, ttl=60)
+    assert [each.name for each in meeting_store_of(other).announcements.announced("shop", "home")] == ["a"]
     assert work_of(one) == work_of(other)
     assert work_of(made(server.url, tmp_path, task_default_queue="staging")) != work_of(one)
     assert work_of(made("redis://elsewhere/0", tmp_path)) != work_of(one)
     assert meeting_store_of(made("memory://", tmp_path)) is None
     own = meeting_store_of(made("memory://", tmp_path, lockbeat_redis_url=server.url, lockbeat_key_prefix="x:"))
-    assert [each.name for each in own.announced("shop", "home")] == ["a"]
+    assert [each.name for each in own.announcements.announced("shop", "home")] == ["a"]
 
 
 def test_what_is_announced_to_those_with_other_settings_begins_as_all_that_celery_has_there_must(server, tmp_path):
     app = made(server.url, tmp_path, broker_transport_options={"global_keyprefix": "shop-"}, lockbeat_key_prefix="x:")
-    meeting_store_of(app).announce("shop", "home", {"a": "1"}, ttl=60)
+    meeting_store_of(app).announcements.announce("shop", "home", {"a": "1"}, ttl=60)
     with server.client() as client:
         keys = client.keys()
         assert len(keys) == 2

@@ -115,8 +115,8 @@ def test_a_log_handler_that_takes_longer_than_the_ttl_costs_no_lock_of_the_proce
 
 
 def test_what_a_renewing_thread_logs_costs_nobody_a_lock(app, monkeypatch):
-    store = stores_of(app).choose(app.conf.lockbeat_driver, "default")[0]
-    extend, failed = type(store).extend, []
+    locks = stores_of(app).choose(app.conf.lockbeat_driver, "default")[0].locks
+    extend, failed = type(locks).extend, []
 
     def fail_once(*args, **kwargs):
         if not failed:
@@ -124,7 +124,7 @@ def test_what_a_renewing_thread_logs_costs_nobody_a_lock(app, monkeypatch):
             raise ZeroDivisionError("once")
         return extend(*args, **kwargs)
 
-    monkeypatch.setattr(type(store), "extend", fail_once)
+    monkeypatch.setattr(type(locks), "extend", fail_once)
     with slow_handler("celery_lockbeat") as handler, Lock("k", app=app, ttl=TTL, logging=False) as lock:
         handler.block()
         assert handler.called.wait(5)

@@ -68,8 +68,8 @@ assert symbol_by_name("celery_lockbeat:LockedScheduler") is celery_lockbeat.Lock
 (entry,) = [e for e in entry_points(group="celery.beat_schedulers") if e.name == "lockbeat" and sys.argv[1] in str(e.dist._path)]
 assert entry.load() is celery_lockbeat.LockedScheduler
 store = RedisStore(sys.argv[2])
-lease = store.acquire("key", holder="a", ttl=30)
-assert store.extend([(lease, 30)]) == [True] and store.release(lease)
+lease = store.locks.acquire("key", holder="a", ttl=30)
+assert store.locks.extend([(lease, 30)]) == [True] and store.locks.release(lease)
 """
 
 

@@ -294,14 +294,14 @@ def left_behind(simulation, app, entries, claim_ttl=5.0):
     """Let a beat that dies between claim and publish leave a claim of each entry."""
     name = app.main
     store = simulation.store.store
-    store.join(name, "dead")
-    store.list_entries(name, "dead", [(entry, EntryState(0, "t")) for entry in entries], complete=True)
+    store.beats.join(name, "dead")
+    store.beats.list_entries(name, "dead", [(entry, EntryState(0, "t")) for entry in entries], complete=True)
     for start in range(0, len(entries), 100):
         claims = [
             Claim(f"id of {entry}", entry, EntryState(1, simulation.world.now().isoformat()), {"due": entry})
             for entry in entries[start : start + 100]
         ]
-        store.claim(name, "dead", claims, ttl=claim_ttl)
+        store.beats.claim(name, "dead", claims, ttl=claim_ttl)
 
 
 def test_a_claim_that_only_the_other_release_knows_is_left_to_it(simulation):

@@ -210,7 +210,7 @@ def test_a_replica_that_was_frozen_for_longer_than_its_claims_last_publishes_non
     if moment != "before":
         before_publish(freeze)
     else:
-        claim = simulation.store.store.claim
+        claim = simulation.store.store.beats.claim
 
         def claim_and_freeze(*args, **options):
             answer = claim(*args, **options)
@@ -218,7 +218,7 @@ def test_a_replica_that_was_frozen_for_longer_than_its_claims_last_publishes_non
                 freeze()
             return answer
 
-        simulation.store.claim = claim_and_freeze
+        simulation.store.beats.claim = claim_and_freeze
     other.wakes = 60.2
     simulation.world.run(frozen, seconds=31)
     simulation.world.run(frozen, other, seconds=20)
@@ -380,13 +380,13 @@ def test_a_tick_whose_claims_answer_was_lost_keeps_its_task_id(simulation):
     beat = simulation.beat({"e": every(10)})
     simulation.world.run(beat, seconds=5)
     claimed = []
-    claim = simulation.store.store.claim
+    claim = simulation.store.store.beats.claim
 
     def lose_the_answer(app, replica, claims, **options):
         claimed.extend(each.task_id for each in claims)
         return claim(app, replica, claims, **options)
 
-    simulation.store.store.claim = lose_the_answer
+    simulation.store.store.beats.claim = lose_the_answer
     simulation.store.fails = lambda name: "after" if name == "claim" else None
     simulation.world.run(beat, seconds=7)
     simulation.store.fails = lambda _name: None
@@ -477,7 +477,7 @@ def test_an_entry_that_cannot_be_sent_piles_up_no_more_claims_than_the_backlog(s
     beat = simulation.beat({"bad": every(1, "bad")}, lockbeat_claim_ttl=600)
     beat.scheduler._publish = lambda _ticks: None
     simulation.world.run(beat, seconds=60)
-    answer = simulation.store.store.claim(beat.app.main, "another", [], ttl=5)
+    answer = simulation.store.store.beats.claim(beat.app.main, "another", [], ttl=5)
     assert len(beat.scheduler._unsent) == BACKLOG
     assert answer.next_overdue is not None
     assert beat.ticks < 60 * 3
@@ -526,5 +526,5 @@ def test_whatever_happens_each_tick_is_published_under_one_id_and_none_is_lost(s
     elapsed = world.elapsed
     assert len([1 for name, _ in ids if name == "every 7"]) > elapsed / 7 * 0.6
     assert not any(beat.scheduler._unsent or beat.scheduler._giving_up for beat in beats)
-    answer = simulation.store.store.claim("simulated", "another", [], ttl=5)
+    answer = simulation.store.store.beats.claim("simulated", "another", [], ttl=5)
     assert answer.overdue == []

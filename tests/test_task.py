@@ -514,7 +514,7 @@ def test_a_lost_lock_reads_in_order_and_is_no_success_unless_asked(app, events, 
         lock = current_lock()
         assert not lock.lost
         # the admin's way to take a lock away: its lease is released under its holder
-        lock._store.release(lock.lease)
+        lock._store.locks.release(lock.lease)
         deadline = time.monotonic() + 20
         while not lock.lost and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -537,7 +537,7 @@ def test_a_loss_is_told_before_the_end_of_the_run_however_slow_an_observer_is(ap
     @app.task(base=LockedTask, lock_ttl=0.5)
     def body():
         lock = current_lock()
-        lock._store.release(lock.lease)
+        lock._store.locks.release(lock.lease)
         deadline = time.monotonic() + 20
         while not lock.lost and time.monotonic() < deadline:
             time.sleep(0.001)
@@ -690,10 +690,10 @@ def test_a_task_id_that_is_the_beginning_of_anothers_is_not_taken_for_its_next_t
         raise AssertionError
 
     store = stores_of(app).choose(driver, "default")[0]
-    lease = store.acquire("k", holder="theirs", ttl=30, run=theirs)
+    lease = store.locks.acquire("k", holder="theirs", ttl=30, run=theirs)
     with pytest.raises(LockNotAcquired):
         run_of(body, "job")
-    store.release(lease)
+    store.locks.release(lease)
 
 
 @pytest.mark.parametrize("strange", ["text", ["a", "list"], 7])

@@ -193,14 +193,14 @@ def test_a_block_that_an_observer_keeps_from_being_entered_frees_its_key(app):
 
 def test_a_store_that_is_no_longer_as_configured_changes_no_outcome_at_the_release(app, monkeypatch, caplog):
     kept = Lock("k", app=app, ttl=300)
-    store = kept._store
+    locks = kept._store.locks
 
     def refuse(*_, **__):
         monkeypatch.undo()
         raise ConfigurationError("the directory is another's now")
 
     with kept:
-        monkeypatch.setattr(type(store), "release", refuse)
+        monkeypatch.setattr(type(locks), "release", refuse)
     assert "the directory is another's now" in caplog.text
     wait_until(lambda: is_free(app), 5)
 

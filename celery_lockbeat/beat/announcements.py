@@ -137,14 +137,14 @@ def groups_of(
         if told.get("kind") == "beat" and member.silent_for < ALIVE and told.get("entries"):
             beats[str(told["entries"])].append(member.name)
     missing = [digest for digest in beats if digest not in known]
-    for each in store.announced(app, "entries", missing) if missing else ():
+    for each in store.announcements.announced(app, "entries", missing) if missing else ():
         known[each.name] = fields_of(each)
     return {digest: Group(known[digest], sorted(names)) for digest, names in beats.items() if digest in known}
 
 
 def definitions_of(store: Store, app: str, names: Iterable[str]) -> dict[str, float]:
     """Tell when each of these, made by :func:`named`, was announced first. Raises StoreUnavailable."""
-    return {each.name: each.first for each in store.announced(app, "definition", sorted(names))}
+    return {each.name: each.first for each in store.announcements.announced(app, "definition", sorted(names))}
 
 
 def named(key: str, digest: str) -> str:
@@ -283,7 +283,7 @@ class Announcements:
         if self._unannounced:
             # before they are told as a whole, so that whoever compares them finds out when
             some = self._unannounced[:ANNOUNCED_AT_ONCE]
-            store.announce(self._name, "definition", dict.fromkeys(some, ""), ttl=STATE_MEMORY)
+            store.announcements.announce(self._name, "definition", dict.fromkeys(some, ""), ttl=STATE_MEMORY)
             del self._unannounced[: len(some)]
             if self._unannounced:
                 self.unfinished = True
@@ -291,7 +291,7 @@ class Announcements:
         if not self._digest:
             text = json.dumps(self._definitions, sort_keys=True, separators=(",", ":"))
             digest = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()[:16]
-            store.announce(self._name, "entries", {digest: text}, ttl=KEPT)
+            store.announcements.announce(self._name, "entries", {digest: text}, ttl=KEPT)
             self._digest = digest
         self._member.more["entries"] = self._digest
         self._member.announce(store)
@@ -301,7 +301,7 @@ class Announcements:
 
     def _compare(self, store: Store) -> list[str]:
         """Find the entries that others define otherwise, and whose definition is the newest."""
-        members = store.announced(self._name, "member")
+        members = store.announcements.announced(self._name, "member")
         self._notice_who_is_gone(members)
         groups = groups_of(store, self._name, members, self._known)
         self._known = {digest: group.definitions for digest, group in groups.items()}

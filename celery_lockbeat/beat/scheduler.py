@@ -306,7 +306,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         store.check()
         asked = self._clock()
         earlier = None if self._joined is None else self._joined.cold_start
-        joined = store.join(self._name, replica, cold_start=earlier)
+        joined = store.beats.join(self._name, replica, cold_start=earlier)
         self._notice_skew(joined.server_time, asked)
         self._joined = joined
         self._cold_start = self._clock() - (joined.server_time - joined.cold_start)
@@ -394,7 +394,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         if not (items or self._removed or keep):
             return
         complete = len(items) == len(self._unlisted)
-        states = store.list_entries(
+        states = store.beats.list_entries(
             self._name,
             self._replica,
             [(item.key, self._state_of(item.entry)) for item in items],
@@ -545,7 +545,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         return [*self._take_over(store, answer, limit), *ticks]
 
     def _ask(self, store: Store, claims: list[Claim]) -> Claims:
-        answer = store.claim(self._name, self._replica, claims, ttl=self._options.claim_ttl, skip=self._skip)
+        answer = store.beats.claim(self._name, self._replica, claims, ttl=self._options.claim_ttl, skip=self._skip)
         # soon enough to see each claim before it is overdue, and to count as alive
         until = min(self._options.claim_ttl, ALIVE) / 4
         if answer.next_overdue is not None:
@@ -608,7 +608,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         ids = [each.task_id for each, _ in known]
         self._asked.update(ids)
         try:
-            taken = store.take_over(self._name, self._replica, ids, ttl=self._options.claim_ttl)
+            taken = store.beats.take_over(self._name, self._replica, ids, ttl=self._options.claim_ttl)
         except StoreUnavailable as exc:
             # those that we have claimed are to be published all the same
             self._not_taken_over = exc
@@ -826,7 +826,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         sent, giving_up = list(self._sent), list(self._giving_up)
         if sent:
             self.record_runs([key for _, key in sent])
-        settled = store.settle(self._name, self._replica, sent, handed_over=giving_up)
+        settled = store.beats.settle(self._name, self._replica, sent, handed_over=giving_up)
         del self._sent[: len(sent)], self._giving_up[: len(giving_up)]
         for (task_id, key), ours in zip(sent, settled, strict=True):
             if not ours:
@@ -849,7 +849,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             self._asked.clear()
             try:
                 self._settle(self._store)
-                self._store.leave(self._name, self._replica)
+                self._store.beats.leave(self._name, self._replica)
                 self._announcements.end(self._store)
             except StoreUnavailable as exc:
                 logger.warning("beat leaves without a word, for the store does not answer: %s", exc)

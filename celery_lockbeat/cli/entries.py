@@ -57,7 +57,7 @@ class NamedEntry(NamedTuple):
 
 def named_entries(app: Any, store: Store) -> list[NamedEntry]:
     """Return the entries that a store knows, by their names. Raises StoreUnavailable."""
-    beats = store.beats(name_of(app))
+    beats = store.beats.status(name_of(app))
     names = names_of(app, [entry.name for entry in beats.entries], announced_schedulers(app, store))
     named = [NamedEntry(names[entry.name], entry, _listing(beats, entry.name)) for entry in beats.entries]
     return sorted(named, key=lambda each: (each.name, each.entry.name))

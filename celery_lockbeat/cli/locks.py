@@ -17,7 +17,7 @@ __all__ = ["locks"]
 @click.option("--limit", default=LISTED_AT_MOST, show_default=True, help="At most so many of each store.")
 def locks(ctx: click.Context, limit: int, as_json: bool) -> None:
     """Show the locks that are held."""
-    held = [(used.name, lock) for used in stores_in_use(ctx.obj.app) for lock in used.store.locks(limit=limit)]
+    held = [(used.name, lock) for used in stores_in_use(ctx.obj.app) for lock in used.store.locks.held(limit=limit)]
     held.sort(key=lambda each: each[1].key)
     if as_json:
         print_json([{"store": name, **asdict(lock), "held_since": lock.held_since.isoformat()} for name, lock in held])

@@ -23,9 +23,9 @@ def release(ctx: click.Context, key: str, as_json: bool) -> None:
     freed = [
         {"store": used.name, **asdict(lock)}
         for used in stores_in_use(ctx.obj.app)
-        for lock in used.store.locks(key)
+        for lock in used.store.locks.held(key)
         # of that holder only: it may be another's by now
-        if used.store.free(key, holder=lock.holder)
+        if used.store.locks.free(key, holder=lock.holder)
     ]
     if as_json:
         print_json(freed)

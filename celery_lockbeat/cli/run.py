@@ -61,12 +61,12 @@ def _claim_for_the_beats(store: Store, app: Any, entry: StoredEntry) -> Claim:
     while True:
         due = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
         claim = Claim(uuid(), entry.name, replace(state, total_run_count=state.total_run_count + 1), {"due": due})
-        (refusal,) = store.claim(name_of(app), replica, [claim], ttl=AppOptions.read(app.conf).claim_ttl).refusals
+        (refusal,) = store.beats.claim(name_of(app), replica, [claim], ttl=AppOptions.read(app.conf).claim_ttl).refusals
         if refusal is None:
             break
         if refusal.total_run_count <= state.total_run_count:
             raise click.ClickException(f"too many ticks of {entry.name!r} wait to be published")
         state = refusal  # a beat was faster
     with contextlib.suppress(StoreUnavailable):  # then it is overdue when its ttl is over
-        store.settle(name_of(app), replica, [], handed_over=[claim.task_id])
+        store.beats.settle(name_of(app), replica, [], handed_over=[claim.task_id])
     return claim

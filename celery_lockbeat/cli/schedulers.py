@@ -35,7 +35,7 @@ class Entries:
 
 def announced_schedulers(app: Any, store: Store) -> list[str]:
     """Return the names of the scheduler classes that beats have announced. Raises StoreUnavailable."""
-    members = map(fields_of, store.announced(name_of(app), "member"))
+    members = map(fields_of, store.announcements.announced(name_of(app), "member"))
     return sorted({str(fields["scheduler"]) for fields in members if "scheduler" in fields})
 
 

@@ -16,7 +16,7 @@ def status(ctx: click.Context, as_json: bool) -> None:
     """Show the beats that are running, and what waits to be published."""
     app = ctx.obj.app
     home = stores_in_use(app)[0]
-    beats = home.store.beats(name_of(app))
+    beats = home.store.beats.status(name_of(app))
     running = [beat for beat in beats.replicas if beat.silent_for < ALIVE]
     known, pending = len(beats.entries), sum(entry.pending for entry in beats.entries)
     if as_json:

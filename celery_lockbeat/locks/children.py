@@ -229,7 +229,7 @@ class _Parent:
         """Free it; whether there is nothing more to do."""
         try:
             store, _ = stores_of(self._app).choose(left.driver, left.connection)
-            freed = store.free(left.key, holder=left.holder)
+            freed = store.locks.free(left.key, holder=left.holder)
         except LockbeatError as exc:
             # the lease runs out by itself, if the store does not come back before
             left.at = monotonic() + LOOKS_EVERY

@@ -350,14 +350,14 @@ class Lock:
         remember_for = self._options.dedupe_ttl if finished else 0.0
         lease = self.lease
         try:
-            released = self._store.release(lease, hold_for=hold_for, remember_for=remember_for, whole=whole)
+            released = self._store.locks.release(lease, hold_for=hold_for, remember_for=remember_for, whole=whole)
         except (StoreUnavailable, ConfigurationError) as exc:
             # the latter: what was right when the lock was acquired is wrong now
             text = "lock %r ends by its ttl of %s s, unless the store comes back before, for its release failed: %s"
             logger.warning(text, self.key, written(self.ttl), exc)
             self._settle_later(
                 self._store,
-                lambda store: store.release(lease, hold_for=hold_for, remember_for=remember_for, whole=whole),
+                lambda store: store.locks.release(lease, hold_for=hold_for, remember_for=remember_for, whole=whole),
                 until=self._trusted_until,
             )
             return True
@@ -379,7 +379,7 @@ class Lock:
             renewer_of(store).discard(self)
         self._abandoned = True
         key, holder = self.key, self._story.execution_id
-        self._settle_later(store, lambda store: store.free(key, holder=holder), until=monotonic() + self.ttl)
+        self._settle_later(store, lambda store: store.locks.free(key, holder=holder), until=monotonic() + self.ttl)
 
     def _settle(self) -> None:
         """Nothing of ours is in the store any more."""
@@ -413,7 +413,7 @@ class Lock:
                 note(self._story.execution_id, self.key, self._store.driver, self._options.connection, self.ttl)
         for _ in range(LATE_ANSWERS):
             started = monotonic()
-            answer = self._store.acquire(
+            answer = self._store.locks.acquire(
                 self.key,
                 holder=self._story.execution_id,
                 ttl=self.ttl,

@@ -30,6 +30,7 @@ from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
 from celery_lockbeat.locks.children import orphaned
 from celery_lockbeat.observe.observers import renewing_thread
 from celery_lockbeat.options import RETRY_EVERY
+from celery_lockbeat.stores import on_close
 from celery_lockbeat.stores.base import Lease, Store
 
 __all__ = ["Renewer", "close_renewer_of", "renewer_of"]
@@ -262,7 +263,7 @@ class Renewer:
             watch.start()
         try:
             within = min(lock.attempt for lock, _, _ in batch)
-            answers = store.extend([(lease, ttl) for _, lease, ttl in batch], within=within)
+            answers = store.locks.extend([(lease, ttl) for _, lease, ttl in batch], within=within)
         except StoreUnavailable as exc:
             self._fail([lock for lock, _, _ in batch], started, exc)
             return
@@ -314,10 +315,13 @@ def renewer_of(store: Store) -> Renewer:
 
 
 def close_renewer_of(store: Store) -> None:
-    """The app of ``store`` is closed."""
+    """The app of ``store`` is closed: end as soon as nothing is held any more."""
     renewer = _renewers.get(store)
     if renewer is not None:
         renewer.close()
+
+
+on_close(close_renewer_of)
 
 
 def _forget_the_parents() -> None:

@@ -121,7 +121,7 @@ def health_of(app: Any, *, beat: bool, worker: bool, max_silence: float) -> Heal
 def _silent_for(app: Any, host: str) -> dict[str, float]:
     """Return for each kind of member that this host has the seconds since one was heard of."""
     silent: dict[str, float] = {}
-    for announcement in home_store_of(app).announced(str(app.main or ""), "member"):
+    for announcement in home_store_of(app).announcements.announced(str(app.main or ""), "member"):
         fields = fields_of(announcement)
         if fields.get("host") == host:
             kind = str(fields.get("kind"))
@@ -139,6 +139,6 @@ def _stores(app: Any) -> list[tuple[str, Store]]:
 
 def _take_and_release(store: Store, key: str) -> None:
     """Take a lock and give it back; that another probe has it shows as well that locks are granted. Raises StoreUnavailable."""
-    granted = store.acquire(key, holder=f"probe-{os.getpid()}-{os.urandom(4).hex()}", ttl=PROBES_FOR)
+    granted = store.locks.acquire(key, holder=f"probe-{os.getpid()}-{os.urandom(4).hex()}", ttl=PROBES_FOR)
     if isinstance(granted, Lease):
-        store.release(granted)
+        store.locks.release(granted)

@@ -94,14 +94,14 @@ class Member:
         now = self._clock()
         if self._kept_at is None or now - self._kept_at > KEPT_EVERY:
             tasks = {str(self._fields["tasks"]): json.dumps(self._tasks, separators=(",", ":"))}
-            store.announce(self._app_name, "tasks", tasks, ttl=KEPT)
+            store.announcements.announce(self._app_name, "tasks", tasks, ttl=KEPT)
             self._kept_at = now
         announced = {self.name: json.dumps({**self._fields, **self.more}, separators=(",", ":"))}
-        store.announce(self._app_name, "member", announced, ttl=REMEMBERED)
+        store.announcements.announce(self._app_name, "member", announced, ttl=REMEMBERED)
         if self._meeting is not None and (self._met_at is None or now - self._met_at > MET_EVERY):
             self._met_at = now
             try:
-                self._meeting.announce(self._app_name, "home", announced, ttl=MET)
+                self._meeting.announcements.announce(self._app_name, "home", announced, ttl=MET)
             except LockbeatError as exc:
                 # another server, or a user who may not write there: it is but for those with other settings
                 logger.debug("a %s cannot be announced to those with other settings: %s", self._fields["kind"], exc)
@@ -112,8 +112,8 @@ class Member:
 
     def withdraw(self, store: Store) -> None:
         """Be heard of no more: it has not died, it has ended. Raises StoreUnavailable."""
-        store.announce(self._app_name, "member", {self.name: "{}"}, ttl=0)
+        store.announcements.announce(self._app_name, "member", {self.name: "{}"}, ttl=0)
         if self._meeting is not None:
             with contextlib.suppress(LockbeatError):
-                self._meeting.announce(self._app_name, "home", {self.name: "{}"}, ttl=0)
+                self._meeting.announcements.announce(self._app_name, "home", {self.name: "{}"}, ttl=0)
             self._meeting.close()

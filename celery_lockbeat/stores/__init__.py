@@ -13,7 +13,7 @@ from celery_lockbeat.stores.base import Finished, Held, Lease, Store
 from celery_lockbeat.stores.redis.store import RedisStore
 from celery_lockbeat.stores.sqlite.store import MemoryStore
 
-__all__ = ["Finished", "Held", "Lease", "Store", "Stores", "open_store", "redirected", "stores_of"]
+__all__ = ["Finished", "Held", "Lease", "Store", "Stores", "on_close", "open_store", "redirected", "stores_of"]
 
 #: The one attribute that is hung on an app, beside its ``close``.
 _ATTRIBUTE: Final = "lockbeat_stores"
@@ -113,10 +113,17 @@ def stores_of(app: Any) -> Stores:
     return stores
 
 
-def _close(close: Callable[[], None], stores: Stores) -> None:
-    """Close an app, and end what was begun for it as soon as nothing is held any more."""
-    from celery_lockbeat.locks.renewal import close_renewer_of  # noqa: PLC0415  it stands on the stores
+#: What whoever begins something for a store wants to be called with it when its app is closed.
+_on_close: Final[list[Callable[[Store], object]]] = []
 
+
+def on_close(callback: Callable[[Store], object]) -> None:
+    """Call ``callback`` with each store of an app that is closed from now on. The store itself stays usable."""
+    _on_close.append(callback)
+
+
+def _close(close: Callable[[], None], stores: Stores) -> None:
     close()
     for store in stores.opened():
-        close_renewer_of(store)
+        for callback in _on_close:
+            callback(store)

@@ -1,6 +1,6 @@
-"""The contract of a store: the one place that knows who holds which key.
+"""What a store promises: a store of locks, one of the beats, and one of announcements, which share a client.
 
-Promises, of every store, each a test in ``tests/stores/test_contract.py``:
+Promises, each a test in ``tests/stores/test_contract.py`` and ``test_beat_contract.py``, on every store:
 
 - each operation is atomic, and at most one lease per key is live at any moment of the store's own clock;
 - tokens only grow per key: after expiry, after a release, and after the store has forgotten the key;
@@ -8,7 +8,7 @@ Promises, of every store, each a test in ``tests/stores/test_contract.py``:
 - every operation can be repeated after a lost answer and then gives the same answer;
 - of all beats that claim one tick one gets it, and a claim that is not settled can be taken over, under its own task id.
 
-Not promised: fairness, waiting, renewal (``renewal.py``), or anything about who is *alive*, but for the memory store.
+Not promised: fairness, waiting, renewal (``locks/renewal.py``), or who is *alive*, but by the memory store.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ __all__ = [
     "STATE_MEMORY",
     "TOKEN_MEMORY",
     "Announcement",
+    "AnnouncementStore",
+    "BeatStore",
     "Beats",
     "Claim",
     "Claims",
@@ -41,6 +43,7 @@ __all__ = [
     "Joined",
     "Lease",
     "LiveLock",
+    "LockStore",
     "Overdue",
     "Replica",
     "Store",
@@ -148,7 +151,7 @@ class Overdue:
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """The answer to :meth:`Store.claim`.
+    """The answer to :meth:`BeatStore.claim`.
 
     ``refusals`` has, for each claim asked for, None where it is granted, else the state of its entry: with a greater
     ``total_run_count`` the tick was another replica's, else the entry has too many claims pending. ``overdue`` are
@@ -166,7 +169,7 @@ class Claims:
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """The answer to :meth:`Store.join`: when the replicas started cold, and now, by the store's wall clock."""
+    """The answer to :meth:`BeatStore.join`: when the replicas started cold, and now, by the store's wall clock."""
 
     cold_start: float
     server_time: float
@@ -234,16 +237,8 @@ class Announcement:
     silent_for: float
 
 
-class Store(abc.ABC):
-    """Safe for use from many threads, and usable in a child after a fork (which then opens its own connections).
-
-    Keys, holders, runs and descriptions are non-empty text of any content and length. Durations are seconds, at
-    millisecond resolution. Every method raises :class:`~celery_lockbeat.exceptions.StoreUnavailable` when the store
-    does not answer within its time limit; what was asked may or may not have happened then, so ask again.
-    """
-
-    #: The name under which users know this kind of store (``lock_driver``).
-    driver: ClassVar[str]
+class LockStore(abc.ABC):
+    """Who holds which key. Keys, holders, runs and descriptions are non-empty text of any content and length."""
 
     @abc.abstractmethod
     def acquire(
@@ -279,13 +274,31 @@ class Store(abc.ABC):
 
         ``hold_for``: keep the key held for so much longer (the lease itself is over: it cannot be extended any more).
         ``remember_for``: answer :class:`Finished` for ``lease.run`` during so long, or, if the ``whole`` is finished, for
-        whatever is a try of ``lease.whole``; ignored where that is None or the lease was lost. Releasing again gives the first release's answer, at least as long as the token or the
-        run is remembered and nobody else has taken the key.
+        whatever is a try of ``lease.whole``; ignored where that is None or the lease was lost. Releasing again gives the
+        first release's answer, at least as long as the token or the run is remembered and nobody else has taken the key.
         """
 
-    # -- beats ---------------------------------------------------------------------------------------------------------
-    # ``app`` names whose entries they are (two apps in one store do not see each other's), ``replica`` one beat process.
-    # Names of apps and entries are text of any content and length, those of replicas and task ids are plain ASCII.
+    @abc.abstractmethod
+    def free(self, key: str, *, holder: str) -> bool:
+        """End whatever lease ``holder`` has of ``key``, remembering nothing; False: it has none that is live.
+
+        For a holder that is dead, or that asked for ``key`` and never got the answer: nobody knows its token.
+        """
+
+    @abc.abstractmethod
+    def held(self, key: str | None = None, *, limit: int = LISTED_AT_MOST) -> list[LiveLock]:
+        """Return the locks that are held now, or that of ``key`` alone; in no order.
+
+        For operators: not atomic, and it stops no other operation for long, however many there are.
+        """
+
+
+class BeatStore(abc.ABC):
+    """Which ticks the beats of an app have claimed, and what they know of its entries.
+
+    ``app`` names whose entries they are (two apps in one store do not see each other's), ``replica`` one beat process.
+    Names of apps and entries are text of any content and length, those of replicas and task ids are plain ASCII.
+    """
 
     @abc.abstractmethod
     def join(self, app: str, replica: str, *, cold_start: float | None = None) -> Joined:
@@ -338,20 +351,12 @@ class Store(abc.ABC):
         """Count ``replica`` no more. What only it listed is kept until others, if there are any, have listed theirs."""
 
     @abc.abstractmethod
-    def free(self, key: str, *, holder: str) -> bool:
-        """End whatever lease ``holder`` has of ``key``, remembering nothing; False: it has none that is live.
+    def status(self, app: str, *, limit: int = LISTED_AT_MOST) -> Beats:
+        """Return the replicas of ``app``, and its entries in no order; ``limit`` is for each list. As :meth:`LockStore.held`."""
 
-        For a holder that is dead, or that asked for ``key`` and never got the answer: nobody knows its token.
-        """
 
-    def check(self) -> None:  # noqa: B027  most stores have nothing to look after
-        """Look at what a beat or a worker should know before it begins, once; a harm that is not certain is logged.
-
-        Raises ConfigurationError for a server that cannot do what is asked of it.
-        """
-
-    # -- announcements -------------------------------------------------------------------------------------------------
-    # Beats and workers tell each other what they are: nothing that decides about a lock or a claim. ``app`` as above.
+class AnnouncementStore(abc.ABC):
+    """What beats and workers let each other know: nothing that decides about a lock or a claim. ``app`` as above."""
 
     @abc.abstractmethod
     def announce(self, app: str, kind: str, told: Mapping[str, str], *, ttl: float) -> None:
@@ -367,16 +372,27 @@ class Store(abc.ABC):
     ) -> list[Announcement]:
         """Tell what is announced now, of all names or of these, in no order."""
 
-    # -- operators -----------------------------------------------------------------------------------------------------
-    # Not atomic: what they tell may be of several moments. They stop no other operation for long, however much there is.
 
-    @abc.abstractmethod
-    def locks(self, key: str | None = None, *, limit: int = LISTED_AT_MOST) -> list[LiveLock]:
-        """Tell the locks that are held now, or that of ``key`` alone; in no order."""
+class Store(abc.ABC):
+    """Its parts, which share a client. A further part is one more attribute.
 
-    @abc.abstractmethod
-    def beats(self, app: str, *, limit: int = LISTED_AT_MOST) -> Beats:
-        """Tell the replicas of ``app``, and its entries in no order; ``limit`` is for each list."""
+    Safe for use from many threads, and usable in a child after a fork (which then opens its own connections). Durations are
+    seconds, at millisecond resolution. Every method of a part raises :class:`~celery_lockbeat.exceptions.StoreUnavailable`
+    when the store does not answer within its time limit; what was asked may or may not have happened then, so ask again.
+    """
+
+    #: The name under which users know this kind of store (``lock_driver``).
+    driver: ClassVar[str]
+
+    locks: LockStore
+    beats: BeatStore
+    announcements: AnnouncementStore
+
+    def check(self) -> None:  # noqa: B027  most stores have nothing to look after
+        """Look at what a beat or a worker should know before it begins, once; a harm that is not certain is logged.
+
+        Raises ConfigurationError for a server that cannot do what is asked of it.
+        """
 
     def twin(self) -> Store:
         """Return a store of the same locks, for a thread that gevent does not know: it can share no socket with others."""

@@ -478,7 +478,7 @@ def test_a_lazy_scheduler_reads_what_is_there_and_stores_nothing(make_world):
 
 def nothing_is_kept(world):
     (beat,) = world.beats
-    answer = world.simulation.store.claim(beat.scheduler._name, "somebody", [], ttl=1)
+    answer = world.simulation.store.beats.claim(beat.scheduler._name, "somebody", [], ttl=1)
     return (answer.overdue, answer.next_overdue) == ([], None)
 
 
@@ -730,7 +730,7 @@ def test_doctor_reads_the_entries_in_the_tables_and_writes_none(make_world):
 def test_entries_are_known_by_the_names_that_users_gave_them(world):
     world.create("Sync 7")
     world.start({"static": {"task": "t", "schedule": 10}, "half": {"task": "t", "schedule": 0.5}})
-    keys = {entry.name for entry in world.simulation.store.beats("simulated").entries}
+    keys = {entry.name for entry in world.simulation.store.beats.status("simulated").entries}
     assert any(key.startswith("periodictask:") for key in keys)
     assert set(names_of(world.app(beat_scheduler="lockbeat-django"), keys).values()) == {"Sync 7", "static", "half"}
     announced = ["celery_lockbeat.contrib.django.scheduler:LockedDatabaseScheduler"]

@@ -318,7 +318,7 @@ def test_without_a_word_from_the_beats_before_the_rows_alone_tell(seen_changes):
     world.run(120)
     on(world)
     # the Redis was emptied, say
-    world.simulation.store.announced = lambda *_args, **_options: []
+    world.simulation.store.announcements.announced = lambda *_args, **_options: []
     seen_changes.start()
     world.run(130)
     assert world.times() == pytest.approx([120, 360], abs=1)

@@ -71,22 +71,22 @@ def test_a_lock_that_is_taken_in_a_transaction_is_seen_at_once_and_outlives_its_
     alias = request.getfixturevalue(database)
     with open_one(contrib, alias) as store, open_one(contrib, alias) as other:
         with contextlib.suppress(ZeroDivisionError), transaction.atomic(using=alias):
-            lease = store.acquire("key", holder="a", ttl=30)
-            assert isinstance(other.acquire("key", holder="b", ttl=30), Held)
+            lease = store.locks.acquire("key", holder="a", ttl=30)
+            assert isinstance(other.locks.acquire("key", holder="b", ttl=30), Held)
             raise ZeroDivisionError
-        assert isinstance(other.acquire("key", holder="b", ttl=30), Held)
-        assert store.extend([(lease, 30)]) == [True]
-        assert store.release(lease)
+        assert isinstance(other.locks.acquire("key", holder="b", ttl=30), Held)
+        assert store.locks.extend([(lease, 30)]) == [True]
+        assert store.locks.release(lease)
 
 
 def test_a_transaction_that_has_failed_keeps_no_lock_from_being_released(store, alias):
     from django.db import DatabaseError, connections, transaction
 
-    lease = store.acquire("key", holder="a", ttl=30)
+    lease = store.locks.acquire("key", holder="a", ttl=30)
     with contextlib.suppress(DatabaseError), transaction.atomic(using=alias):
         with contextlib.suppress(DatabaseError), connections[alias].cursor() as cursor:
             cursor.execute("SELECT nonsense")
-        assert store.release(lease)
+        assert store.locks.release(lease)
 
 
 def test_on_sqlite_a_transaction_that_has_written_makes_the_store_wait_and_no_longer_than_its_time_limit(contrib, file):
@@ -98,17 +98,17 @@ def test_on_sqlite_a_transaction_that_has_written_makes_the_store_wait_and_no_lo
             Group.objects.using(file).create(name="g")
             started = time.monotonic()
             with pytest.raises(StoreUnavailable, match="locked"):
-                store.acquire("key", holder="a", ttl=30)
+                store.locks.acquire("key", holder="a", ttl=30)
             assert time.monotonic() - started < 3
-        assert isinstance(store.acquire("key", holder="a", ttl=30), Lease)
+        assert isinstance(store.locks.acquire("key", holder="a", ttl=30), Lease)
 
 
 def test_a_task_and_a_lock_of_an_app_live_in_the_database(alias, make_app, store):
     app = make_app(lockbeat_driver="database", lockbeat_connection=alias, broker_url="memory://", result_backend=None)
     with Lock("nightly", app=app) as lock:
-        assert isinstance(store.acquire("nightly", holder="b", ttl=30), Held)
+        assert isinstance(store.locks.acquire("nightly", holder="b", ttl=30), Held)
         assert lock.token > 0
-    assert isinstance(store.acquire("nightly", holder="b", ttl=30), Lease)
+    assert isinstance(store.locks.acquire("nightly", holder="b", ttl=30), Lease)
 
 
 # -- connections -------------------------------------------------------------------------------------------------------
@@ -117,16 +117,16 @@ def test_a_task_and_a_lock_of_an_app_live_in_the_database(alias, make_app, store
 def every_operation(store):
     lease = Lease("key", "a", "r", 1)
     return [
-        lambda: store.acquire("key", holder="a", ttl=30, run="r"),
-        lambda: store.extend([(lease, 30), (lease, 30)]),
-        lambda: store.release(lease, remember_for=30),
-        lambda: store.free("other", holder="a"),
-        lambda: store.join("app", "r"),
-        lambda: store.list_entries("app", "r", [("e", EntryState(0, "t"))], complete=True),
-        lambda: store.claim("app", "r", [Claim("id", "e", EntryState(1, "t"), {})], ttl=5),
-        lambda: store.take_over("app", "r", ["id"], ttl=5),
-        lambda: store.settle("app", "r", [("id", "e")]),
-        lambda: store.leave("app", "r"),
+        lambda: store.locks.acquire("key", holder="a", ttl=30, run="r"),
+        lambda: store.locks.extend([(lease, 30), (lease, 30)]),
+        lambda: store.locks.release(lease, remember_for=30),
+        lambda: store.locks.free("other", holder="a"),
+        lambda: store.beats.join("app", "r"),
+        lambda: store.beats.list_entries("app", "r", [("e", EntryState(0, "t"))], complete=True),
+        lambda: store.beats.claim("app", "r", [Claim("id", "e", EntryState(1, "t"), {})], ttl=5),
+        lambda: store.beats.take_over("app", "r", ["id"], ttl=5),
+        lambda: store.beats.settle("app", "r", [("id", "e")]),
+        lambda: store.beats.leave("app", "r"),
     ]
 
 
@@ -151,13 +151,13 @@ def test_each_operation_is_one_round_trip_outside_of_any_transaction(store, cont
 
 def test_a_server_that_hangs_is_unavailable_in_bounded_time_and_comes_back(contrib, spare_cluster):
     with contextlib.closing(contrib.PostgresStore(spare_cluster.alias, timeout=0.3)) as store:
-        lease = store.acquire("key", holder="a", ttl=600)
+        lease = store.locks.acquire("key", holder="a", ttl=600)
         spare_cluster.pause()
         try:
             assert_unavailable(store, within=5)
         finally:
             spare_cluster.resume()
-        wait_until(lambda: tried(store.extend, [(lease, 600)]) == [True])
+        wait_until(lambda: tried(store.locks.extend, [(lease, 600)]) == [True])
 
 
 def tried(operation, *args):
@@ -172,31 +172,31 @@ def test_a_server_that_is_not_there_is_unavailable_at_once(contrib, djangos, clu
 
 def test_a_server_that_was_restarted_has_kept_everything(contrib, spare_cluster):
     with open_one(contrib, spare_cluster.alias) as store:
-        lease = store.acquire("key", holder="a", ttl=600, run="r")
-        done = store.acquire("done", holder="a", ttl=600, run="r")
-        store.release(done, remember_for=600)
+        lease = store.locks.acquire("key", holder="a", ttl=600, run="r")
+        done = store.locks.acquire("done", holder="a", ttl=600, run="r")
+        store.locks.release(done, remember_for=600)
         spare_cluster.kill()
         assert_unavailable(store, within=5)
         spare_cluster.start()
-        assert store.extend([(lease, 600)]) == [True]
-        assert not isinstance(store.acquire("done", holder="b", ttl=600, run="r"), Lease)
+        assert store.locks.extend([(lease, 600)]) == [True]
+        assert not isinstance(store.locks.acquire("done", holder="b", ttl=600, run="r"), Lease)
 
 
 def test_connections_that_the_server_closed_meanwhile_are_opened_anew(store, cluster):
-    lease = store.acquire("key", holder="a", ttl=600)
+    lease = store.locks.acquire("key", holder="a", ttl=600)
     for operation in every_operation(store)[1:]:
         cluster.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
         operation()
-    assert store.extend([(lease, 600)]) == [True]
+    assert store.locks.extend([(lease, 600)]) == [True]
 
 
 def test_an_acquire_that_nobody_waits_for_any_more_is_not_carried_out(contrib, spare_cluster):
     with contextlib.closing(contrib.PostgresStore(spare_cluster.alias, timeout=0.3)) as store:
-        store.release(store.acquire("other", holder="a", ttl=30))  # the server's time is known
+        store.locks.release(store.locks.acquire("other", holder="a", ttl=30))  # the server's time is known
         spare_cluster.pause()
         try:
             with pytest.raises(StoreUnavailable):
-                store.acquire("key", holder="late", ttl=600)
+                store.locks.acquire("key", holder="late", ttl=600)
             time.sleep(0.2)  # past the time limit and its slack, on every clock
         finally:
             spare_cluster.resume()
@@ -206,7 +206,7 @@ def test_an_acquire_that_nobody_waits_for_any_more_is_not_carried_out(contrib, s
 
 def tried_acquire(store):
     with contextlib.suppress(StoreUnavailable):
-        answer = store.acquire("key", holder="next", ttl=600)
+        answer = store.locks.acquire("key", holder="next", ttl=600)
         assert isinstance(answer, Lease), "the late one has it"
         return answer
 
@@ -214,14 +214,14 @@ def tried_acquire(store):
 def test_who_waits_for_a_row_gives_up_in_time(store, cluster):
     import psycopg
 
-    store.acquire("key", holder="a", ttl=600)
+    store.locks.acquire("key", holder="a", ttl=600)
     with psycopg.connect(**cluster.conninfo) as other:
         other.execute("SELECT FROM lockbeat_lock FOR UPDATE")
         started = time.monotonic()
         with pytest.raises(StoreUnavailable, match="lock timeout"):
-            store.free("key", holder="a")
+            store.locks.free("key", holder="a")
         assert 0.5 < time.monotonic() - started < 2
-    assert store.free("key", holder="a")
+    assert store.locks.free("key", holder="a")
 
 
 def test_a_call_that_was_broken_off_leaves_no_answer_for_the_next(store, contrib, monkeypatch):
@@ -231,14 +231,14 @@ def test_a_call_that_was_broken_off_leaves_no_answer_for_the_next(store, contrib
     def stop(*args):
         raise Stop
 
-    lease = store.acquire("key", holder="a", ttl=600)
+    lease = store.locks.acquire("key", holder="a", ttl=600)
     with monkeypatch.context() as broken:
         # as a soft time limit does it: the call is sent, its answer is not read
         broken.setattr(contrib, "_wait", stop)
         with pytest.raises(Stop):
-            store.acquire("key", holder="b", ttl=600)
-    assert store.extend([(lease, 600)]) == [True]
-    assert store.release(lease) is True
+            store.locks.acquire("key", holder="b", ttl=600)
+    assert store.locks.extend([(lease, 600)]) == [True]
+    assert store.locks.release(lease) is True
 
 
 def test_a_stricter_isolation_is_no_trouble(contrib, djangos, cluster):
@@ -248,9 +248,9 @@ def test_a_stricter_isolation_is_no_trouble(contrib, djangos, cluster):
     def take(n):
         with open_one(contrib, djangos.use(database)) as store:
             for _ in range(20):
-                if isinstance(lease := store.acquire("key", holder=str(n), ttl=60), Lease):
+                if isinstance(lease := store.locks.acquire("key", holder=str(n), ttl=60), Lease):
                     taken.append(lease.token)
-                    assert store.release(lease)
+                    assert store.locks.release(lease)
 
     threads = [threading.Thread(target=take, args=(n,)) for n in range(4)]
     for thread in threads:
@@ -266,13 +266,14 @@ def test_the_databases_role_and_options_are_honoured_and_its_pool_is_not_used(co
     cluster.query("CREATE ROLE locker")
     alias = djangos.use({**cluster.database, "OPTIONS": {"assume_role": "locker", "pool": True}})
     with open_one(contrib, alias) as store, pytest.raises(StoreUnavailable, match="permission denied"):
-        store.acquire("key", holder="a", ttl=30)
+        store.locks.acquire("key", holder="a", ttl=30)
     cluster.query("DROP ROLE locker")
 
 
 def test_a_burst_leaves_few_connections(contrib, store, cluster):
     threads = [
-        threading.Thread(target=store.acquire, args=(f"{n}",), kwargs={"holder": "a", "ttl": 30}) for n in range(30)
+        threading.Thread(target=store.locks.acquire, args=(f"{n}",), kwargs={"holder": "a", "ttl": 30})
+        for n in range(30)
     ]
     for thread in threads:
         thread.start()
@@ -287,12 +288,12 @@ def test_a_burst_leaves_few_connections(contrib, store, cluster):
 def test_nothing_is_kept_for_ever(contrib, store, cluster, monkeypatch):
     monkeypatch.setattr(contrib, "PURGE_EVERY", 5)
     for number in range(20):
-        store.release(store.acquire(f"key {number}", holder="a", ttl=30, run="r"), remember_for=10)
+        store.locks.release(store.locks.acquire(f"key {number}", holder="a", ttl=30, run="r"), remember_for=10)
     past = f"forget = forget - {round((TOKEN_MEMORY + 60) * 1e6)}"
     for table in ("lockbeat_lock", "lockbeat_done"):
         cluster.query(f"UPDATE {table} SET {past}")
     for _ in range(10):
-        store.release(store.acquire("other", holder="a", ttl=30))
+        store.locks.release(store.locks.acquire("other", holder="a", ttl=30))
     assert cluster.query("SELECT count(*) FROM lockbeat_lock") == [(1,)]
     assert cluster.query("SELECT count(*) FROM lockbeat_done") == [(0,)]
 
@@ -303,10 +304,10 @@ def test_the_migration_can_be_undone_and_done_again(contrib, djangos, cluster, f
     for alias in (djangos.use(cluster.database), file):
         call_command("migrate", "lockbeat", "zero", database=alias, verbosity=0)
         with open_one(contrib, alias) as store, pytest.raises(StoreUnavailable, match="manage.py migrate lockbeat"):
-            store.acquire("key", holder="a", ttl=30)
+            store.locks.acquire("key", holder="a", ttl=30)
         djangos.migrate(alias, "lockbeat")
         with open_one(contrib, alias) as store:
-            assert isinstance(store.acquire("key", holder="a", ttl=30), Lease)
+            assert isinstance(store.locks.acquire("key", holder="a", ttl=30), Lease)
 
 
 def test_there_is_nothing_left_to_migrate(djangos):
@@ -320,7 +321,7 @@ def test_the_tables_in_sqlite_are_those_of_the_memory_store(file, tmp_path):
     from celery_lockbeat.stores.sqlite.store import MemoryStore
 
     memory = MemoryStore(tmp_path / "memory")
-    memory.acquire("key", holder="a", ttl=30)
+    memory.locks.acquire("key", holder="a", ttl=30)
     memory.close()
 
     def tables(path):
@@ -356,7 +357,7 @@ def test_a_database_that_says_no_is_refused_at_start_up_by_its_name_and_place(co
             with pytest.raises(ConfigurationError, match=expected):
                 store.check()
             with pytest.raises(StoreRefused, match=expected):
-                store.acquire("key", holder="a", ttl=30)
+                store.locks.acquire("key", holder="a", ttl=30)
     for alias in (djangos.use(cluster.database), file):
         with open_one(contrib, alias) as store:
             store.check()
@@ -386,7 +387,7 @@ def test_psycopg2_is_refused(contrib, alias, monkeypatch):
 def test_a_file_that_is_not_there_is_not_made(contrib, djangos, tmp_path):
     alias = djangos.use(djangos.sqlite(tmp_path / "none.sqlite3"))
     with open_one(contrib, alias) as store, pytest.raises(StoreUnavailable, match=r"none\.sqlite3"):
-        store.acquire("key", holder="a", ttl=30)
+        store.locks.acquire("key", holder="a", ttl=30)
     assert not (tmp_path / "none.sqlite3").exists()
 
 

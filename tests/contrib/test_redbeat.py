@@ -326,7 +326,7 @@ def test_what_a_dead_beat_has_claimed_is_not_published_when_the_entry_was(make_w
     # nobody keeps it for later
     (beat,) = world.beats
     store = world.simulation.store
-    answer = store.claim(beat.scheduler._name, "somebody", [], ttl=1)
+    answer = store.beats.claim(beat.scheduler._name, "somebody", [], ttl=1)
     assert (answer.overdue, answer.next_overdue) == ([], None)
 
 
@@ -725,7 +725,7 @@ def test_entries_are_known_by_the_names_that_users_gave_them(world):
     world.entry("sync-7").save()
     world.start({"static": {"task": "t", "schedule": 10}})
     app = world.app(beat_scheduler="lockbeat-redbeat")
-    keys = {entry.name for entry in world.simulation.store.beats("simulated").entries}
+    keys = {entry.name for entry in world.simulation.store.beats.status("simulated").entries}
     assert any(key.startswith("redbeat:sync-7@") for key in keys)
     assert set(names_of(app, keys).values()) == {"sync-7", "static"}
     plain = world.app()

@@ -419,7 +419,7 @@ MUTANTS = [
         "a lost lock is released",
         "locks/lock.py",
         "            self.abandon()\n            return False\n",
-        "            self._store.release(self.lease)\n            return False\n",
+        "            self._store.locks.release(self.lease)\n            return False\n",
         (LOCK + "test_a_lost_lock_is_neither_renewed_nor_released_and_ends_its_block_with_lock_lost",),
     ),
     Mutant(
@@ -481,7 +481,7 @@ MUTANTS = [
     Mutant(
         "a dead child's lock is left to its ttl",
         "locks/children.py",
-        "            freed = store.free(left.key, holder=left.holder)",
+        "            freed = store.locks.free(left.key, holder=left.holder)",
         "            freed = store is None",
         (PROCESSES + "test_endings.py::test_a_dead_childs_lock_is_free_within_a_second_of_its_death_and_not_before",),
     ),

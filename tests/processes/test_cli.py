@@ -335,7 +335,7 @@ def test_status_and_entries_show_the_beats_that_run(project):
 
 def test_status_shows_what_waits_to_be_published(project):
     store = RedisStore(project.url)
-    store.claim("shop", "dead", [Claim("id", "hourly", EntryState(1, "t"), {})], ttl=1)
+    store.beats.claim("shop", "dead", [Claim("id", "hourly", EntryState(1, "t"), {})], ttl=1)
     wait_until(lambda: project.told("status")["overdue"] == 1, message="it is overdue")
     told = project.told("status")
     assert (told["pending"], told["overdue"], told["beats"]) == (1, 1, [])
@@ -343,8 +343,8 @@ def test_status_shows_what_waits_to_be_published(project):
 
 def test_locks_are_shown_and_released_whoever_holds_them(project):
     store = RedisStore(project.url)
-    held = store.acquire("k 1", holder="h", ttl=600, description="w1 pid 7")
-    store.acquire("k2", holder="h", ttl=600)
+    held = store.locks.acquire("k 1", holder="h", ttl=600, description="w1 pid 7")
+    store.locks.acquire("k2", holder="h", ttl=600)
     assert [lock["key"] for lock in project.told("locks")] == ["k 1", "k2"]
     assert len(project.told("locks", "--limit", "1")) == 1
     _, first, _ = project.run("locks").stdout.splitlines()
@@ -352,8 +352,8 @@ def test_locks_are_shown_and_released_whoever_holds_them(project):
     done = project.run("release", "k 1")
     assert done.returncode == 0
     assert "'k 1' is free; it was held by w1 pid 7" in done.stdout
-    assert store.extend([(held, 600)]) == [False]
-    assert isinstance(store.acquire("k 1", holder="other", ttl=600), Lease)
+    assert store.locks.extend([(held, 600)]) == [False]
+    assert isinstance(store.locks.acquire("k 1", holder="other", ttl=600), Lease)
     (freed,) = project.told("release", "k 1")
     assert freed["holder"] == "other"
     done = project.run("release", "k 1")
@@ -489,19 +489,19 @@ def test_an_entry_of_redbeat_is_shown_and_run_by_its_name_or_its_key(project, sa
 
 def test_nothing_is_run_where_no_beat_runs(project):
     store = RedisStore(project.url)
-    store.list_entries("shop", "dead", [("hourly", EntryState(0, "t"))], complete=True)
-    store.leave("shop", "dead")
+    store.beats.list_entries("shop", "dead", [("hourly", EntryState(0, "t"))], complete=True)
+    store.beats.leave("shop", "dead")
     done = project.run("run", "hourly")
     assert (done.returncode, done.stdout) == (1, "")
-    assert store.beats("shop").entries[0].state.total_run_count == 0
+    assert store.beats.status("shop").entries[0].state.total_run_count == 0
 
 
 def test_a_run_by_hand_waits_its_turn_where_too_many_ticks_wait(project):
     store = RedisStore(project.url)
-    store.join("shop", "busy")
-    store.list_entries("shop", "busy", [("hourly", EntryState(0, "t"))], complete=True)
+    store.beats.join("shop", "busy")
+    store.beats.list_entries("shop", "busy", [("hourly", EntryState(0, "t"))], complete=True)
     for run in range(1, BACKLOG + 1):
-        store.claim("shop", "busy", [Claim(f"id{run}", "hourly", EntryState(run, "t"), {})], ttl=600)
+        store.beats.claim("shop", "busy", [Claim(f"id{run}", "hourly", EntryState(run, "t"), {})], ttl=600)
     done = project.run("run", "hourly")
     assert (done.returncode, done.stdout) == (1, "")
     assert "too many ticks of 'hourly' wait to be published" in done.stderr
@@ -511,18 +511,18 @@ def test_that_no_beat_is_there_is_an_error_and_one_that_is_heard_of_is_none(proj
     project.misses_its_beat = True
     assert project.finds() == {"no-beat": "beat_scheduler is ours, and no beat is running"}
     store = RedisStore(project.url)
-    store.join("shop", "one")
-    store.list_entries("shop", "one", [("hourly", EntryState(0, "t"))], complete=True)
+    store.beats.join("shop", "one")
+    store.beats.list_entries("shop", "one", [("hourly", EntryState(0, "t"))], complete=True)
     assert project.finds() == {}
-    store.leave("shop", "one")
+    store.beats.leave("shop", "one")
     assert project.finds().keys() == {"no-beat"}
 
 
 def test_a_terminal_of_80_columns_shows_a_table_of_80_and_a_pipe_gets_it_whole(project):
     store = RedisStore(project.url)
-    store.join("shop", "one")
+    store.beats.join("shop", "one")
     name = "reports.of.all.the.customers.by.region.and.by.the.hour"
-    store.list_entries("shop", "one", [(name, EntryState(3, "2026-11-27T10:00:00.123456+00:00"))], complete=True)
+    store.beats.list_entries("shop", "one", [(name, EntryState(3, "2026-11-27T10:00:00.123456+00:00"))], complete=True)
     assert name in project.run("entries").stdout
     leader, follower = pty.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))

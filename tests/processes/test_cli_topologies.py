@@ -51,7 +51,7 @@ def test_locks_of_all_nodes_are_shown_and_released(cluster, nodes):
     store = RedisStore(nodes.url, options={"cluster": True})
     keys = [nodes.key_on(node) for node in nodes.primaries]
     for key in keys:
-        store.acquire(key, holder="h", ttl=600)
+        store.locks.acquire(key, holder="h", ttl=600)
     assert sorted(lock["key"] for lock in cluster.told("locks")) == sorted(keys)
     for key in keys:
         assert cluster.run("release", key).returncode == 0

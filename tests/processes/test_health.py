@@ -122,9 +122,11 @@ def test_an_idle_worker_is_well_and_can_lock_and_one_that_is_stopped_is_not(proj
 
 def test_a_store_that_cannot_lock_is_not_well_and_is_named_in_one_line(project):
     store = RedisStore(project.server.url)
-    store.announce("shop", "member", {"w": json.dumps({"kind": "worker", "host": os.uname().nodename})}, ttl=60)
+    store.announcements.announce(
+        "shop", "member", {"w": json.dumps({"kind": "worker", "host": os.uname().nodename})}, ttl=60
+    )
     assert project.health("--worker").returncode == 0
-    assert RedisStore(project.server.url).locks() == []
+    assert RedisStore(project.server.url).locks.held() == []
     with project.server.client() as client:
         client.acl_setuser("reader", enabled=True, passwords=["+geheim"], keys=["lockbeat:{beat:*"], commands=["+@all"])
     project.set(lockbeat_redis_url=project.server.url.replace("//", "//reader:geheim@"))

@@ -73,7 +73,7 @@ def fail_by_itself(task, key: str) -> str:
 def lose(_task, key: str) -> str:
     """Lose the lock and see it."""
     lock = current_lock()
-    lock._store.release(lock.lease)
+    lock._store.locks.release(lock.lease)
     deadline = time.monotonic() + 20
     while not lock.lost and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -19,23 +19,23 @@ def main(kind: str, target: str, replica: str) -> None:
     while min(runs.values()) < 60:
         entry = random.choice([name for name, run in runs.items() if run < 60])
         claim = Claim(str(uuid.uuid4()), entry, EntryState(runs[entry] + 1, "t"), {})
-        answer = store.claim("app", replica, [claim], ttl=30)
+        answer = store.beats.claim("app", replica, [claim], ttl=30)
         (refusal,) = answer.refusals
         runs[entry] = runs[entry] + 1 if refusal is None else refusal.total_run_count
         mine = [(claim.task_id, entry, runs[entry])] if refusal is None else []
         ids = [each.task_id for each in answer.overdue]
-        taken = store.take_over("app", replica, ids, ttl=30) if ids else []
+        taken = store.beats.take_over("app", replica, ids, ttl=30) if ids else []
         mine += [(each.task_id, each.entry, each.run) for each, ours in zip(answer.overdue, taken, strict=True) if ours]
         for task_id, name, run in mine:
             if random.random() < 0.3:
-                store.settle("app", replica, [], handed_over=[task_id])
-            elif store.settle("app", replica, [(task_id, name)]) == [True]:
+                store.beats.settle("app", replica, [], handed_over=[task_id])
+            elif store.beats.settle("app", replica, [(task_id, name)]) == [True]:
                 published.append((name, run))
     # what the others handed over last is left to whoever is there last
-    while overdue := store.claim("app", replica, [], ttl=30).overdue:
+    while overdue := store.beats.claim("app", replica, [], ttl=30).overdue:
         for each in overdue:
-            if store.take_over("app", replica, [each.task_id], ttl=30) == [True]:
-                store.settle("app", replica, [(each.task_id, each.entry)])
+            if store.beats.take_over("app", replica, [each.task_id], ttl=30) == [True]:
+                store.beats.settle("app", replica, [(each.task_id, each.entry)])
                 published.append((each.entry, each.run))
     print(json.dumps(published))
 

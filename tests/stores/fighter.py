@@ -19,14 +19,14 @@ def fight(store: Store, witness_url: str, name: str, turns: int) -> None:
     with redis.Redis.from_url(witness_url) as witness:
         for turn in range(turns):
             deadline = time.monotonic() + 60
-            while isinstance(lease := store.acquire("key", holder=f"{name}:{turn}", ttl=60), Held):
+            while isinstance(lease := store.locks.acquire("key", holder=f"{name}:{turn}", ttl=60), Held):
                 assert time.monotonic() < deadline, "starved"
                 # without a pause, 64 of them would keep each other from the key by asking for it
                 time.sleep(random.uniform(0, 0.03))
             inside = witness.incr("inside")
             witness.rpush("seen", f"{inside} {lease.token}")
             witness.decr("inside")
-            assert store.release(lease)
+            assert store.locks.release(lease)
 
 
 if __name__ == "__main__":

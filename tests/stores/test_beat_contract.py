@@ -31,16 +31,16 @@ class Beat:
         self.store, self.replica, self.app = store, replica, app
 
     def join(self, **options):
-        return self.store.join(self.app, self.replica, **options)
+        return self.store.beats.join(self.app, self.replica, **options)
 
     def lists(self, *names, at="t0", count=0, **options):
         options.setdefault("complete", True)
-        return self.store.list_entries(
+        return self.store.beats.list_entries(
             self.app, self.replica, [(name, EntryState(count, at)) for name in names], **options
         )
 
     def asks(self, *claims, ttl=LONG, **options):
-        return self.store.claim(self.app, self.replica, claims, ttl=ttl, **options)
+        return self.store.beats.claim(self.app, self.replica, claims, ttl=ttl, **options)
 
     def claims(self, entry, run=1, task_id=None, ttl=LONG, at="t1"):
         """Claim one tick; None, or the state that refused it."""
@@ -51,13 +51,13 @@ class Beat:
         return [each.task_id for each in self.asks(**options).overdue]
 
     def settles(self, *pairs, **options):
-        return self.store.settle(self.app, self.replica, pairs, **options)
+        return self.store.beats.settle(self.app, self.replica, pairs, **options)
 
     def takes_over(self, *ids, ttl=LONG):
-        return self.store.take_over(self.app, self.replica, ids, ttl=ttl)
+        return self.store.beats.take_over(self.app, self.replica, ids, ttl=ttl)
 
     def leave(self):
-        self.store.leave(self.app, self.replica)
+        self.store.beats.leave(self.app, self.replica)
 
 
 def tick(entry, run=1, task_id=None, at="t1", **details):

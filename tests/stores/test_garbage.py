@@ -161,26 +161,26 @@ def looks_like_a_lock(value):
 
 @pytest.mark.timeout(300)
 def test_a_planted_lock_is_refused_by_name_and_never_run_under_and_other_locks_go_on(shop, client):
-    healthy = shop.acquire("healthy", holder="h", ttl=600)
+    healthy = shop.locks.acquire("healthy", holder="h", ttl=600)
 
     @fuzz(4000, planted=many(st.tuples(KINDS, VALUES)))
     def plants(planted):
         for kind, value in planted:
             client.delete(LOCK, DONE)
-            mine = shop.acquire("k", holder="a", ttl=600, run="r")
+            mine = shop.locks.acquire("k", holder="a", ttl=600, run="r")
             plant(client, LOCK, kind, value)
             if kind == "string" and looks_like_a_lock(value):
                 continue
             # who held it has lost it, and is told so in one round with those who have not
-            assert shop.extend([(mine, 600), (healthy, 600)]) == [False, True]
-            assert shop.release(mine, remember_for=600) is False
-            assert shop.free("k", holder="a") is False
+            assert shop.locks.extend([(mine, 600), (healthy, 600)]) == [False, True]
+            assert shop.locks.release(mine, remember_for=600) is False
+            assert shop.locks.free("k", holder="a") is False
             for holder in ("a", "b"):
                 with pytest.raises(UnreadableKey, match="lock:{k}"):
-                    shop.acquire("k", holder=holder, ttl=600, run="r")
-            assert isinstance(shop.acquire("healthy", holder="b", ttl=600), Held)
+                    shop.locks.acquire("k", holder=holder, ttl=600, run="r")
+            assert isinstance(shop.locks.acquire("healthy", holder="b", ttl=600), Held)
             client.delete(LOCK)
-            assert shop.acquire("k", holder="b", ttl=600).token > mine.token
+            assert shop.locks.acquire("k", holder="b", ttl=600).token > mine.token
 
     plants()
 
@@ -193,13 +193,13 @@ def test_a_planted_mark_of_a_finished_run_is_no_reason_to_run_again(shop, client
             client.delete(LOCK, DONE)
             plant(client, DONE, kind, value)
             if kind == "string" and len(value) == 16 and value.isdigit():
-                assert shop.acquire("k", holder="a", ttl=600, run="r") == Finished()
+                assert shop.locks.acquire("k", holder="a", ttl=600, run="r") == Finished()
                 continue
             with pytest.raises(UnreadableKey, match="done:{k}:r"):
-                shop.acquire("k", holder="a", ttl=600, run="r")
-            other = shop.acquire("k", holder="a", ttl=600, run="another")
+                shop.locks.acquire("k", holder="a", ttl=600, run="r")
+            other = shop.locks.acquire("k", holder="a", ttl=600, run="another")
             assert isinstance(other, Lease)
-            assert shop.release(other)
+            assert shop.locks.release(other)
 
     plants()
 
@@ -324,9 +324,9 @@ def test_keys_of_a_beat_that_hold_another_type_are_set_aside_and_it_goes_on(shop
             plant(client, BEAT + name, kind, value, score)
             rounds.go_on()
             rounds.a.lists("bad", removed=["another"], count=3)
-            rounds.a.store.leave("shop", "c")
-            rounds.a.store.announce("shop", "member", {"a": "{}"}, ttl=60)
-            assert [each.told for each in shop.announced("shop", "member", ["a"])] == ["{}"]
+            rounds.a.store.beats.leave("shop", "c")
+            rounds.a.store.announcements.announce("shop", "member", {"a": "{}"}, ttl=60)
+            assert [each.told for each in shop.announcements.announced("shop", "member", ["a"])] == ["{}"]
 
     plants()
 

@@ -58,7 +58,7 @@ def store(path, clock):
 
 
 def take(store, key="key", holder="a", ttl=LONG, **more) -> Lease:
-    lease = store.acquire(key, holder=holder, ttl=ttl, **more)
+    lease = store.locks.acquire(key, holder=holder, ttl=ttl, **more)
     assert isinstance(lease, Lease), lease
     return lease
 
@@ -68,7 +68,7 @@ def is_held(store, key="key"):
     asked = multiprocessing.get_context("fork").SimpleQueue()
 
     def ask():
-        asked.put(isinstance(store.acquire(key, holder="asks", ttl=0.001), Held))
+        asked.put(isinstance(store.locks.acquire(key, holder="asks", ttl=0.001), Held))
 
     asking = multiprocessing.get_context("fork").Process(target=ask)
     asking.start()
@@ -113,7 +113,7 @@ def kill(child):
 
 def test_a_killed_holders_key_is_free_at_once(store, fork):
     child = fork(take, store, "key", "dead")
-    assert isinstance(store.acquire("key", holder="b", ttl=LONG), Held)
+    assert isinstance(store.locks.acquire("key", holder="b", ttl=LONG), Held)
     kill(child)
     assert take(store, holder="b", ttl=LONG)
 
@@ -121,7 +121,7 @@ def test_a_killed_holders_key_is_free_at_once(store, fork):
 def test_a_stopped_holder_is_alive_and_its_lease_ends_by_its_ttl(store, clock, fork):
     child = fork(take, store, "key", "stopped")
     os.kill(child.pid, signal.SIGSTOP)
-    assert isinstance(store.acquire("key", holder="b", ttl=LONG), Held)
+    assert isinstance(store.locks.acquire("key", holder="b", ttl=LONG), Held)
     clock.ahead += LONG
     take(store, holder="b")
 
@@ -141,7 +141,7 @@ def test_a_process_with_the_same_pid_is_not_the_dead_holder(store, fork):
         kill(heir)
     else:
         pytest.skip("others took the pid")
-    assert isinstance(store.acquire("another key", holder="b", ttl=LONG), Held)
+    assert isinstance(store.locks.acquire("another key", holder="b", ttl=LONG), Held)
     take(store, holder="b")
 
 
@@ -150,31 +150,31 @@ def test_the_child_of_a_dead_holder_does_not_hold_its_key(path, store):
         import os, signal, sys
         from celery_lockbeat.stores.sqlite.store import MemoryStore
         store = MemoryStore({str(path)!r})
-        store.acquire("key", holder="dead", ttl=600)
+        store.locks.acquire("key", holder="dead", ttl=600)
         child = os.fork()
         if not child:
-            store.acquire("the child's", holder="child", ttl=600)
+            store.locks.acquire("the child's", holder="child", ttl=600)
             print(os.getpid(), flush=True)
         signal.pause()
     """
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as holder:
         child = int(holder.stdout.readline())
         try:
-            assert isinstance(store.acquire("key", holder="b", ttl=LONG), Held)
+            assert isinstance(store.locks.acquire("key", holder="b", ttl=LONG), Held)
             holder.kill()
             holder.wait()
             take(store, holder="b")
-            assert isinstance(store.acquire("the child's", holder="b", ttl=LONG), Held)
+            assert isinstance(store.locks.acquire("the child's", holder="b", ttl=LONG), Held)
         finally:
             os.kill(child, signal.SIGKILL)
 
 
 def test_a_dead_holders_kept_key_stays_kept(store, clock, fork):
     def hold():
-        store.release(take(store), hold_for=LONG)
+        store.locks.release(take(store), hold_for=LONG)
 
     kill(fork(hold))
-    assert isinstance(store.acquire("key", holder="b", ttl=LONG), Held)
+    assert isinstance(store.locks.acquire("key", holder="b", ttl=LONG), Held)
     clock.ahead += LONG
     take(store, holder="b")
 
@@ -190,12 +190,12 @@ def test_a_child_that_ends_as_a_program_takes_nothing_from_its_parent(path, stor
         import os, sys
         from celery_lockbeat.stores.sqlite.store import MemoryStore
         store = MemoryStore({str(path)!r})
-        lease = store.acquire("other", holder="parent", ttl=600)
+        lease = store.locks.acquire("other", holder="parent", ttl=600)
         child = os.fork()
         if not child:
             sys.exit(0)
         assert os.waitpid(child, 0)[1] == 0
-        assert store.extend([(lease, 600)]) == [True]
+        assert store.locks.extend([(lease, 600)]) == [True]
         print("held", flush=True)
         sys.stdin.read()
     """
@@ -203,9 +203,9 @@ def test_a_child_that_ends_as_a_program_takes_nothing_from_its_parent(path, stor
         [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as parent:
         assert parent.stdout.readline() == "held\n"
-        assert isinstance(store.acquire("other", holder="b", ttl=LONG), Held)
+        assert isinstance(store.locks.acquire("other", holder="b", ttl=LONG), Held)
         parent.communicate("", timeout=30)
-    assert store.release(lease)
+    assert store.locks.release(lease)
     take(store, "other", "b")
 
 
@@ -217,8 +217,8 @@ def test_another_spelling_of_the_directory_is_the_same_store(tmp_path, path, sto
     other = MemoryStore(tmp_path / "link" / "memory")
     take(store, "one", "a")
     take(other, "two", "a")
-    assert isinstance(other.acquire("one", holder="b", ttl=LONG), Held)
-    assert isinstance(store.acquire("two", holder="b", ttl=LONG), Held)
+    assert isinstance(other.locks.acquire("one", holder="b", ttl=LONG), Held)
+    assert isinstance(store.locks.acquire("two", holder="b", ttl=LONG), Held)
     assert is_held(store, "one")
     assert is_held(store, "two")
     other.close()
@@ -256,15 +256,15 @@ def test_another_opening_does_not_drop_the_locks_of_sqlite(path, store):
 
 def test_the_state_survives_a_restart(path, store):
     first = take(store, run="r")
-    store.release(first, remember_for=LONG)
+    store.locks.release(first, remember_for=LONG)
     take(store, "held", "a")
     store.close()
     script = f"""if True:
         from celery_lockbeat.stores.sqlite.store import MemoryStore
         store = MemoryStore({str(path)!r})
-        print(store.acquire("key", holder="b", ttl=600, run="r"))
-        print(store.acquire("held", holder="b", ttl=600))
-        print(store.acquire("key", holder="b", ttl=600, run="r2").token)
+        print(store.locks.acquire("key", holder="b", ttl=600, run="r"))
+        print(store.locks.acquire("held", holder="b", ttl=600))
+        print(store.locks.acquire("key", holder="b", ttl=600, run="r2").token)
     """
     answers = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     finished, held, token = answers.stdout.splitlines()
@@ -276,8 +276,8 @@ def test_the_state_survives_a_restart(path, store):
 def test_a_reboot_ends_the_leases_and_keeps_tokens_and_finished_runs(path, clock, fork, monkeypatch):
     store = MemoryStore(path, clock=clock, wall=lambda: 1e9)
     first = take(store, "finished", run="r")
-    store.release(first, remember_for=LONG)
-    store.release(take(store, "kept"), hold_for=LONG)
+    store.locks.release(first, remember_for=LONG)
+    store.locks.release(take(store, "kept"), hold_for=LONG)
     holder = fork(take, store, "held", "a")
     kill(holder)
     store.close()
@@ -287,7 +287,7 @@ def test_a_reboot_ends_the_leases_and_keeps_tokens_and_finished_runs(path, clock
     after = MemoryStore(path, clock=clock, wall=lambda: 1e9)
     take(after, "held", "b")
     take(after, "kept", "b")
-    assert after.acquire("finished", holder="b", ttl=LONG, run="r") == Finished()
+    assert after.locks.acquire("finished", holder="b", ttl=LONG, run="r") == Finished()
     assert take(after, "finished", "b").token > first.token
     clock.ahead += LONG
     assert take(after, "finished", "c", run="r")
@@ -297,18 +297,18 @@ def test_a_reboot_ends_the_leases_and_keeps_tokens_and_finished_runs(path, clock
 def test_after_a_reboot_nobody_is_there_and_definitions_are_still_known(path, clock, monkeypatch):
     store = MemoryStore(path, clock=clock)
     for kind in ("member", "definition"):
-        store.announce("shop", kind, {"a": "1"}, ttl=LONG)
-    (known,) = store.announced("shop", "definition")
+        store.announcements.announce("shop", kind, {"a": "1"}, ttl=LONG)
+    (known,) = store.announcements.announced("shop", "definition")
     store.close()
 
     clock.ahead = -monotonic()  # begins anew
     monkeypatch.setattr(memory, "boot_id", lambda: "the next boot")
     after = MemoryStore(path, clock=clock)
-    assert after.announced("shop", "member") == []
-    (still,) = after.announced("shop", "definition")
+    assert after.announcements.announced("shop", "member") == []
+    (still,) = after.announcements.announced("shop", "definition")
     assert (still.name, still.first) == (known.name, known.first)
     clock.ahead += LONG
-    assert after.announced("shop", "definition") == []
+    assert after.announcements.announced("shop", "definition") == []
     after.close()
 
 
@@ -318,8 +318,8 @@ def test_another_name_for_the_same_boot_ends_no_live_lease(path, clock, fork, mo
     take(store, "ours", "a")
     store.close()
     monkeypatch.setattr(memory, "boot_id", lambda: "another name")
-    assert isinstance(store.acquire("theirs", holder="b", ttl=LONG), Held)
-    assert isinstance(store.acquire("ours", holder="b", ttl=LONG), Held)
+    assert isinstance(store.locks.acquire("theirs", holder="b", ttl=LONG), Held)
+    assert isinstance(store.locks.acquire("ours", holder="b", ttl=LONG), Held)
     store.close()
 
 
@@ -328,15 +328,15 @@ def test_setting_the_wall_clock_changes_no_lease_and_forgets_no_run(path, monkey
     wall = [1e9]
     store = MemoryStore(path, wall=lambda: wall[0])
     last = take(store, "finished", run="r")
-    store.release(last, remember_for=LONG)
+    store.locks.release(last, remember_for=LONG)
     take(store, "held", "a")
     for wall[0] in (2e9, 0.5e9):
-        assert isinstance(store.acquire("held", holder="b", ttl=LONG), Held)
-        assert store.acquire("finished", holder="b", ttl=LONG, run="r") == Finished()
+        assert isinstance(store.locks.acquire("held", holder="b", ttl=LONG), Held)
+        assert store.locks.acquire("finished", holder="b", ttl=LONG, run="r") == Finished()
         lease = take(store, "finished", "b")
         assert lease.token > last.token
         last = lease
-        store.release(last)
+        store.locks.release(last)
     store.close()
 
 
@@ -344,7 +344,7 @@ def test_nothing_is_kept_for_ever(path, store, clock, monkeypatch):
     monkeypatch.setattr(memory, "PURGE_AT_MOST", 3)
     monkeypatch.setattr(memory, "PURGE_EVERY", 5)
     for number in range(50):
-        store.release(take(store, f"key {number}", run="r"), remember_for=10)
+        store.locks.release(take(store, f"key {number}", run="r"), remember_for=10)
     take(store, "held", ttl=100 * TOKEN_MEMORY)
 
     def rows():
@@ -355,17 +355,17 @@ def test_nothing_is_kept_for_ever(path, store, clock, monkeypatch):
 
     assert rows() == [51, 50]
     clock.ahead += TOKEN_MEMORY - 10
-    store.release(take(store, "other"))
+    store.locks.release(take(store, "other"))
     assert rows()[0] == 52, "tokens are remembered for their time"
     clock.ahead += 30
     left = [rows()[0]]
     while rows()[0] > 2:
         assert len(left) < 200
-        store.release(take(store, "other"))
+        store.locks.release(take(store, "other"))
         left.append(rows()[0])
     assert max(before - after for before, after in itertools.pairwise(left)) <= 3, "bounded work at each call"
     assert rows() == [2, 0]
-    assert isinstance(store.acquire("held", holder="b", ttl=1), Held)
+    assert isinstance(store.locks.acquire("held", holder="b", ttl=1), Held)
 
 
 # -- trouble -----------------------------------------------------------------------------------------------------------
@@ -394,7 +394,7 @@ def test_a_process_that_is_stopped_in_a_transaction_makes_the_store_unavailable_
 
         def ask():
             with pytest.raises(StoreUnavailable, match=str(path)):
-                store.extend([(lease, LONG)])
+                store.locks.extend([(lease, LONG)])
             refused.append(True)
 
         threads = [threading.Thread(target=ask) for _ in range(16)]
@@ -406,12 +406,12 @@ def test_a_process_that_is_stopped_in_a_transaction_makes_the_store_unavailable_
         # one after the other they would take 16 timeouts
         assert time.monotonic() - started < 3
         with pytest.raises(StoreUnavailable):
-            MemoryStore(path, timeout=0.1).acquire("key", holder="b", ttl=LONG)
+            MemoryStore(path, timeout=0.1).locks.acquire("key", holder="b", ttl=LONG)
     finally:
         os.kill(stopped.pid, signal.SIGCONT)
         stopped.join(30)
     assert stopped.exitcode == 0
-    assert store.extend([(lease, LONG)]) == [True]
+    assert store.locks.extend([(lease, LONG)]) == [True]
     store.close()
 
 
@@ -430,7 +430,7 @@ def test_a_process_that_is_killed_in_a_transaction_leaves_no_trace(store, fork):
     dying.start()
     dying.join(30)
     assert dying.exitcode == -signal.SIGKILL
-    assert store.extend([(lease, LONG)]) == [True]
+    assert store.locks.extend([(lease, LONG)]) == [True]
 
 
 @pytest.mark.parametrize("content", [b"no database" * 1000, b"x" * 100], ids=["long", "short"])
@@ -440,7 +440,7 @@ def test_a_corrupt_file_is_an_error_and_no_lock(path, store, content):
     (path / "state.db").write_bytes(content)
     for _ in range(2):
         with pytest.raises(StoreUnavailable, match=str(path)):
-            store.acquire("key", holder="b", ttl=LONG)
+            store.locks.acquire("key", holder="b", ttl=LONG)
 
 
 def test_a_full_disk_is_an_error_and_the_store_recovers(path, store):
@@ -449,8 +449,8 @@ def test_a_full_disk_is_an_error_and_the_store_recovers(path, store):
     store._connection.execute(f"PRAGMA max_page_count = {pages}")
     big = "x" * 1_000_000
     with pytest.raises(StoreUnavailable, match="full"):
-        store.acquire("big", holder="a", ttl=LONG, description=big)
-    assert store.extend([(lease, LONG)]) == [True]
+        store.locks.acquire("big", holder="a", ttl=LONG, description=big)
+    assert store.locks.extend([(lease, LONG)]) == [True]
     # on another connection, without that limit
     take(store, "big", description=big)
 
@@ -490,18 +490,18 @@ def test_a_key_whose_holder_lives_is_given_to_nobody_though_the_files_are_delete
     def hold():
         held = MemoryStore(path)
         take(held, "finished", run="r")
-        theirs.put((take(held), held.release(take(held, "done", run="r"), remember_for=LONG)))
+        theirs.put((take(held), held.locks.release(take(held, "done", run="r"), remember_for=LONG)))
         globals()["_kept"] = held  # as long as this process lives
 
     holder = fork(hold)
     lease, _ = theirs.get()
     remove(path, what)
     with contextlib.closing(MemoryStore(path)) as newcomer:
-        assert isinstance(newcomer.acquire("key", holder="b", ttl=LONG), Held)
-        assert newcomer.acquire("done", holder="b", ttl=LONG, run="r") == Finished(whole=False)
+        assert isinstance(newcomer.locks.acquire("key", holder="b", ttl=LONG), Held)
+        assert newcomer.locks.acquire("done", holder="b", ttl=LONG, run="r") == Finished(whole=False)
         # the holder's renewal finds its lease
-        assert newcomer.extend([(lease, LONG)]) == [True]
-        assert newcomer.release(lease)
+        assert newcomer.locks.extend([(lease, LONG)]) == [True]
+        assert newcomer.locks.release(lease)
         take(newcomer, holder="b")
     assert {each.name for each in path.iterdir()} <= {"alive", "choosing", "state.db", "state.db-shm", "state.db-wal"}
     kill(holder)
@@ -511,11 +511,11 @@ def test_a_key_whose_holder_lives_is_given_to_nobody_though_the_files_are_delete
 def test_who_has_the_files_open_itself_puts_them_back_and_loses_nothing(path, store, what):
     lease = take(store)
     remove(path, what)
-    assert store.extend([(lease, LONG)]) == [True]
+    assert store.locks.extend([(lease, LONG)]) == [True]
     assert is_held(store)
     with contextlib.closing(MemoryStore(path)) as another:
-        assert isinstance(another.acquire("key", holder="b", ttl=LONG), Held)
-    assert store.release(lease)
+        assert isinstance(another.locks.acquire("key", holder="b", ttl=LONG), Held)
+    assert store.locks.release(lease)
 
 
 def test_all_that_use_deleted_files_meet_in_the_new_ones(path, store, fork):
@@ -528,14 +528,16 @@ def test_all_that_use_deleted_files_meet_in_the_new_ones(path, store, fork):
         lease = take(other, "theirs", holder="b")
         steps[0].set()
         steps[1].wait(30)
-        theirs.put((isinstance(other.acquire("mine", holder="b", ttl=LONG), Held), other.extend([(lease, LONG)])))
+        theirs.put(
+            (isinstance(other.locks.acquire("mine", holder="b", ttl=LONG), Held), other.locks.extend([(lease, LONG)]))
+        )
 
     using = multiprocessing.get_context("fork").Process(target=use)
     using.start()
     assert steps[0].wait(30)
     shutil.rmtree(path)
-    assert store.extend([(mine, LONG)]) == [True]
-    assert isinstance(store.acquire("theirs", holder="a", ttl=LONG), Held)
+    assert store.locks.extend([(mine, LONG)]) == [True]
+    assert isinstance(store.locks.acquire("theirs", holder="a", ttl=LONG), Held)
     steps[1].set()
     assert theirs.get() == (True, [True])
     using.join(30)
@@ -546,7 +548,7 @@ def test_nothing_is_granted_in_files_that_others_have_taken_the_place_of(path, s
     replace(path)
     take(store, "more")
     with contextlib.closing(MemoryStore(path)) as another:
-        assert isinstance(another.acquire("more", holder="b", ttl=LONG), Held), "it was granted where all look"
+        assert isinstance(another.locks.acquire("more", holder="b", ttl=LONG), Held), "it was granted where all look"
 
 
 def test_files_that_are_deleted_between_the_begin_and_the_grant_are_noticed(path, store, monkeypatch):
@@ -563,8 +565,8 @@ def test_files_that_are_deleted_between_the_begin_and_the_grant_are_noticed(path
     take(store)
     monkeypatch.undo()
     with contextlib.closing(MemoryStore(path)) as another:
-        assert isinstance(another.acquire("key", holder="b", ttl=LONG), Held)
-        assert isinstance(another.acquire("first", holder="b", ttl=LONG), Held)
+        assert isinstance(another.locks.acquire("key", holder="b", ttl=LONG), Held)
+        assert isinstance(another.locks.acquire("first", holder="b", ttl=LONG), Held)
 
 
 def test_files_that_only_the_dead_had_open_are_begun_anew(path, fork):
@@ -607,7 +609,7 @@ def test_an_exception_thrown_in_at_any_moment_leaves_no_transaction_open(path, s
                 signal.setitimer(signal.ITIMER_REAL, 0.00002 + (rounds % 97) * 0.00003)
                 # Python itself swallows what is raised in a destructor: then nothing more comes in this round
                 while time.monotonic() < deadline:
-                    store.acquire("key", holder="a", ttl=LONG)
+                    store.locks.acquire("key", holder="a", ttl=LONG)
                 signal.setitimer(signal.ITIMER_REAL, 0)  # it must not strike below
             except InterruptedAnywhereError:
                 hits += 1
@@ -640,7 +642,7 @@ def test_a_signal_handler_that_interrupts_the_store_cannot_use_it_and_does_not_h
 
     def ask(*_):
         with pytest.raises(StoreUnavailable, match="signal handler"):
-            store.acquire("other", holder="a", ttl=LONG)
+            store.locks.acquire("other", holder="a", ttl=LONG)
         answers.append(True)
 
     before = signal.signal(signal.SIGALRM, ask)
@@ -714,18 +716,20 @@ def test_where_processes_of_the_earlier_release_are_all_stay_until_the_last_of_t
     def hold_as_the_earlier_release():
         globals()["_kept"] = old = MemoryStore(earlier)
         take(old)
-        old.release(take(old, "done", run="r"), remember_for=LONG)
+        old.locks.release(take(old, "done", run="r"), remember_for=LONG)
 
     old = fork(hold_as_the_earlier_release)
     with contextlib.closing(MemoryStore()) as new:
-        assert isinstance(new.acquire("key", holder="new", ttl=LONG), Held)
+        assert isinstance(new.locks.acquire("key", holder="new", ttl=LONG), Held)
         take(new, "news")
         kill(old)
         take(new, holder="new")
 
         def come_later():
             globals()["_kept"] = later = MemoryStore()
-            assert isinstance(later.acquire("key", holder="later", ttl=LONG), Held), "who came first is there still"
+            assert isinstance(later.locks.acquire("key", holder="later", ttl=LONG), Held), (
+                "who came first is there still"
+            )
 
         kill(fork(come_later))
     assert not (persistent / name / "state.db").exists()
@@ -733,7 +737,7 @@ def test_where_processes_of_the_earlier_release_are_all_stay_until_the_last_of_t
     def come_when_all_are_gone():
         memory._this_process._descriptors.clear()  # of its parent, which is gone in this tale
         with contextlib.closing(MemoryStore()) as last:
-            assert last.acquire("done", holder="last", ttl=LONG, run="r") == Finished(whole=False)
+            assert last.locks.acquire("done", holder="last", ttl=LONG, run="r") == Finished(whole=False)
             take(last, holder="last")  # all who held it there are dead
 
     # this process has files of the earlier place open until it ends
@@ -757,7 +761,7 @@ def test_the_directory_and_its_files_are_for_their_user_alone(path, store):
 
 def refuses(path):
     with pytest.raises(ConfigurationError, match="lockbeat_memory_path") as refusal:
-        MemoryStore(path).acquire("key", holder="a", ttl=LONG)
+        MemoryStore(path).locks.acquire("key", holder="a", ttl=LONG)
     assert str(Path(path)) in str(refusal.value)
     assert "allowed" in str(refusal.value)
 
@@ -831,7 +835,7 @@ from celery_lockbeat.stores.sqlite.store import MemoryStore
 store, me, end, calls, longest = MemoryStore(sys.argv[1]), sys.argv[2], time.monotonic() + 2, 0, 0.0
 while time.monotonic() < end:
     started = time.monotonic()
-    store.release(store.acquire(me, holder=me, ttl=600))
+    store.locks.release(store.locks.acquire(me, holder=me, ttl=600))
     longest = max(longest, time.monotonic() - started)
     calls += 1
 print(calls, longest)
@@ -853,4 +857,4 @@ def test_8_processes_in_a_hurry_all_get_their_share(path):
 def test_a_dead_holder_is_noticed_by_who_waits(store, fork):
     child = fork(take, store, "key", "dead", 60)
     os.kill(child.pid, signal.SIGKILL)
-    wait_until(lambda: isinstance(store.acquire("key", holder="b", ttl=LONG), Lease), 2)
+    wait_until(lambda: isinstance(store.locks.acquire("key", holder="b", ttl=LONG), Lease), 2)

@@ -64,7 +64,7 @@ class StoreMachine(RuleBasedStateMachine):
     def acquire(self, key, who):
         holder, run = who
         expected = self.model.acquire(key, holder, run)
-        answer = self.store.acquire(key, holder=holder, ttl=LONG, run=run, description=holder)
+        answer = self.store.locks.acquire(key, holder=holder, ttl=LONG, run=run, description=holder)
         if expected == "finished":
             assert answer == Finished()
         elif expected == "held":
@@ -86,7 +86,7 @@ class StoreMachine(RuleBasedStateMachine):
     def extend(self, data):
         batch = data.draw(st.lists(st.sampled_from(self.leases), max_size=4))
         expected = [self.model.held.get(lease.key) == lease for lease in batch]
-        assert self.store.extend([(lease, LONG) for lease in batch]) == expected
+        assert self.store.locks.extend([(lease, LONG) for lease in batch]) == expected
 
     @precondition(lambda self: self.leases)
     @rule(data=st.data(), hold=st.booleans(), remember=st.booleans())
@@ -98,7 +98,7 @@ class StoreMachine(RuleBasedStateMachine):
         else:
             # somebody else has: only a remembered run still tells that it was released
             expected = lease.run is not None and self.model.finished.get((lease.key, lease.run)) == lease.token
-        answer = self.store.release(lease, hold_for=LONG * hold, remember_for=LONG * remember)
+        answer = self.store.locks.release(lease, hold_for=LONG * hold, remember_for=LONG * remember)
         assert answer == expected
         self.released.setdefault(lease, answer)
 
@@ -114,7 +114,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def at_most_one_lease_is_live(self):
-        live = self.store.extend([(lease, LONG) for lease in self.leases])
+        live = self.store.locks.extend([(lease, LONG) for lease in self.leases])
         assert [lease for lease, is_live in zip(self.leases, live, strict=True) if is_live] == [
             lease for lease in self.leases if self.model.held.get(lease.key) == lease
         ]

@@ -20,9 +20,9 @@ IMPATIENT = {"socket_timeout": 0.3, "socket_connect_timeout": 0.3}
 def every_operation(store):
     lease = Lease("key", "a", "r", 1)
     return [
-        lambda: store.acquire("key", holder="a", ttl=30, run="r"),
-        lambda: store.extend([(lease, 30), (lease, 30)]),
-        lambda: store.release(lease, remember_for=30),
+        lambda: store.locks.acquire("key", holder="a", ttl=30, run="r"),
+        lambda: store.locks.extend([(lease, 30), (lease, 30)]),
+        lambda: store.locks.release(lease, remember_for=30),
     ]
 
 
@@ -37,36 +37,36 @@ def assert_unavailable(store, within):
 def test_every_operation_survives_a_server_that_forgot_the_scripts(server: Server):
     store, client = RedisStore(server.url), server.client()
     client.script_flush()
-    lease = store.acquire("key", holder="a", ttl=30, run="r")
+    lease = store.locks.acquire("key", holder="a", ttl=30, run="r")
     client.script_flush()
-    assert store.extend([(lease, 30), (lease, 30)]) == [True, True]
+    assert store.locks.extend([(lease, 30), (lease, 30)]) == [True, True]
     client.script_flush()
-    assert store.release(lease, remember_for=30) is True
+    assert store.locks.release(lease, remember_for=30) is True
     store.close()
 
 
 def test_a_stopped_server_is_unavailable_in_bounded_time_and_comes_back(spare_server: Server):
     store = RedisStore(spare_server.url, options=IMPATIENT)
-    lease = store.acquire("key", holder="a", ttl=600)
+    lease = store.locks.acquire("key", holder="a", ttl=600)
     spare_server.pause()
     assert_unavailable(store, within=5)
     spare_server.resume()
-    wait_until(lambda: store.extend([(lease, 600)]) == [True])
+    wait_until(lambda: store.locks.extend([(lease, 600)]) == [True])
     store.close()
 
 
 def test_what_was_asked_of_a_server_that_hung_is_not_granted_when_it_wakes_up_and_nobody_waits(spare_server: Server):
     store, other = RedisStore(spare_server.url, options=IMPATIENT), RedisStore(spare_server.url)
     calls = lambda: spare_server.client().info("commandstats")["cmdstat_evalsha"]["calls"]  # noqa: E731
-    store.release(store.acquire("another", holder="a", ttl=600))  # the server's time is known from then on
+    store.locks.release(store.locks.acquire("another", holder="a", ttl=600))  # the server's time is known from then on
     before = calls()
     spare_server.pause()
     with pytest.raises(StoreUnavailable):
-        store.acquire("key", holder="a", ttl=600)
+        store.locks.acquire("key", holder="a", ttl=600)
     time.sleep(IMPATIENT["socket_timeout"])  # now nobody waits, by the server's clock either
     spare_server.resume()
     wait_until(lambda: calls() > before)  # it has read what it was asked
-    assert isinstance(other.acquire("key", holder="b", ttl=600), Lease)
+    assert isinstance(other.locks.acquire("key", holder="b", ttl=600), Lease)
     store.close()
     other.close()
 
@@ -78,43 +78,43 @@ def test_a_server_that_is_not_there_is_unavailable_at_once():
 
 def test_by_default_no_operation_waits_for_ever(spare_server: Server):
     store = RedisStore(spare_server.url)
-    store.acquire("key", holder="a", ttl=600)
+    store.locks.acquire("key", holder="a", ttl=600)
     spare_server.pause()
     started = time.monotonic()
     with pytest.raises(StoreUnavailable):
-        store.acquire("key", holder="a", ttl=600)
+        store.locks.acquire("key", holder="a", ttl=600)
     assert time.monotonic() - started < 15
     spare_server.resume()
 
 
 def test_a_server_that_was_started_anew_is_used_again_and_tokens_grow(spare_server: Server):
     store = RedisStore(spare_server.url, options=IMPATIENT)
-    first = store.acquire("key", holder="a", ttl=600)
+    first = store.locks.acquire("key", holder="a", ttl=600)
     spare_server.kill()
     assert_unavailable(store, within=5)
     spare_server.start()
-    assert store.extend([(first, 600)]) == [False]
-    assert store.acquire("key", holder="b", ttl=600).token > first.token
+    assert store.locks.extend([(first, 600)]) == [False]
+    assert store.locks.acquire("key", holder="b", ttl=600).token > first.token
     store.close()
 
 
 def test_connections_that_the_server_closed_meanwhile_are_opened_anew(spare_server: Server):
     store = RedisStore(spare_server.url)
-    lease = store.acquire("key", holder="a", ttl=600)
+    lease = store.locks.acquire("key", holder="a", ttl=600)
     with spare_server.client() as client:
         for operation in every_operation(store):
             client.client_kill_filter(_type="normal", skipme=True)
             operation()
-    assert store.extend([(lease, 600)]) == [True]
+    assert store.locks.extend([(lease, 600)]) == [True]
     store.close()
 
 
 def test_one_connection_serves_every_operation_of_one_thread(server: Server):
     store = RedisStore(server.url, options={"max_connections": 1})
-    lease = store.acquire("key", holder="a", ttl=600)
-    assert store.extend([(lease, 600)]) == [True]
-    assert store.release(lease) is True
-    store.acquire("key", holder="b", ttl=600)
+    lease = store.locks.acquire("key", holder="a", ttl=600)
+    assert store.locks.extend([(lease, 600)]) == [True]
+    assert store.locks.release(lease) is True
+    store.locks.acquire("key", holder="b", ttl=600)
     store.close()
 
 
@@ -127,16 +127,16 @@ def test_a_call_that_was_broken_off_leaves_no_answer_for_the_next(server: Server
         raise Stop
 
     store = RedisStore(server.url)
-    lease = store.acquire("key", holder="a", ttl=600)
+    lease = store.locks.acquire("key", holder="a", ttl=600)
     with monkeypatch.context() as broken:
         broken.setattr(store, "_min_replicas", replicas)
         # as a soft time limit does it: the command is sent, its answer is not read
         broken.setattr(redis.Connection, "read_response", stop)
         with pytest.raises(Stop):
-            store.acquire("key", holder="b", ttl=600)
-    assert store.extend([(lease, 600)]) == [True]
-    assert store.release(lease) is True
-    assert store.acquire("key", holder="c", ttl=600).token > lease.token
+            store.locks.acquire("key", holder="b", ttl=600)
+    assert store.locks.extend([(lease, 600)]) == [True]
+    assert store.locks.release(lease) is True
+    assert store.locks.acquire("key", holder="c", ttl=600).token > lease.token
     store.close()
 
 
@@ -184,17 +184,17 @@ def test_a_grant_that_was_broken_off_leaves_no_answer_for_the_next(server: Serve
 
     reading(recv)
     store = RedisStore(server.url)
-    first = store.acquire("first", holder="a", ttl=600)
+    first = store.locks.acquire("first", holder="a", ttl=600)
     stops = True
     with pytest.raises(Stop):
-        store.acquire("second", holder="b", ttl=600)
+        store.locks.acquire("second", holder="b", ttl=600)
     stops = False
-    third = store.acquire("third", holder="c", ttl=600)
-    assert store.acquire("second", holder="b", ttl=600).token < third.token, (
+    third = store.locks.acquire("third", holder="c", ttl=600)
+    assert store.locks.acquire("second", holder="b", ttl=600).token < third.token, (
         "it was granted, and is told when asked for"
     )
-    assert store.release(first)
-    assert store.release(third)
+    assert store.locks.release(first)
+    assert store.locks.release(third)
     store.close()
 
 
@@ -209,11 +209,11 @@ def test_an_answer_counts_though_the_server_has_closed_the_connection_behind_it(
 
     reading(recv)
     store = RedisStore(server.url)
-    store.acquire("key", holder="a", ttl=600)
+    store.locks.acquire("key", holder="a", ttl=600)
     closes = True
-    assert isinstance(store.acquire("key", holder="b", ttl=600), Held)
+    assert isinstance(store.locks.acquire("key", holder="b", ttl=600), Held)
     closes = False
-    assert isinstance(store.acquire("key", holder="b", ttl=600), Held), "over another connection"
+    assert isinstance(store.locks.acquire("key", holder="b", ttl=600), Held), "over another connection"
     store.close()
 
 
@@ -222,30 +222,30 @@ def test_an_answer_counts_though_the_server_has_closed_the_connection_behind_it(
 def test_answers_that_come_in_pieces_are_put_together(server: Server, reading, size, protocol):
     reading(lambda sock, wanted: sock.recv(min(wanted, size)))
     store = RedisStore(server.url, options={"protocol": protocol})
-    lease = store.acquire("key", holder="a", ttl=600, run="r", description="who")
+    lease = store.locks.acquire("key", holder="a", ttl=600, run="r", description="who")
     assert isinstance(lease, Lease)
-    held = store.acquire("key", holder="b", ttl=600)
+    held = store.locks.acquire("key", holder="b", ttl=600)
     assert isinstance(held, Held)
     assert held.description == "who"
-    assert store.extend([(lease, 600), (lease, 600)]) == [True, True]
-    assert store.release(lease, remember_for=60)
-    assert store.acquire("key", holder="b", ttl=600, run="r") == Finished()
+    assert store.locks.extend([(lease, 600), (lease, 600)]) == [True, True]
+    assert store.locks.release(lease, remember_for=60)
+    assert store.locks.acquire("key", holder="b", ttl=600, run="r") == Finished()
     store.close()
 
 
 def test_what_a_persistent_server_acknowledged_survives_its_death():
     with Server(persistent=True) as server:
         store = RedisStore(server.url, options=IMPATIENT)
-        store.acquire("key", holder="a", ttl=600)
+        store.locks.acquire("key", holder="a", ttl=600)
         server.restart()
-        assert isinstance(store.acquire("key", holder="b", ttl=600), Held)
+        assert isinstance(store.locks.acquire("key", holder="b", ttl=600), Held)
         store.close()
 
 
 def test_without_the_replicas_that_were_asked_for_no_lock_is_granted(server: Server):
     store = RedisStore(server.url, options=IMPATIENT, min_replicas=1)
     with pytest.raises(StoreUnavailable, match="min_replicas"):
-        store.acquire("key", holder="a", ttl=600)
+        store.locks.acquire("key", holder="a", ttl=600)
     store.close()
 
 
@@ -269,7 +269,7 @@ def test_a_lock_is_granted_once_a_replica_has_it_and_nothing_runs_while_none_ans
             runs.append(copy.keys())
 
         store = RedisStore(primary.url, options=IMPATIENT, min_replicas=1)
-        lease = store.acquire("key", holder="a", ttl=600)
+        lease = store.locks.acquire("key", holder="a", ttl=600)
         body()
         assert "lockbeat:lock:{key}" in runs[0]
         assert len(runs[0]) == 2
@@ -277,10 +277,10 @@ def test_a_lock_is_granted_once_a_replica_has_it_and_nothing_runs_while_none_ans
         with pytest.raises(StoreUnavailable, match="min_replicas"):
             body()
         with pytest.raises(StoreUnavailable, match="min_replicas"):
-            store.extend([(lease, 600)])
+            store.locks.extend([(lease, 600)])
         assert len(runs) == 1
         replica.resume()
-        wait_until(lambda: answers(lambda: store.extend([(lease, 600)])) == [True])
+        wait_until(lambda: answers(lambda: store.locks.extend([(lease, 600)])) == [True])
         store.close()
 
 
@@ -293,7 +293,7 @@ def answers(operation):
 
 def test_tokens_grow_when_the_servers_clock_was_set_back(server: Server):
     store, client = RedisStore(server.url), server.client()
-    store.release(store.acquire("key", holder="a", ttl=30))
+    store.locks.release(store.locks.acquire("key", holder="a", ttl=30))
     (lock,) = client.keys("*")
     # as if granted an hour in the future
     ahead = int(client.get(lock)[:16]) + 3_600_000_000
@@ -301,10 +301,10 @@ def test_tokens_grow_when_the_servers_clock_was_set_back(server: Server):
     # the clock's text has as many digits as a token then
     wait_until(lambda: 0.15 < time.time() % 1 < 0.9)
     for number in (1, 2):
-        lease = store.acquire("key", holder="b", ttl=30)
+        lease = store.locks.acquire("key", holder="b", ttl=30)
         assert lease.token == ahead + number
-        assert store.extend([(lease, 30)]) == [True]
-        assert store.release(lease)
+        assert store.locks.extend([(lease, 30)]) == [True]
+        assert store.locks.release(lease)
     store.close()
 
 
@@ -317,8 +317,8 @@ def test_a_lock_is_written_in_one_form_whatever_the_time(server: Server, early):
     def granted() -> bool:
         nonlocal lease
         if lease is not None:
-            store.release(lease)
-        lease = store.acquire("key", holder="a", ttl=30, run="r", description="who it is")
+            store.locks.release(lease)
+        lease = store.locks.acquire("key", holder="a", ttl=30, run="r", description="who it is")
         return (lease.token % 1_000_000 < 100_000) == early
 
     wait_until(granted)
@@ -326,24 +326,24 @@ def test_a_lock_is_written_in_one_form_whatever_the_time(server: Server, early):
     until = lease.token // 1000 + 30_000
     assert client.get(lock) == f"{lease.token:016d}{until:013d}a r who it is"
     assert abs(client.pttl(lock) - 1000 * (30 + TOKEN_MEMORY)) < 10_000
-    assert store.release(lease)
+    assert store.locks.release(lease)
     assert abs(client.pttl(lock) - 1000 * TOKEN_MEMORY) < 10_000
     store.close()
 
 
 def test_a_finished_run_is_remembered_though_its_lock_is_forgotten(server: Server):
     store, client = RedisStore(server.url), server.client()
-    store.release(store.acquire("key", holder="a", ttl=30, run="r"), remember_for=30)
+    store.locks.release(store.locks.acquire("key", holder="a", ttl=30, run="r"), remember_for=30)
     (lock,) = client.keys("lockbeat:lock:*")
     client.delete(lock)
-    assert store.acquire("key", holder="b", ttl=30, run="r") == Finished()
+    assert store.locks.acquire("key", holder="b", ttl=30, run="r") == Finished()
     store.close()
 
 
 def test_every_key_in_the_server_has_the_prefix_and_an_end(server: Server):
     store, client = RedisStore(server.url, key_prefix="mine:"), server.client()
-    store.release(store.acquire("a{b}c", holder="a", ttl=30, run="r{}"), hold_for=5, remember_for=30)
-    store.acquire("other", holder="a", ttl=30)
+    store.locks.release(store.locks.acquire("a{b}c", holder="a", ttl=30, run="r{}"), hold_for=5, remember_for=30)
+    store.locks.acquire("other", holder="a", ttl=30)
     keys = client.keys("*")
     assert len(keys) == 3
     for key in keys:
@@ -355,9 +355,9 @@ def test_every_key_in_the_server_has_the_prefix_and_an_end(server: Server):
 
 def test_no_key_of_the_beats_is_kept_for_ever(server):
     store = RedisStore(server.url)
-    store.join("app", "a")
-    store.list_entries("app", "a", [("e", EntryState(0, "then"))], complete=True)
-    assert store.claim("app", "a", [Claim("id", "e", EntryState(1, "now"), {})], ttl=60).refusals == [None]
+    store.beats.join("app", "a")
+    store.beats.list_entries("app", "a", [("e", EntryState(0, "then"))], complete=True)
+    assert store.beats.claim("app", "a", [Claim("id", "e", EntryState(1, "now"), {})], ttl=60).refusals == [None]
     with server.client() as client:
         assert {key: client.ttl(key) for key in client.scan_iter() if client.ttl(key) < 0} == {}
     store.close()

@@ -32,29 +32,29 @@ def spare_nodes():
 
 
 def acquire_many(store, count=60):
-    return [(store.acquire(f"many{number}", holder="a", ttl=600), 600) for number in range(count)]
+    return [(store.locks.acquire(f"many{number}", holder="a", ttl=600), 600) for number in range(count)]
 
 
 def test_locks_of_all_slots_are_renewed_with_one_round_trip_to_each_node(nodes, open_store, monkeypatch):
     store = open_store(nodes.url)
     leases = acquire_many(store)
     assert len({nodes.has_lock(lease.key).port for lease, _ in leases}) == 3
-    store.extend(leases)  # which lets each node learn the script
+    store.locks.extend(leases)  # which lets each node learn the script
     asked, converse = [], servers.Node.converse
     monkeypatch.setattr(servers.Node, "converse", lambda *args: asked.append(1) or converse(*args))
-    assert store.extend(leases) == [True] * 60
+    assert store.locks.extend(leases) == [True] * 60
     assert len(asked) == 3
 
 
 def test_a_lock_is_kept_and_never_doubled_while_its_slot_moves(nodes, open_store):
     ours, theirs = open_store(nodes.url), open_store(nodes.url, socket_timeout=0.1, socket_connect_timeout=0.1)
     key = nodes.key_on(nodes.primaries[0])
-    lease = ours.acquire(key, holder="a", ttl=600, run="r1")
+    lease = ours.locks.acquire(key, holder="a", ttl=600, run="r1")
 
     def half():
-        assert ours.extend([(lease, 600)]) == [True]
+        assert ours.locks.extend([(lease, 600)]) == [True]
         try:
-            told = theirs.acquire(key, holder="b", ttl=600, run="r2")
+            told = theirs.locks.acquire(key, holder="b", ttl=600, run="r2")
         except StoreUnavailable as exc:
             told = str(exc)
         # one key of the two is on its way: a command of both is refused for now
@@ -62,7 +62,7 @@ def test_a_lock_is_kept_and_never_doubled_while_its_slot_moves(nodes, open_store
 
     nodes.move(key, nodes.primaries[1], half)
     half()
-    assert ours.release(lease, remember_for=600)
+    assert ours.locks.release(lease, remember_for=600)
     with nodes.primaries[1].client() as client:
         assert client.exists(f"lockbeat:lock:{{{key}}}")
 
@@ -70,13 +70,13 @@ def test_a_lock_is_kept_and_never_doubled_while_its_slot_moves(nodes, open_store
 def test_a_move_that_goes_on_meanwhile_is_waited_for(nodes, open_store):
     store = open_store(nodes.url)
     key = nodes.key_on(nodes.primaries[2], "waits")
-    store.release(store.acquire(key, holder="a", ttl=600, run="r1"))
-    store.free(key, holder="a")
+    store.locks.release(store.locks.acquire(key, holder="a", ttl=600, run="r1"))
+    store.locks.free(key, holder="a")
     for target in (nodes.primaries[0], nodes.primaries[1]):
         nodes.move(key, target)
-        lease = store.acquire(key, holder="b", ttl=600, run="r2")
+        lease = store.locks.acquire(key, holder="b", ttl=600, run="r2")
         assert isinstance(lease, Lease)
-        assert store.release(lease)
+        assert store.locks.release(lease)
 
 
 def test_a_primary_that_is_lost_costs_no_lock_that_another_has(open_store):
@@ -89,13 +89,13 @@ def test_a_primary_that_is_lost_costs_no_lock_that_another_has(open_store):
         answers = []
 
         def all_are_extended():
-            answers[:] = store.extend(leases)
+            answers[:] = store.locks.extend(leases)
             assert [answer for answer, known in zip(answers, there, strict=True) if known] == [True] * sum(there)
             return answers == [True] * 60
 
         # by the replica that takes the place of its primary, and has what it had
         wait_until(all_are_extended, 30)
-        assert isinstance(store.acquire("many0", holder="b", ttl=600), Held)
+        assert isinstance(store.locks.acquire("many0", holder="b", ttl=600), Held)
 
 
 def test_while_a_node_hangs_its_locks_alone_are_not_extended(spare_nodes, open_store):
@@ -105,14 +105,14 @@ def test_while_a_node_hangs_its_locks_alone_are_not_extended(spare_nodes, open_s
     theirs = [spare_nodes.has_lock(lease.key) is dead for lease, _ in leases]
     with frozen(dead):
         for _ in range(2):
-            answers = store.extend(leases, within=1)
+            answers = store.locks.extend(leases, within=1)
             assert [isinstance(answer, StoreUnavailable) for answer in answers] == theirs
             assert all(answer is True for answer, dead in zip(answers, theirs, strict=True) if not dead)
         with pytest.raises(StoreUnavailable):
-            store.acquire(
+            store.locks.acquire(
                 next(lease.key for (lease, _), dead in zip(leases, theirs, strict=True) if dead), holder="b", ttl=9
             )
-    wait_until(lambda: store.extend(leases) == [True] * 60)
+    wait_until(lambda: store.locks.extend(leases) == [True] * 60)
 
 
 def test_a_cluster_that_is_down_says_so(spare_nodes, open_store):
@@ -122,7 +122,7 @@ def test_a_cluster_that_is_down_says_so(spare_nodes, open_store):
 
     def is_down():
         try:
-            store.acquire(key, holder="a", ttl=0.2)
+            store.locks.acquire(key, holder="a", ttl=0.2)
         except StoreUnavailable as exc:
             return "ClusterDownError" in str(exc)
         return False
@@ -133,7 +133,7 @@ def test_a_cluster_that_is_down_says_so(spare_nodes, open_store):
 def test_any_node_is_enough_to_find_the_others(nodes, open_store):
     store = open_store(f"redis://127.0.0.1:{free_port()};{nodes.primaries[2].url}")
     leases = acquire_many(store)
-    assert store.extend(leases) == [True] * 60
+    assert store.locks.extend(leases) == [True] * 60
 
 
 def test_addresses_can_be_mapped_for_those_who_are_elsewhere(nodes, open_store):
@@ -147,7 +147,7 @@ def test_addresses_can_be_mapped_for_those_who_are_elsewhere(nodes, open_store):
 def test_a_node_asked_as_if_it_were_alone_tells_which_option_is_missing(nodes):
     store = RedisStore(nodes.primaries[0].url)
     with pytest.raises(StoreUnavailable, match="'cluster': True"):
-        store.acquire(nodes.key_on(nodes.primaries[1]), holder="a", ttl=1)
+        store.locks.acquire(nodes.key_on(nodes.primaries[1]), holder="a", ttl=1)
 
 
 def test_several_urls_or_a_database_are_refused_where_they_make_no_sense(make_app):

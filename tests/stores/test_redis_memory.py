@@ -49,14 +49,14 @@ def client(server):
 
 
 def take(store, key="key", holder="a", **more) -> Lease:
-    lease = store.acquire(key, holder=holder, ttl=30, description="w@host pid 1234 app.tasks.report[id]", **more)
+    lease = store.locks.acquire(key, holder=holder, ttl=30, description="w@host pid 1234 app.tasks.report[id]", **more)
     assert isinstance(lease, Lease), lease
     return lease
 
 
 def finish(store, key="key", holder="a", *, run=RUN, whole=WHOLE, hold_for=0, remember_for=TOKEN_MEMORY) -> Lease:
     lease = take(store, key, holder, run=run, whole=whole)
-    assert store.release(lease, hold_for=hold_for, remember_for=remember_for, whole=True)
+    assert store.locks.release(lease, hold_for=hold_for, remember_for=remember_for, whole=True)
     return lease
 
 
@@ -66,7 +66,7 @@ def test_a_finished_run_on_a_key_of_its_own_leaves_one_key_of_44_bytes(store, cl
     value = client.get(key)
     assert (len(value), value[:16]) == (44, f"{lease.token:016d}")
     assert abs(client.pttl(key) - TOKEN_MEMORY * 1000) < 5000
-    assert store.locks() == []
+    assert store.locks.held() == []
 
 
 @pytest.mark.parametrize("remember_for", [0.5, 600, 2 * TOKEN_MEMORY])
@@ -118,10 +118,10 @@ def test_what_finished_runs_leave_takes_little_memory(request, debian):
 @pytest.mark.parametrize("hold_for", [0, 30])
 def test_what_a_run_leaves_is_no_riddle_to_workers_of_0_1_0(store, old, hold_for):
     lease = finish(store, hold_for=hold_for)
-    assert old.extend([(lease, 30)]) == [False]
-    assert old.free("key", holder="a") is False
-    assert old.release(lease), "again, after a lost answer"
-    theirs = old.acquire("key", holder="b", ttl=30, run="x:0:0", whole="x::0")
+    assert old.locks.extend([(lease, 30)]) == [False]
+    assert old.locks.free("key", holder="a") is False
+    assert old.locks.release(lease), "again, after a lost answer"
+    theirs = old.locks.acquire("key", holder="b", ttl=30, run="x:0:0", whole="x::0")
     if hold_for:
         assert isinstance(theirs, Held)
         assert theirs.run.startswith("8f14e45f-ceea-467f-a0e6-3f1b2c4d5e6f:")
@@ -129,31 +129,31 @@ def test_what_a_run_leaves_is_no_riddle_to_workers_of_0_1_0(store, old, hold_for
         assert "app.tasks.report" in theirs.description
     else:
         assert theirs.token > lease.token
-        assert old.release(theirs, remember_for=30)
+        assert old.locks.release(theirs, remember_for=30)
 
 
 def test_what_workers_of_0_1_0_leave_is_no_riddle_to_us(store, old):
     lease = take(old, run=OLD_RUN, whole=OLD_WHOLE)
-    held = store.acquire("key", holder="b", ttl=30, run=OLD_RUN, whole=OLD_WHOLE)
+    held = store.locks.acquire("key", holder="b", ttl=30, run=OLD_RUN, whole=OLD_WHOLE)
     assert (held.same_run, held.run) == (True, OLD_RUN)
-    assert old.release(lease, remember_for=30, whole=True)
-    assert store.release(lease, remember_for=30, whole=True)
-    assert store.acquire("key", holder="b", ttl=30, run=OLD_RUN, whole=OLD_WHOLE) == Finished(whole=True)
+    assert old.locks.release(lease, remember_for=30, whole=True)
+    assert store.locks.release(lease, remember_for=30, whole=True)
+    assert store.locks.acquire("key", holder="b", ttl=30, run=OLD_RUN, whole=OLD_WHOLE) == Finished(whole=True)
     assert finish(store, holder="b").token > lease.token
 
 
 def test_a_tick_and_a_message_without_a_nonce_that_we_have_finished_are_known_to_workers_of_0_1_0(store, old):
     finish(store, run=OLD_RUN, whole=OLD_WHOLE)
     for number in range(2):
-        assert old.acquire("key", holder="b", ttl=30, run=OLD_RUN, whole=OLD_WHOLE) == Finished(whole=True)
+        assert old.locks.acquire("key", holder="b", ttl=30, run=OLD_RUN, whole=OLD_WHOLE) == Finished(whole=True)
         # also when another run has followed
         finish(store, holder=f"c{number}", run=f"{number}:0:0~n", whole=f"{number}::0~n")
-    assert store.acquire("key", holder="b", ttl=30, run=OLD_RUN, whole=OLD_WHOLE) == Finished(whole=True)
+    assert store.locks.acquire("key", holder="b", ttl=30, run=OLD_RUN, whole=OLD_WHOLE) == Finished(whole=True)
 
 
 def test_of_workers_of_both_releases_one_has_the_key(store, old):
     ours, theirs = take(store, run=RUN), take(old, "another", run=OLD_RUN)
-    assert isinstance(old.acquire("key", holder="b", ttl=30), Held)
-    assert isinstance(store.acquire("another", holder="b", ttl=30), Held)
-    assert old.release(ours)
-    assert store.release(theirs)
+    assert isinstance(old.locks.acquire("key", holder="b", ttl=30), Held)
+    assert isinstance(store.locks.acquire("another", holder="b", ttl=30), Held)
+    assert old.locks.release(ours)
+    assert store.locks.release(theirs)

@@ -37,11 +37,11 @@ def opened(request):
 
 
 def assert_works(store):
-    lease = store.acquire("key", holder="a", ttl=60, run="r")
+    lease = store.locks.acquire("key", holder="a", ttl=60, run="r")
     assert isinstance(lease, Lease)
-    assert isinstance(store.acquire("key", holder="b", ttl=60), Held)  # an answer that redis-py reads
-    assert store.extend([(lease, 60)]) == [True]
-    assert store.release(lease, remember_for=0)
+    assert isinstance(store.locks.acquire("key", holder="b", ttl=60), Held)  # an answer that redis-py reads
+    assert store.locks.extend([(lease, 60)]) == [True]
+    assert store.locks.release(lease, remember_for=0)
 
 
 # -- TLS ---------------------------------------------------------------------------------------------------------------
@@ -96,7 +96,7 @@ def test_a_wrong_certificate_is_told_with_its_reason_and_nothing_runs(
 def test_a_name_that_the_certificate_does_not_have_is_told(tls_server, certificates):
     store = RedisStore(tls_server.url.replace("localhost", "127.0.0.2"), options=tls(certificates))
     with pytest.raises(StoreUnavailable, match=r"127\.0\.0\.2"):
-        store.acquire("key", holder="a", ttl=60)
+        store.locks.acquire("key", holder="a", ttl=60)
 
 
 # -- users and permissions ---------------------------------------------------------------------------------------------
@@ -109,35 +109,35 @@ def acl_line() -> list[str]:
 
 def exercise(store, admin):
     """Everything that is asked of a store, with each turn that its scripts can take."""
-    lease = store.acquire("key", holder="a", ttl=60, run="r", description="d")
-    store.acquire("key", holder="b", ttl=60, run="r2")
-    store.extend([(lease, 60)])
-    store.release(lease, remember_for=60)
-    store.acquire("key", holder="c", ttl=60)
-    store.free("key", holder="c")
+    lease = store.locks.acquire("key", holder="a", ttl=60, run="r", description="d")
+    store.locks.acquire("key", holder="b", ttl=60, run="r2")
+    store.locks.extend([(lease, 60)])
+    store.locks.release(lease, remember_for=60)
+    store.locks.acquire("key", holder="c", ttl=60)
+    store.locks.free("key", holder="c")
     for replica in ("one", "two", "one"):
-        store.join("app", replica)
+        store.beats.join("app", replica)
     entries = [(name, EntryState(0, "then")) for name in "abc"]
-    store.list_entries("app", "one", entries, complete=True)
-    store.list_entries("app", "two", entries[:1], complete=True)
-    store.list_entries("app", "one", [], removed=["b"])
-    store.list_entries("app", "one", entries[1:2])
+    store.beats.list_entries("app", "one", entries, complete=True)
+    store.beats.list_entries("app", "two", entries[:1], complete=True)
+    store.beats.list_entries("app", "one", [], removed=["b"])
+    store.beats.list_entries("app", "one", entries[1:2])
     claims = [Claim(f"id-{name}", name, EntryState(1, "now"), {}) for name in "ac"]
-    store.claim("app", "one", claims, ttl=60)
-    store.settle("app", "one", [("id-a", "a")], handed_over=["id-c"])
-    store.take_over("app", "two", ["id-c"], ttl=60)
+    store.beats.claim("app", "one", claims, ttl=60)
+    store.beats.settle("app", "one", [("id-a", "a")], handed_over=["id-c"])
+    store.beats.take_over("app", "two", ["id-c"], ttl=60)
     beat = "lockbeat:{beat:app}"
     admin.zadd(f"{beat}:replicas", {"one": 1})  # not heard of for long
     admin.zadd(f"{beat}:unlisted", {"x": 1})
     admin.zadd(f"{beat}:pending", {"id-y": 1})
-    store.claim("app", "two", [], ttl=60)
-    store.leave("app", "two")
+    store.beats.claim("app", "two", [], ttl=60)
+    store.beats.leave("app", "two")
     # what no store has written
     admin.set(f"{beat}:pending", "text")
-    store.claim("app", "one", [], ttl=60)
+    store.beats.claim("app", "one", [], ttl=60)
     admin.lpush("lockbeat:lock:{planted}", "text")
     with pytest.raises(UnreadableKey):
-        store.acquire("planted", holder="a", ttl=60)
+        store.locks.acquire("planted", holder="a", ttl=60)
 
 
 @pytest.fixture(params=[False, True], ids=["valkey", "redis7"])
@@ -183,7 +183,7 @@ def test_what_some_setups_need_in_addition_is_named_too(user, opened, permission
     for more in ([], [f"+{permission}"]):
         change(*more)
         with pytest.raises(StoreUnavailable) as refused:
-            opened(url, **arguments).acquire("key", holder="a", ttl=60)
+            opened(url, **arguments).locks.acquire("key", holder="a", ttl=60)
             assert more
             raise StoreUnavailable("granted")
         assert (permission in str(refused.value)) != bool(more)
@@ -199,7 +199,7 @@ def test_in_a_cluster_the_user_may_ask_for_its_slots(nodes, opened):
 
     def acquire():
         login = {"cluster": True, "username": name, "password": "secret"}
-        return opened(nodes.url, options=login).acquire("key", holder="a", ttl=60)
+        return opened(nodes.url, options=login).locks.acquire("key", holder="a", ttl=60)
 
     allow()
     with pytest.raises(StoreUnavailable, match="cluster"):
@@ -215,7 +215,7 @@ def test_a_key_of_others_is_refused_and_the_error_says_that_it_is_about_keys(use
     _, store, change = user
     change("resetkeys", "~others:*")
     with pytest.raises(StoreUnavailable, match="key"):
-        store.acquire("key", holder="a", ttl=60)
+        store.locks.acquire("key", holder="a", ttl=60)
 
 
 # -- users, passwords, sockets, databases ------------------------------------------------------------------------------
@@ -291,7 +291,7 @@ def test_no_password_is_in_a_log_an_error_or_a_repr(server, make_app, caplog, se
         store = Lock("key", app=app, driver="redis")._store
         told.append(repr(vars(store)))
         told.append(repr(store._servers.nodes()))
-        store.acquire("key", holder="a", ttl=60)
+        store.locks.acquire("key", holder="a", ttl=60)
     except (ConfigurationError, StoreUnavailable) as exc:
         told.append(str(exc))
     assert "s3cr3t" not in "".join(told) + caplog.text
@@ -338,22 +338,22 @@ def test_a_new_connection_has_the_new_secret_of_a_credential_provider(make_app):
         with Lock("key", app=app, driver="redis", ttl=60) as lock:
             rotate("new")
             with pytest.raises(StoreUnavailable, match="invalid username-password"):
-                lock._store.extend([(lock.lease, 60)])
+                lock._store.locks.extend([(lock.lease, 60)])
             assert lock.held, "its lease still runs"
             vault.secret = "new"
-            assert lock._store.extend([(lock.lease, 60)]) == [True]
+            assert lock._store.locks.extend([(lock.lease, 60)]) == [True]
 
 
 def test_a_connection_outlives_a_change_of_the_password_and_the_next_one_needs_the_new(opened):
     with Member("old", "--requirepass", "old") as server:
         admin = redis.Redis(port=server.port, password="old")
         store = opened(server.url, options={"password": "old"})
-        lease = store.acquire("key", holder="a", ttl=60)
+        lease = store.locks.acquire("key", holder="a", ttl=60)
         admin.config_set("requirepass", "new")
-        assert store.extend([(lease, 60)]) == [True]
+        assert store.locks.extend([(lease, 60)]) == [True]
         store.close()
         with pytest.raises(StoreUnavailable, match="invalid username-password"):
-            store.extend([(lease, 60)])
+            store.locks.extend([(lease, 60)])
         admin.close()
 
 
@@ -364,7 +364,7 @@ def test_options_reach_redis_py_unchanged(server, make_app, opened):
     store = opened(
         server.url, options={"client_name": "of-locks", "socket_keepalive": True, "health_check_interval": 9}
     )
-    store.acquire("key", holder="a", ttl=60)
+    store.locks.acquire("key", holder="a", ttl=60)
     with server.client() as client:
         assert [each for each in client.client_list() if each["name"] == "of-locks"]
     (node,) = store._servers.nodes()

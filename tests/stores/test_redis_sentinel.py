@@ -59,25 +59,25 @@ def once(operation):
 
 def test_a_lock_that_a_replica_had_is_kept_through_a_failover_and_its_run_is_remembered(trio, open_store):
     store = open_store(trio, min_replicas=1)
-    held = store.acquire("held", holder="a", ttl=600, run="r1")
-    over = store.acquire("over", holder="a", ttl=600, run="r2")
-    assert store.release(over, remember_for=600)
+    held = store.locks.acquire("held", holder="a", ttl=600, run="r1")
+    over = store.locks.acquire("over", holder="a", ttl=600, run="r2")
+    assert store.locks.release(over, remember_for=600)
     trio.fail_over()
-    assert once(lambda: store.extend([(held, 600)])) == [True]
-    assert isinstance(store.acquire("held", holder="b", ttl=600, run="r3"), Held)
-    assert isinstance(store.acquire("over", holder="b", ttl=600, run="r2"), Finished)
+    assert once(lambda: store.locks.extend([(held, 600)])) == [True]
+    assert isinstance(store.locks.acquire("held", holder="b", ttl=600, run="r3"), Held)
+    assert isinstance(store.locks.acquire("over", holder="b", ttl=600, run="r2"), Finished)
 
 
 def test_a_primary_that_is_frozen_and_comes_back_is_not_asked_any_more(trio, open_store):
     store = open_store(trio, min_replicas=1, socket_timeout=0.5)
-    lease = store.acquire("key", holder="a", ttl=600)
+    lease = store.locks.acquire("key", holder="a", ttl=600)
     old = trio.primary()
     new = trio.fail_over(lambda server: server.pause())
-    assert once(lambda: store.extend([(lease, 600)])) == [True]
+    assert once(lambda: store.locks.extend([(lease, 600)])) == [True]
     old.resume()
     wait_until(lambda: old.role() == "slave", 30, "the Sentinels make it a replica")
-    assert store.release(lease)
-    later = once(lambda: store.acquire("key", holder="b", ttl=600))
+    assert store.locks.release(lease)
+    later = once(lambda: store.locks.acquire("key", holder="b", ttl=600))
     assert later.token > lease.token
     with new.client() as client:
         assert str(later.token) in client.get("lockbeat:lock:{key}")
@@ -92,7 +92,7 @@ def test_a_primary_that_was_replaced_unnoticed_is_left_before_the_sentinels_make
     """It answers, on a connection that was idle meanwhile, and takes itself for the primary for ten seconds more."""
     with Trio(tmp_path, *refuses) as trio:
         store = open_store(trio, min_replicas=1)
-        store.acquire("before", holder="a", ttl=600)
+        store.locks.acquire("before", holder="a", ttl=600)
         old = trio.primary()
         new = trio.fail_over(lambda server: server.pause())
         wait_until(
@@ -102,11 +102,11 @@ def test_a_primary_that_was_replaced_unnoticed_is_left_before_the_sentinels_make
         old.resume()
         if refuses:
             wait_until(lambda: old.info()["min_slaves_good_slaves"] == 0, message="it notices that no replica is left")
-            lease = store.acquire("key", holder="a", ttl=600)
+            lease = store.locks.acquire("key", holder="a", ttl=600)
         else:
             with pytest.raises(StoreUnavailable, match="only 0 of"):
-                store.acquire("key", holder="a", ttl=600)
-            lease = store.acquire("key", holder="a", ttl=600)
+                store.locks.acquire("key", holder="a", ttl=600)
+            lease = store.locks.acquire("key", holder="a", ttl=600)
         assert old.role() == "master", "too late to tell"
         with new.client() as client:
             assert str(lease.token) in client.get("lockbeat:lock:{key}")
@@ -115,29 +115,31 @@ def test_a_primary_that_was_replaced_unnoticed_is_left_before_the_sentinels_make
 def test_without_min_replicas_a_failover_can_lose_a_lock_and_only_its_token_tells(trio, open_store):
     """What an asynchronous failover can break: the primary dies with what no replica has received."""
     store = open_store(trio)
-    first = store.acquire("before", holder="a", ttl=600)
+    first = store.locks.acquire("before", holder="a", ttl=600)
     trio.cut_replicas()
-    lost = store.acquire("key", holder="a", ttl=600)
+    lost = store.locks.acquire("key", holder="a", ttl=600)
     assert isinstance(lost, Lease)
     trio.fail_over()
-    second = once(lambda: store.acquire("key", holder="b", ttl=600))
+    second = once(lambda: store.locks.acquire("key", holder="b", ttl=600))
     assert isinstance(second, Lease), "two holders at once"
     assert second.token > lost.token, "which a write that is fenced can tell"
-    assert store.extend([(first, 600), (lost, 600)]) == [True, False], "and the first learns it at its next renewal"
+    assert store.locks.extend([(first, 600), (lost, 600)]) == [True, False], (
+        "and the first learns it at its next renewal"
+    )
 
 
 def test_with_min_replicas_nothing_is_granted_that_a_failover_could_lose(trio, open_store):
     store = open_store(trio, min_replicas=1)
-    known = store.acquire("known", holder="a", ttl=600)
+    known = store.locks.acquire("known", holder="a", ttl=600)
     trio.cut_replicas()
     with pytest.raises(StoreUnavailable, match="only 0 of lockbeat_redis_min_replicas=1 replicas"):
-        store.acquire("key", holder="a", ttl=600)
+        store.locks.acquire("key", holder="a", ttl=600)
     with pytest.raises(StoreUnavailable, match="only 0 of lockbeat_redis_min_replicas=1 replicas"):
-        store.extend([(known, 600)])
+        store.locks.extend([(known, 600)])
     with pytest.raises(StoreUnavailable, match="only 0 of lockbeat_redis_min_replicas=1 replicas"):
-        store.claim("app", "replica", [Claim("id", "entry", EntryState(1, "now"), {})], ttl=5)
+        store.beats.claim("app", "replica", [Claim("id", "entry", EntryState(1, "now"), {})], ttl=5)
     trio.fail_over()
-    assert isinstance(once(lambda: store.acquire("key", holder="b", ttl=600)), Lease)
+    assert isinstance(once(lambda: store.locks.acquire("key", holder="b", ttl=600)), Lease)
 
 
 def test_while_no_primary_is_known_nothing_runs_unlocked(trio, open_store):
@@ -145,7 +147,7 @@ def test_while_no_primary_is_known_nothing_runs_unlocked(trio, open_store):
     trio.freeze_sentinels()
     trio.primary_at_first.kill()
     with pytest.raises(StoreUnavailable, match="No master found for 'locks'"):
-        store.acquire("key", holder="a", ttl=600)
+        store.locks.acquire("key", holder="a", ttl=600)
 
 
 def test_celerys_own_settings_of_a_sentinel_broker_are_enough(undisturbed, make_app):
@@ -185,7 +187,7 @@ def test_a_sentinel_that_is_dead_is_passed_over(undisturbed):
     store = RedisStore(
         "sentinel://127.0.0.1:1;" + undisturbed.url, options={"master_name": NAME, "password": undisturbed.password}
     )
-    assert isinstance(store.acquire(f"key{next(_keys)}", holder="a", ttl=60), Lease)
+    assert isinstance(store.locks.acquire(f"key{next(_keys)}", holder="a", ttl=60), Lease)
     store.close()
 
 
@@ -198,5 +200,5 @@ def test_the_name_of_the_primary_is_asked_for_at_start_up(make_app):
 def test_a_primary_that_the_sentinels_do_not_know_is_told_by_its_name(undisturbed):
     store = RedisStore(undisturbed.url, options={"master_name": "other", "password": "s:e/c@r et"})
     with pytest.raises(StoreUnavailable, match="No master found for 'other'") as error:
-        store.acquire("key", holder="a", ttl=1)
+        store.locks.acquire("key", holder="a", ttl=1)
     assert "s:e/c@r et" not in str(error.value)

@@ -43,9 +43,9 @@ def granted(words):
 def operations(store):
     lease = Lease("key", "a", None, 1)
     return [
-        lambda: store.acquire("key", holder="a", ttl=30),
-        lambda: store.extend([(lease, 30), (lease, 30)]),
-        lambda: store.release(lease),
+        lambda: store.locks.acquire("key", holder="a", ttl=30),
+        lambda: store.locks.extend([(lease, 30), (lease, 30)]),
+        lambda: store.locks.release(lease),
     ]
 
 
@@ -59,7 +59,7 @@ def test_what_is_refused_for_now_is_asked_again_until_it_is_answered(refusal):
 
     with fake_redis(answer) as server:
         store = RedisStore(server.url, options=SHORT)
-        assert store.acquire("key", holder="a", ttl=30).token == 7_000_000_000
+        assert store.locks.acquire("key", holder="a", ttl=30).token == 7_000_000_000
         store.close()
     assert len(asked) >= 2
 
@@ -74,8 +74,8 @@ def test_a_grant_with_more_behind_it_is_none_and_is_asked_for_anew(more):
 
     with fake_redis(answer) as server:
         store = RedisStore(server.url, options=SHORT)
-        assert store.acquire("key", holder="a", ttl=30).token == 7_000_000_000
-        assert store.acquire("other", holder="a", ttl=30).token == 7_000_000_000
+        assert store.locks.acquire("key", holder="a", ttl=30).token == 7_000_000_000
+        assert store.locks.acquire("other", holder="a", ttl=30).token == 7_000_000_000
         store.close()
     assert len(asked) == 3
 
@@ -106,7 +106,7 @@ def test_why_it_is_refused_is_told_though_the_last_of_the_tries_was_not_answered
     with fake_redis(answer) as server:
         store = RedisStore(server.url, options=SHORT)
         with pytest.raises(StoreUnavailable, match="BUSY"):
-            store.acquire("key", holder="a", ttl=30)
+            store.locks.acquire("key", holder="a", ttl=30)
         store.close()
     assert asked[-1] - asked[0] >= 0.6
     assert reached, "one that does not answer may have been replaced, whatever it said before"
@@ -116,7 +116,7 @@ def test_a_replica_refuses_and_nothing_is_locked(server):
     with Server("--replicaof", "127.0.0.1", str(server.port), "--repl-diskless-sync-delay", "0") as replica:
         store = RedisStore(replica.url, options=SHORT)
         with pytest.raises(StoreUnavailable, match=r"(?i)readonly|read only"):
-            store.acquire("key", holder="a", ttl=30)
+            store.locks.acquire("key", holder="a", ttl=30)
         store.close()
     with server.client() as client:
         assert not client.keys("lockbeat:*")
@@ -127,7 +127,7 @@ def test_a_replica_that_lost_its_primary_and_will_not_answer_says_so():
         admin.replicaof("127.0.0.1", free_port())
         store = RedisStore(replica.url, options=SHORT)
         with pytest.raises(StoreUnavailable, match=r"MasterDownError: Link with MASTER is down"):
-            store.acquire("key", holder="a", ttl=30)
+            store.locks.acquire("key", holder="a", ttl=30)
         store.close()
 
 
@@ -140,9 +140,9 @@ def test_a_server_that_is_busy_with_anothers_script_is_waited_for_and_then_given
         busy.connection.send_command("EVAL", "while true do end", 0)
         wait_until(lambda: "BUSY" in _refusal_of(admin), message="it is busy")
         with pytest.raises(StoreUnavailable, match="BUSY"):
-            store.acquire("key", holder="a", ttl=30)
+            store.locks.acquire("key", holder="a", ttl=30)
         admin.execute_command("SCRIPT", "KILL")
-        assert isinstance(store.acquire("key", holder="a", ttl=30), Lease)
+        assert isinstance(store.locks.acquire("key", holder="a", ttl=30), Lease)
         store.close()
         busy.connection.disconnect()
 
@@ -185,7 +185,7 @@ def test_three_attempts_to_extend_fit_into_a_lease(ttl):
 
 def test_no_operation_outlasts_its_time_or_the_lease_it_is_about(spare_server):
     store = RedisStore(spare_server.url, options={"socket_timeout": 1, "socket_connect_timeout": 0.5})
-    lease = store.acquire("key", holder="a", ttl=600)
+    lease = store.locks.acquire("key", holder="a", ttl=600)
 
     def took(operation):
         started = time.monotonic()
@@ -194,9 +194,9 @@ def test_no_operation_outlasts_its_time_or_the_lease_it_is_about(spare_server):
         return time.monotonic() - started
 
     with frozen(spare_server):
-        assert 1.4 < took(lambda: store.release(lease)) < 1.5 + SLACK
-        assert 0.2 < took(lambda: store.extend([(lease, 600)], within=0.3)) < 1
-        assert 0.4 < took(lambda: store.acquire("other", holder="a", ttl=0.5)) < 1.2
+        assert 1.4 < took(lambda: store.locks.release(lease)) < 1.5 + SLACK
+        assert 0.2 < took(lambda: store.locks.extend([(lease, 600)], within=0.3)) < 1
+        assert 0.4 < took(lambda: store.locks.acquire("other", holder="a", ttl=0.5)) < 1.2
     store.close()
 
 

@@ -210,7 +210,7 @@ def test_a_password_that_changes_while_a_worker_runs_fails_the_run_and_never_run
                 Lock("other", app=app).acquire()
             assert lock.held, "its lease still runs"
             change("old")
-            assert lock._store.extend([(lock.lease, 60)]) == [True]
+            assert lock._store.locks.extend([(lock.lease, 60)]) == [True]
         # who has begun waits, as a beat does, and does not end
         change("new")
         lock._store.check()

@@ -36,43 +36,43 @@ class Case:
         self.key, self.app = f"key{self.n}", f"app{self.n}"
 
     def take(self, holder="a", key=None, **more) -> Lease:
-        lease = self.direct.acquire(key or self.key, holder=holder, ttl=LONG, **more)
+        lease = self.direct.locks.acquire(key or self.key, holder=holder, ttl=LONG, **more)
         assert isinstance(lease, Lease), lease
         return lease
 
     def lost(self, key=None) -> Lease:
         lease = self.take(key=key, run="r")
-        self.direct.free(lease.key, holder="a")
+        self.direct.locks.free(lease.key, holder="a")
         self.take("thief", lease.key)
         return lease
 
     def pending(self, replica="b", *, overdue=True):
-        assert self.direct.claim(self.app, replica, [tick("e", task_id="id")], ttl=LONG).refusals == [None]
+        assert self.direct.beats.claim(self.app, replica, [tick("e", task_id="id")], ttl=LONG).refusals == [None]
         if overdue:
-            self.direct.settle(self.app, replica, [], handed_over=["id"])
+            self.direct.beats.settle(self.app, replica, [], handed_over=["id"])
 
     def count_pending(self):
-        self.direct.settle(self.app, "a", [], handed_over=["id"])
-        self.direct.settle(self.app, "b", [], handed_over=["id"])
-        return len(self.direct.claim(self.app, "c", [], ttl=LONG).overdue)
+        self.direct.beats.settle(self.app, "a", [], handed_over=["id"])
+        self.direct.beats.settle(self.app, "b", [], handed_over=["id"])
+        return len(self.direct.beats.claim(self.app, "c", [], ttl=LONG).overdue)
 
     def before(self):
         """Nothing."""
 
     def nobody_runs(self):
         """The call has failed: as :class:`Lock` does then."""
-        self.direct.free(self.key, holder="a")
-        assert isinstance(self.direct.acquire(self.key, holder="next", ttl=LONG), Lease)
+        self.direct.locks.free(self.key, holder="a")
+        assert isinstance(self.direct.locks.acquire(self.key, holder="next", ttl=LONG), Lease)
 
 
 class Acquire(Case):
     def call(self):
-        return self.proxied.acquire(self.key, holder="a", ttl=LONG, run="r")
+        return self.proxied.locks.acquire(self.key, holder="a", ttl=LONG, run="r")
 
     def true(self, told):
         assert isinstance(told, Lease)
-        assert self.direct.extend([(told, LONG)]) == [True]
-        assert isinstance(self.direct.acquire(self.key, holder="b", ttl=LONG), Held)
+        assert self.direct.locks.extend([(told, LONG)]) == [True]
+        assert isinstance(self.direct.locks.acquire(self.key, holder="b", ttl=LONG), Held)
 
     failed = Case.nobody_runs
 
@@ -87,18 +87,18 @@ class AcquireWhatIsHeld(Acquire):
         self.failed()
 
     def failed(self):
-        assert self.direct.extend([(self.other, LONG)]) == [True]
+        assert self.direct.locks.extend([(self.other, LONG)]) == [True]
 
 
 class AcquireWhatIsFinished(Acquire):
     def before(self):
-        self.direct.release(self.take(run="r"), remember_for=LONG)
+        self.direct.locks.release(self.take(run="r"), remember_for=LONG)
 
     def true(self, told):
         assert told == Finished()
 
     def failed(self):
-        self.true(self.direct.acquire(self.key, holder="b", ttl=LONG, run="r"))
+        self.true(self.direct.locks.acquire(self.key, holder="b", ttl=LONG, run="r"))
 
 
 class Extend(Case):
@@ -106,14 +106,14 @@ class Extend(Case):
         self.lease = self.take()
 
     def call(self):
-        return self.proxied.extend([(self.lease, LONG), (Lease("never", "a", None, 1), LONG)])
+        return self.proxied.locks.extend([(self.lease, LONG), (Lease("never", "a", None, 1), LONG)])
 
     def true(self, told):
         assert told == [True, False]
         self.failed()
 
     def failed(self):
-        assert self.direct.extend([(self.lease, LONG)]) == [True]
+        assert self.direct.locks.extend([(self.lease, LONG)]) == [True]
 
 
 class ExtendWhatIsLost(Extend):
@@ -124,7 +124,7 @@ class ExtendWhatIsLost(Extend):
         assert told == [False, False]
 
     def failed(self):
-        assert self.direct.extend([(self.lease, LONG)]) == [False]
+        assert self.direct.locks.extend([(self.lease, LONG)]) == [False]
 
 
 class Release(Case):
@@ -132,16 +132,16 @@ class Release(Case):
         self.lease = self.take(run="r")
 
     def call(self):
-        return self.proxied.release(self.lease, remember_for=LONG)
+        return self.proxied.locks.release(self.lease, remember_for=LONG)
 
     def true(self, told):
         assert told is True
-        assert self.direct.acquire(self.key, holder="b", ttl=LONG, run="r") == Finished()
+        assert self.direct.locks.acquire(self.key, holder="b", ttl=LONG, run="r") == Finished()
         self.take("b")
 
     def failed(self):
         # told again later, as an errand
-        self.true(self.direct.release(self.lease, remember_for=LONG))
+        self.true(self.direct.locks.release(self.lease, remember_for=LONG))
 
 
 class ReleaseWhatIsLost(Release):
@@ -150,7 +150,7 @@ class ReleaseWhatIsLost(Release):
 
     def true(self, told):
         assert told is False
-        assert isinstance(self.direct.acquire(self.key, holder="b", ttl=LONG, run="r"), Held)
+        assert isinstance(self.direct.locks.acquire(self.key, holder="b", ttl=LONG, run="r"), Held)
 
 
 class Free(Case):
@@ -158,7 +158,7 @@ class Free(Case):
         self.take()
 
     def call(self):
-        return self.proxied.free(self.key, holder="a")
+        return self.proxied.locks.free(self.key, holder="a")
 
     def true(self, told):
         # asked twice, it may be told that there is nothing left
@@ -169,47 +169,51 @@ class Free(Case):
 
 class Join(Case):
     def before(self):
-        self.cold = self.direct.join(self.app, "b").cold_start
+        self.cold = self.direct.beats.join(self.app, "b").cold_start
 
     def call(self):
-        return self.proxied.join(self.app, "a")
+        return self.proxied.beats.join(self.app, "a")
 
     def true(self, told):
         assert told.cold_start == self.cold
 
     def failed(self):
-        self.true(self.direct.join(self.app, "a"))
+        self.true(self.direct.beats.join(self.app, "a"))
 
 
 class ListEntries(Case):
     def before(self):
-        self.direct.join(self.app, "a")
-        self.direct.claim(self.app, "b", [tick("e", 7)], ttl=LONG)
+        self.direct.beats.join(self.app, "a")
+        self.direct.beats.claim(self.app, "b", [tick("e", 7)], ttl=LONG)
 
     def call(self):
-        return self.proxied.list_entries(self.app, "a", [("e", tick("e", 0).state), ("new", tick("new", 3).state)])
+        return self.proxied.beats.list_entries(
+            self.app, "a", [("e", tick("e", 0).state), ("new", tick("new", 3).state)]
+        )
 
     def true(self, told):
         assert [state.total_run_count for state in told] == [7, 3]
 
     def failed(self):
-        self.true(self.direct.list_entries(self.app, "a", [("e", tick("e", 0).state), ("new", tick("new", 3).state)]))
+        self.true(
+            self.direct.beats.list_entries(self.app, "a", [("e", tick("e", 0).state), ("new", tick("new", 3).state)])
+        )
 
 
 class ClaimIt(Case):
     """What is granted is published; what is not known to be is overdue once, under the same id."""
 
     def call(self):
-        return self.proxied.claim(self.app, "a", [tick("e", task_id="id")], ttl=LONG).refusals
+        return self.proxied.beats.claim(self.app, "a", [tick("e", task_id="id")], ttl=LONG).refusals
 
     def true(self, told):
         assert told == [None]
-        assert self.direct.claim(self.app, "b", [tick("e", task_id="another")], ttl=LONG).refusals != [None]
+        assert self.direct.beats.claim(self.app, "b", [tick("e", task_id="another")], ttl=LONG).refusals != [None]
         assert self.count_pending() == 1
 
     def failed(self):
         there = self.count_pending()
-        again = self.direct.claim(self.app, "a", [tick("e", task_id="id")], ttl=LONG).refusals
+        again = self.direct.beats.claim(self.app, "a", [tick("e", task_id="id")], ttl=LONG).refusals
         assert there in (0, 1)
         self.true(again)
 
@@ -219,7 +223,7 @@ class ClaimWhatIsAnothers(ClaimIt):
         self.pending(overdue=False)
 
     def call(self):
-        return self.proxied.claim(self.app, "a", [tick("e", task_id="mine")], ttl=LONG).refusals
+        return self.proxied.beats.claim(self.app, "a", [tick("e", task_id="mine")], ttl=LONG).refusals
 
     def true(self, told):
         assert [state.total_run_count for state in told] == [1]
@@ -234,16 +238,16 @@ class TakeOver(Case):
         self.pending()
 
     def call(self):
-        return self.proxied.take_over(self.app, "a", ["id"], ttl=LONG)
+        return self.proxied.beats.take_over(self.app, "a", ["id"], ttl=LONG)
 
     def true(self, told):
         assert told == [True]
-        assert self.direct.take_over(self.app, "c", ["id"], ttl=LONG) == [False]
-        assert self.direct.settle(self.app, "a", [("id", "e")]) == [True]
+        assert self.direct.beats.take_over(self.app, "c", ["id"], ttl=LONG) == [False]
+        assert self.direct.beats.settle(self.app, "a", [("id", "e")]) == [True]
 
     def failed(self):
         assert self.count_pending() == 1
-        assert self.direct.take_over(self.app, "c", ["id"], ttl=LONG) == [True]
+        assert self.direct.beats.take_over(self.app, "c", ["id"], ttl=LONG) == [True]
 
 
 class TakeOverWhatIsAnothers(TakeOver):
@@ -255,7 +259,7 @@ class TakeOverWhatIsAnothers(TakeOver):
         self.failed()
 
     def failed(self):
-        assert self.direct.settle(self.app, "b", [("id", "e")]) == [True]
+        assert self.direct.beats.settle(self.app, "b", [("id", "e")]) == [True]
 
 
 class Settle(Case):
@@ -263,15 +267,15 @@ class Settle(Case):
         self.pending("a", overdue=False)
 
     def call(self):
-        return self.proxied.settle(self.app, "a", [("id", "e")])
+        return self.proxied.beats.settle(self.app, "a", [("id", "e")])
 
     def true(self, told):
         # asked twice, it may be told that there is nothing left
         assert self.count_pending() == 0
-        assert self.direct.claim(self.app, "b", [tick("e", 2)], ttl=LONG).refusals == [None]
+        assert self.direct.beats.claim(self.app, "b", [tick("e", 2)], ttl=LONG).refusals == [None]
 
     def failed(self):
-        self.true(self.direct.settle(self.app, "a", [("id", "e")]))
+        self.true(self.direct.beats.settle(self.app, "a", [("id", "e")]))
 
 
 class SettleWhatIsAnothers(Settle):
@@ -288,17 +292,17 @@ class SettleWhatIsAnothers(Settle):
 
 class Leave(Case):
     def before(self):
-        self.direct.join(self.app, "a")
+        self.direct.beats.join(self.app, "a")
 
     def call(self):
-        return self.proxied.leave(self.app, "a")
+        return self.proxied.beats.leave(self.app, "a")
 
     def true(self, told):
-        before = self.direct.join(self.app, "a").cold_start
+        before = self.direct.beats.join(self.app, "a").cold_start
         assert before > 0
 
     def failed(self):
-        self.direct.leave(self.app, "a")
+        self.direct.beats.leave(self.app, "a")
 
 
 CALLS = [
@@ -321,15 +325,15 @@ def assert_no_answer_is_taken_for_another(case):
     case.take("x", held)
     lost = case.lost(f"lost{case.n}")
     for _ in range(2):
-        assert isinstance(sure(lambda: store.acquire(held, holder="y", ttl=LONG)), Held)
-        assert sure(lambda: store.release(lost)) is False
-        lease = sure(lambda: store.acquire(free, holder="y", ttl=LONG))
-        assert case.direct.extend([(lease, LONG)]) == [True]
-        assert sure(lambda: store.extend([(lost, LONG)])) == [False]
-        assert sure(partial(store.release, lease)) is True
+        assert isinstance(sure(lambda: store.locks.acquire(held, holder="y", ttl=LONG)), Held)
+        assert sure(lambda: store.locks.release(lost)) is False
+        lease = sure(lambda: store.locks.acquire(free, holder="y", ttl=LONG))
+        assert case.direct.locks.extend([(lease, LONG)]) == [True]
+        assert sure(lambda: store.locks.extend([(lost, LONG)])) == [False]
+        assert sure(partial(store.locks.release, lease)) is True
     app = f"next{case.n}"
-    case.direct.claim(app, "b", [tick("e")], ttl=LONG)
-    assert sure(lambda: store.claim(app, "a", [tick("e", task_id="i")], ttl=LONG)).refusals != [None]
+    case.direct.beats.claim(app, "b", [tick("e")], ttl=LONG)
+    assert sure(lambda: store.beats.claim(app, "a", [tick("e", task_id="i")], ttl=LONG)).refusals != [None]
 
 
 class Way:

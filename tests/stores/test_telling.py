@@ -33,74 +33,74 @@ def tick(entry, run=1):
 
 
 def test_a_lock_that_is_held_is_told_with_its_holder_and_its_rest(store):
-    lease = store.acquire("key", holder="h", ttl=LONG, run="r:0:0", description="w1 pid 7")
-    for (lock,) in (store.locks(), store.locks("key")):
+    lease = store.locks.acquire("key", holder="h", ttl=LONG, run="r:0:0", description="w1 pid 7")
+    for (lock,) in (store.locks.held(), store.locks.held("key")):
         assert (lock.key, lock.holder, lock.run, lock.description) == ("key", "h", "r:0:0", "w1 pid 7")
         assert lock.token == lease.token
         assert LONG - 20 < lock.remaining <= LONG
 
 
 def test_what_is_released_freed_or_over_is_not_told(store, kind):
-    store.release(store.acquire("released", holder="h", ttl=LONG), remember_for=LONG)
-    store.acquire("freed", holder="h", ttl=LONG)
-    store.free("freed", holder="h")
-    store.acquire("over", holder="h", ttl=0.3)
-    store.acquire("held", holder="h", ttl=LONG)
+    store.locks.release(store.locks.acquire("released", holder="h", ttl=LONG), remember_for=LONG)
+    store.locks.acquire("freed", holder="h", ttl=LONG)
+    store.locks.free("freed", holder="h")
+    store.locks.acquire("over", holder="h", ttl=0.3)
+    store.locks.acquire("held", holder="h", ttl=LONG)
     kind.later(0.3)
-    assert keys(store.locks()) == ["held"]
+    assert keys(store.locks.held()) == ["held"]
     for key in ("released", "freed", "over", "never"):
-        assert store.locks(key) == []
+        assert store.locks.held(key) == []
 
 
 def test_a_key_that_is_kept_held_after_its_release_is_told_without_a_holder_and_can_be_freed(store):
-    store.release(store.acquire("key", holder="h", ttl=LONG), hold_for=LONG)
-    (lock,) = store.locks()
+    store.locks.release(store.locks.acquire("key", holder="h", ttl=LONG), hold_for=LONG)
+    (lock,) = store.locks.held()
     assert lock.holder == ""
-    assert store.free("key", holder=lock.holder)
-    assert store.locks() == []
+    assert store.locks.free("key", holder=lock.holder)
+    assert store.locks.held() == []
 
 
 def test_keys_and_holders_of_any_text_are_told_as_they_were_given(store):
     short = [key for key in HOSTILE if len(key) < 20]
     for key in short:
-        store.acquire(key, holder=key, ttl=LONG, run=key)
-    assert keys(store.locks()) == sorted(short)
+        store.locks.acquire(key, holder=key, ttl=LONG, run=key)
+    assert keys(store.locks.held()) == sorted(short)
     for key in HOSTILE:
-        store.acquire(key, holder="h" if key not in short else key, ttl=LONG)
-        (lock,) = store.locks(key)
-        assert store.free(key, holder=lock.holder)
-    assert store.locks() == []
+        store.locks.acquire(key, holder="h" if key not in short else key, ttl=LONG)
+        (lock,) = store.locks.held(key)
+        assert store.locks.free(key, holder=lock.holder)
+    assert store.locks.held() == []
 
 
 def test_more_locks_than_one_round_trip_tells_are_all_told_once_or_as_many_as_asked_for(store):
     names = [f"key{i}" for i in range(2500)]
     for name in names:
-        store.acquire(name, holder="h", ttl=LONG)
-    assert keys(store.locks()) == sorted(names)
-    assert len(store.locks(limit=10)) == 10
+        store.locks.acquire(name, holder="h", ttl=LONG)
+    assert keys(store.locks.held()) == sorted(names)
+    assert len(store.locks.held(limit=10)) == 10
 
 
 @pytest.mark.parametrize("prefix", ["one:", "o*:", "[one]:", "o?e:", "one\\:", "^"])
 def test_only_the_locks_of_ones_own_prefix_are_told(kind, prefix):
     own, other = kind.open(prefix), kind.open("one:x:" if prefix == "one:" else "one:")
-    own.acquire("mine", holder="h", ttl=LONG)
-    other.acquire("theirs", holder="h", ttl=LONG)
-    assert keys(own.locks()) == ["mine"]
-    assert own.locks("theirs") == []
+    own.locks.acquire("mine", holder="h", ttl=LONG)
+    other.locks.acquire("theirs", holder="h", ttl=LONG)
+    assert keys(own.locks.held()) == ["mine"]
+    assert own.locks.held("theirs") == []
 
 
 # -- beats -------------------------------------------------------------------------------------------------------------
 
 
 def test_each_replica_is_told_with_what_it_lists_and_how_long_it_is_silent(store, kind):
-    store.join("shop", "a")
-    store.list_entries("shop", "a", [("x", EntryState(0, "t0")), ("y", EntryState(0, "t0"))], complete=True)
-    store.join("shop", "b")
-    store.join("shop", "c")
-    store.leave("shop", "c")
+    store.beats.join("shop", "a")
+    store.beats.list_entries("shop", "a", [("x", EntryState(0, "t0")), ("y", EntryState(0, "t0"))], complete=True)
+    store.beats.join("shop", "b")
+    store.beats.join("shop", "c")
+    store.beats.leave("shop", "c")
     kind.later(0.3)
-    store.claim("shop", "b", [], ttl=LONG)
-    a, b, c = sorted(store.beats("shop").replicas, key=lambda replica: replica.name)
+    store.beats.claim("shop", "b", [], ttl=LONG)
+    a, b, c = sorted(store.beats.status("shop").replicas, key=lambda replica: replica.name)
     assert (a.name, a.entries, a.complete) == ("a", {"x", "y"}, True)
     assert (b.name, b.entries, b.complete) == ("b", frozenset(), False)
     assert 0.3 <= a.silent_for < 20
@@ -109,35 +109,35 @@ def test_each_replica_is_told_with_what_it_lists_and_how_long_it_is_silent(store
 
 
 def test_each_entry_is_told_with_its_state_and_what_waits_to_be_published(store, kind):
-    store.join("shop", "a")
-    store.list_entries("shop", "a", [("x", EntryState(0, "t0")), ("y", EntryState(4, "t0"))], complete=True)
-    store.claim("shop", "a", [tick("x")], ttl=0.3)
-    store.claim("shop", "a", [tick("x", 2)], ttl=LONG)
+    store.beats.join("shop", "a")
+    store.beats.list_entries("shop", "a", [("x", EntryState(0, "t0")), ("y", EntryState(4, "t0"))], complete=True)
+    store.beats.claim("shop", "a", [tick("x")], ttl=0.3)
+    store.beats.claim("shop", "a", [tick("x", 2)], ttl=LONG)
     kind.later(0.3)
-    beats = store.beats("shop")
+    beats = store.beats.status("shop")
     assert sorted(beats.entries, key=lambda entry: entry.name) == [
         StoredEntry("x", EntryState(2, "t1"), 2),
         StoredEntry("y", EntryState(4, "t0"), 0),
     ]
     assert beats.overdue == 1
-    store.settle("shop", "a", [("x-1", "x"), ("x-2", "x")])
-    beats = store.beats("shop")
+    store.beats.settle("shop", "a", [("x-1", "x"), ("x-2", "x")])
+    beats = store.beats.status("shop")
     assert [entry.pending for entry in beats.entries] == [0, 0]
     assert beats.overdue == 0
 
 
 def test_an_app_sees_its_own_beats_only(store):
-    store.join("shop", "a")
-    assert store.beats("blog") == store.beats("") == type(store.beats(""))([], [], 0)
+    store.beats.join("shop", "a")
+    assert store.beats.status("blog") == store.beats.status("") == type(store.beats.status(""))([], [], 0)
 
 
 def test_entries_of_any_name_are_told_as_they_were_given(store, kind):
     # an index of PostgreSQL takes no name of any length: it is told cut
     hostile = [name for name in HOSTILE if kind.name != "postgresql" or len(name) < 500]
-    store.join("\ud800{", "a")
+    store.beats.join("\ud800{", "a")
     states = [(name, EntryState(0, name)) for name in hostile]
-    store.list_entries("\ud800{", "a", states, complete=True)
-    beats = store.beats("\ud800{")
+    store.beats.list_entries("\ud800{", "a", states, complete=True)
+    beats = store.beats.status("\ud800{")
     assert sorted(entry.name for entry in beats.entries) == sorted(hostile)
     assert {entry.name for entry in beats.entries if entry.state.last_run_at != entry.name} == set()
     assert beats.replicas[0].entries == set(hostile)
@@ -145,28 +145,28 @@ def test_entries_of_any_name_are_told_as_they_were_given(store, kind):
 
 def test_more_entries_than_one_round_trip_tells_are_all_told_or_as_many_as_asked_for(store):
     names = [f"entry{i}" for i in range(2500)]
-    store.list_entries("shop", "a", [(name, EntryState(0, "t")) for name in names], complete=True)
-    beats = store.beats("shop")
+    store.beats.list_entries("shop", "a", [(name, EntryState(0, "t")) for name in names], complete=True)
+    beats = store.beats.status("shop")
     assert sorted(entry.name for entry in beats.entries) == sorted(beats.replicas[0].entries) == sorted(names)
-    beats = store.beats("shop", limit=7)
+    beats = store.beats.status("shop", limit=7)
     assert len(beats.entries) == len(beats.replicas[0].entries) == 7
 
 
 def test_looking_changes_nothing(store):
-    store.join("shop", "a")
-    store.list_entries("shop", "a", [("x", EntryState(0, "t"))], complete=True)
-    store.acquire("key", holder="h", ttl=LONG)
-    before = store.beats("shop").entries, keys(store.locks())
+    store.beats.join("shop", "a")
+    store.beats.list_entries("shop", "a", [("x", EntryState(0, "t"))], complete=True)
+    store.locks.acquire("key", holder="h", ttl=LONG)
+    before = store.beats.status("shop").entries, keys(store.locks.held())
     for _ in range(3):
-        assert (store.beats("shop").entries, keys(store.locks())) == before
+        assert (store.beats.status("shop").entries, keys(store.locks.held())) == before
 
 
 def test_a_memory_store_does_not_tell_the_lock_of_a_dead_process(tmp_path):
     store = memory.MemoryStore(tmp_path / "memory")
-    store.acquire("key", holder="h", ttl=LONG)
+    store.locks.acquire("key", holder="h", ttl=LONG)
     with store._opened() as connection:
         connection.execute("UPDATE lockbeat_lock SET process = 12345")
-    assert store.locks() == store.locks("key") == []
+    assert store.locks.held() == store.locks.held("key") == []
 
 
 # -- a Redis server about itself ---------------------------------------------------------------------------------------
@@ -187,22 +187,22 @@ def test_a_server_tells_its_facts_and_keeps_no_trace(server):
 def test_a_server_with_a_limit_tells_what_finished_runs_take_of_it(server):
     store, runs = RedisStore(server.url), 3000
     with server.client() as client:
-        store.release(store.acquire("first", holder="h", ttl=LONG))
+        store.locks.release(store.locks.acquire("first", holder="h", ttl=LONG))
         before = client.info("memory")["used_memory"]
         for number in range(runs):
-            lease = store.acquire(
+            lease = store.locks.acquire(
                 f"own:{number}", holder=f"h{number}", ttl=LONG, run=f"{number}:0:0~n", whole=f"{number}::0~n"
             )
-            store.release(lease, remember_for=LONG, whole=True)
+            store.locks.release(lease, remember_for=LONG, whole=True)
         for number in range(runs):
-            lease = store.acquire(
+            lease = store.locks.acquire(
                 "shared", holder=f"h{number}", ttl=LONG, run=f"s{number}:0:0~n", whole=f"s{number}::0~n"
             )
-            store.release(lease, remember_for=LONG, whole=True)
+            store.locks.release(lease, remember_for=LONG, whole=True)
         used = client.info("memory")["used_memory"] - before
         # neither what is held now nor what is another's counts
         for number in range(runs):
-            store.acquire(f"held:{number}", holder="h", ttl=LONG, description="x" * 100)
+            store.locks.acquire(f"held:{number}", holder="h", ttl=LONG, description="x" * 100)
             client.set(f"another's:{number}", "x" * 100)
         assert store.facts("shop")[0].remembered is None
         client.config_set("maxmemory", "1gb")
@@ -277,7 +277,7 @@ def test_a_full_server_fails_the_trial(spare_server):
 def test_facts_and_locks_of_a_server_that_is_away_are_store_unavailable(spare_server):
     store = RedisStore(spare_server.url)
     spare_server.kill()
-    for ask in (lambda: store.facts("shop"), store.locks, lambda: store.beats("shop")):
+    for ask in (lambda: store.facts("shop"), store.locks.held, lambda: store.beats.status("shop")):
         with pytest.raises(StoreUnavailable):
             ask()
 
@@ -285,11 +285,11 @@ def test_facts_and_locks_of_a_server_that_is_away_are_store_unavailable(spare_se
 def test_who_may_not_list_is_told_which_command(limited):
     store = limited("~lockbeat:*", "+@all", "-scan", "-hscan")
     with pytest.raises(StoreUnavailable, match="'scan'"):
-        store.locks()
+        store.locks.held()
     with pytest.raises(StoreUnavailable, match="'hscan'"):
-        store.beats("shop")
-    store.acquire("key", holder="h", ttl=LONG)
-    assert store.locks("key")
+        store.beats.status("shop")
+    store.locks.acquire("key", holder="h", ttl=LONG)
+    assert store.locks.held("key")
 
 
 def test_the_permissions_on_the_page_are_enough_and_all_needed(limited, server):
@@ -300,11 +300,11 @@ def test_the_permissions_on_the_page_are_enough_and_all_needed(limited, server):
     def told(*rules: str) -> list[object]:
         """What can be told with these permissions, each None if it cannot."""
         store = limited("~lockbeat:*", *workers, *rules)
-        store.acquire("key", holder="h", ttl=LONG)
+        store.locks.acquire("key", holder="h", ttl=LONG)
         facts = store.facts("shop")[0]
         assert facts.refused == facts.failing == {}
         answers: list[object] = [facts.info or None, facts.save]
-        for ask in (store.locks, lambda: store.beats("shop")):
+        for ask in (store.locks.held, lambda: store.beats.status("shop")):
             try:
                 answers.append(ask())
             except StoreUnavailable:
@@ -327,19 +327,19 @@ def test_the_permissions_on_the_page_are_enough_and_all_needed(limited, server):
 @pytest.mark.parametrize("planted", ["text", "9" * 29 + "\xff %ff d", "", "9" * 29])
 def test_what_is_planted_among_locks_hides_none_and_stops_nobody(server, planted):
     store = RedisStore(server.url)
-    store.acquire("key", holder="h", ttl=LONG)
+    store.locks.acquire("key", holder="h", ttl=LONG)
     with server.client() as client:
         client.set("lockbeat:lock:{planted}", planted.encode("latin-1"))
         client.rpush("lockbeat:lock:{list}", planted)
         client.set("lockbeat:lock:", planted)
         client.set("lockbeat:lock:{%ff}", planted.encode("latin-1"))
-    assert "key" in keys(store.locks())
+    assert "key" in keys(store.locks.held())
 
 
 def test_what_is_planted_among_beats_is_named(server):
     store = RedisStore(server.url)
-    store.join("shop", "a")
+    store.beats.join("shop", "a")
     with server.client() as client:
         client.hset("lockbeat:{beat:shop}:entries", "e", "planted")
     with pytest.raises(StoreUnavailable, match=r"lockbeat:\{beat:shop\}:entries"):
-        store.beats("shop")
+        store.beats.status("shop")

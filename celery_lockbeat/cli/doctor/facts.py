@@ -207,7 +207,7 @@ def _store_facts(app: Any, used: UsedStore, redact: _Redact) -> StoreFacts:
     try:
         if isinstance(store, RedisStore):
             return replace(facts, servers=tuple(store.facts(name_of(app))))
-        store.locks(limit=1)
+        store.locks.held(limit=1)
     except (StoreUnavailable, ConfigurationError) as exc:
         refuses = store.driver == "redis" and isinstance(exc, StoreRefused)
         return replace(facts, trouble=redact(exc), refuses=refuses)
@@ -238,7 +238,7 @@ def _connection_facts(used: UsedStore) -> StoreFacts:
 
 def _named_beats(app: Any, store: Store, schedulers: list[str]) -> Beats:
     """Return the beats, and what they list by the names that users know."""
-    beats = store.beats(name_of(app))
+    beats = store.beats.status(name_of(app))
     names = names_of(app, {key for beat in beats.replicas for key in beat.entries}, schedulers)
     renamed = [replace(beat, entries=frozenset(names[key] for key in beat.entries)) for beat in beats.replicas]
     return replace(beats, replicas=renamed)
@@ -247,10 +247,10 @@ def _named_beats(app: Any, store: Store, schedulers: list[str]) -> Beats:
 def _members(app: Any, store: Store) -> tuple[list[MemberFacts], dict[str, str]]:
     """Return who has announced itself, and the newest definition of each entry of which there are several."""
     name = name_of(app)
-    announced = store.announced(name, "member")
+    announced = store.announcements.announced(name, "member")
     groups = groups_of(store, name, announced)
     definitions = {beat: group.definitions for group in groups.values() for beat in group.beats}
-    locks = {each.name: fields_of(each) for each in store.announced(name, "tasks")}
+    locks = {each.name: fields_of(each) for each in store.announcements.announced(name, "tasks")}
     members = []
     for each in announced:
         fields = fields_of(each)
@@ -280,7 +280,7 @@ def _elsewhere(app: Any, known: AbstractSet[str]) -> list[MemberFacts]:
     if store is None:
         return []
     try:
-        announced = {each.name: fields_of(each) for each in store.announced(name_of(app), "home")}
+        announced = {each.name: fields_of(each) for each in store.announcements.announced(name_of(app), "home")}
     except StoreUnavailable:
         return []
     finally:

@@ -261,7 +261,10 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
             self._query(self._set_up)
             self._is_set_up = True
         if self._read_all_at is None and self._forgets:
-            self._past = {each.name: each.told for each in self._store.announced(self._name, "past", limit=MOST_ROWS)}
+            self._past = {
+                each.name: each.told
+                for each in self._store.announcements.announced(self._name, "past", limit=MOST_ROWS)
+            }
         self._remember()
         changed = self._query(self._changes, within=ANSWERS_WITHIN)
         self._try_to_write()
@@ -505,7 +508,9 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
             self._told_all_at = now
         while self._untold:
             some = dict(islice(self._untold.items(), ANNOUNCED_AT_ONCE))
-            self._store.announce(self._name, "past", {pk: told for pk, told in some.items() if told}, ttl=STATE_MEMORY)
+            self._store.announcements.announce(
+                self._name, "past", {pk: told for pk, told in some.items() if told}, ttl=STATE_MEMORY
+            )
             for pk in some:
                 del self._untold[pk]
 

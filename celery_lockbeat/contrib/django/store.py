@@ -41,7 +41,9 @@ from celery_lockbeat.stores.base import (
     STATE_MEMORY,
     TOKEN_MEMORY,
     Announcement,
+    AnnouncementStore,
     Beats,
+    BeatStore,
     Claim,
     Claims,
     EntryState,
@@ -50,6 +52,7 @@ from celery_lockbeat.stores.base import (
     Joined,
     Lease,
     LiveLock,
+    LockStore,
     Overdue,
     Replica,
     Store,
@@ -113,13 +116,25 @@ def open_database(alias: str, *, key_prefix: str) -> Store:
     )
 
 
-class PostgresStore(Store):
+class PostgresStore(Store, LockStore, BeatStore, AnnouncementStore):
     """Locks and claims in the PostgreSQL that Django has as ``alias``; every operation costs one round trip.
 
     ``timeout``: seconds to wait for an answer.
     """
 
     driver: ClassVar[str] = "database"
+
+    @property
+    def locks(self) -> LockStore:  # type: ignore[override]
+        return self
+
+    @property
+    def beats(self) -> BeatStore:  # type: ignore[override]
+        return self
+
+    @property
+    def announcements(self) -> AnnouncementStore:  # type: ignore[override]
+        return self
 
     def __init__(self, alias: str = "default", *, key_prefix: str = "lockbeat:", timeout: float = TIMEOUT) -> None:
         from django.db.backends.postgresql.psycopg_any import is_psycopg3  # noqa: PLC0415  it needs psycopg
@@ -289,7 +304,7 @@ class PostgresStore(Store):
 
     # -- operators -----------------------------------------------------------------------------------------------------
 
-    def locks(self, key: str | None = None, *, limit: int = LISTED_AT_MOST) -> list[LiveLock]:
+    def held(self, key: str | None = None, *, limit: int = LISTED_AT_MOST) -> list[LiveLock]:
         prefix = self._exact_key("")
         told = self._call("lockbeat_locks", None if key is None else self._row_key(key), prefix, limit)
         return [
@@ -297,7 +312,7 @@ class PostgresStore(Store):
             for name, holder, description, run, token, left in told
         ]
 
-    def beats(self, app: str, *, limit: int = LISTED_AT_MOST) -> Beats:
+    def status(self, app: str, *, limit: int = LISTED_AT_MOST) -> Beats:
         replicas, entries, overdue = self._call("lockbeat_beats", self._row_key(app), limit)
         return Beats(
             [

@@ -35,7 +35,9 @@ from celery_lockbeat.stores.base import (
     OVERDUE_AT_ONCE,
     STATE_MEMORY,
     Announcement,
+    AnnouncementStore,
     Beats,
+    BeatStore,
     Claim,
     Claims,
     EntryState,
@@ -44,6 +46,7 @@ from celery_lockbeat.stores.base import (
     Joined,
     Lease,
     LiveLock,
+    LockStore,
     Overdue,
     Replica,
     Store,
@@ -163,7 +166,7 @@ class ServerFacts:
     remembered: float | None = None
 
 
-class RedisStore(Store):
+class RedisStore(Store, LockStore, BeatStore, AnnouncementStore):
     """Locks in one Redis or Valkey database, or in a Cluster; every operation costs one round trip.
 
     ``url`` and ``options`` are what :func:`~celery_lockbeat.stores.redis.servers.open_servers` takes. With ``min_replicas``, what
@@ -172,6 +175,18 @@ class RedisStore(Store):
     """
 
     driver: ClassVar[str] = "redis"
+
+    @property
+    def locks(self) -> LockStore:  # type: ignore[override]
+        return self
+
+    @property
+    def beats(self) -> BeatStore:  # type: ignore[override]
+        return self
+
+    @property
+    def announcements(self) -> AnnouncementStore:  # type: ignore[override]
+        return self
 
     def __init__(
         self,
@@ -401,7 +416,7 @@ class RedisStore(Store):
 
     # -- operators -----------------------------------------------------------------------------------------------------
 
-    def locks(self, key: str | None = None, *, limit: int = LISTED_AT_MOST) -> list[LiveLock]:
+    def held(self, key: str | None = None, *, limit: int = LISTED_AT_MOST) -> list[LiveLock]:
         if key is not None:
             (name,) = self._keys(key)
             return self._live_locks(self._node_of(name), [name.encode()])
@@ -432,7 +447,7 @@ class RedisStore(Store):
             locks.append(LiveLock(tag, holder, _described(match["description"]), run, int(match["token"]), remaining))
         return locks
 
-    def beats(self, app: str, *, limit: int = LISTED_AT_MOST) -> Beats:
+    def status(self, app: str, *, limit: int = LISTED_AT_MOST) -> Beats:
         entries, replicas, listing, pending = self._beat_keys(app, "entries", "replicas", "listing", "pending")
         node = self._node_of(entries)
         time_, answer = self._answers(node, ("TIME",), ("ZRANGE", replicas, 0, limit - 1))

@@ -39,7 +39,9 @@ from celery_lockbeat.stores.base import (
     STATE_MEMORY,
     TOKEN_MEMORY,
     Announcement,
+    AnnouncementStore,
     Beats,
+    BeatStore,
     Claim,
     Claims,
     EntryState,
@@ -48,6 +50,7 @@ from celery_lockbeat.stores.base import (
     Joined,
     Lease,
     LiveLock,
+    LockStore,
     Overdue,
     Replica,
     Store,
@@ -122,7 +125,7 @@ LONG_AGO: Final = float("-inf")
 _T = TypeVar("_T")
 
 
-class MemoryStore(Store):
+class MemoryStore(Store, LockStore, BeatStore, AnnouncementStore):
     """Locks among the processes of this user on this host, kept in the private directory ``path``.
 
     ``timeout``: seconds to wait for another process's transaction, which takes some ten microseconds unless that process
@@ -130,6 +133,18 @@ class MemoryStore(Store):
     """
 
     driver: ClassVar[str] = "memory"
+
+    @property
+    def locks(self) -> LockStore:  # type: ignore[override]
+        return self
+
+    @property
+    def beats(self) -> BeatStore:  # type: ignore[override]
+        return self
+
+    @property
+    def announcements(self) -> AnnouncementStore:  # type: ignore[override]
+        return self
 
     def __init__(
         self,
@@ -430,7 +445,7 @@ class MemoryStore(Store):
 
     # -- operators -----------------------------------------------------------------------------------------------------
 
-    def locks(self, key: str | None = None, *, limit: int = LISTED_AT_MOST) -> list[LiveLock]:
+    def held(self, key: str | None = None, *, limit: int = LISTED_AT_MOST) -> list[LiveLock]:
         mine = self._row_key("" if key is None else key)
 
         def tell(connection: sqlite3.Connection, now: float) -> list[LiveLock]:
@@ -447,7 +462,7 @@ class MemoryStore(Store):
 
         return self._atomically(tell)
 
-    def beats(self, app: str, *, limit: int = LISTED_AT_MOST) -> Beats:
+    def status(self, app: str, *, limit: int = LISTED_AT_MOST) -> Beats:
         whose = self._row_key(app)
 
         def tell(connection: sqlite3.Connection, now: float) -> Beats:
