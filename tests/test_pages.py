@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import configparser
+import importlib
 import re
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from docs import DOCS
 ROOT = DOCS.parent
 README = ROOT / "README.md"
 SUPPORT = DOCS / "reference" / "support.md"
-PAGES = sorted(path for path in (*DOCS.rglob("*.md"), README, ROOT / "docker" / "README.md"))
+PAGES = sorted((*DOCS.rglob("*.md"), README, ROOT / "CONTRIBUTING.md", ROOT / "docker" / "README.md"))
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
@@ -52,7 +53,7 @@ def test_each_page_is_found_from_the_readme():
         new = {path for path in linked - found if path.suffix == ".md" and path.exists()}
         found |= new
         to_read += new
-    pages = set(DOCS.rglob("*.md"))
+    pages = {*DOCS.rglob("*.md"), ROOT / "CONTRIBUTING.md"}
     assert len(pages) > 10
     assert [name(page) for page in sorted(pages - found)] == []
 
@@ -64,6 +65,46 @@ def test_each_link_leads_to_a_file_and_to_a_heading_in_it(page):
         assert target.exists(), link
         anchor = link.partition("#")[2]
         assert not anchor or anchor in anchors_of(target), link
+
+
+def code_of(page: Path) -> list[tuple[str, Path]]:
+    """What a page names as code, each with the file that it links to."""
+    links = re.findall(r"\[`([^`]+)`\]\(([^)\s#]+)\)", page.read_text("utf-8"))
+    return [(what, path) for what, link in links if (path := target_of(page, link)).suffix != ".md"]
+
+
+def missing_in(path: Path, what: str) -> str | None:
+    """The part of a dotted name that its file has not; a file may be called by its own name, too."""
+    if path.as_posix().endswith("/" + what.rstrip("/")) or what == path.stem:
+        return None
+    found = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+    for part in what.removesuffix("()").split("."):
+        if not hasattr(found, part):
+            return part
+        found = getattr(found, part)
+    return None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_each_page_names_code_that_is_in_the_file_it_links_to(page):
+    assert [(what, missing) for what, path in code_of(page) if (missing := missing_in(path, what))] == []
+
+
+def test_the_page_of_the_protocol_links_to_its_code():
+    assert len(code_of(DOCS / "protocol.md")) > 20
+
+
+def test_code_that_is_not_in_its_file_would_be_noticed():
+    lock = ROOT / "celery_lockbeat" / "locks" / "lock.py"
+    assert missing_in(lock, "Lock.take") is None
+    assert missing_in(lock, "Lock.steal") == "steal"
+    assert missing_in(lock, "renewal.py") == "renewal"
+
+
+def test_the_glossary_is_in_the_order_of_the_alphabet():
+    words = re.findall(r"^- \*\*(.+?)\*\*: ", (DOCS / "glossary.md").read_text("utf-8"), re.MULTILINE)
+    assert len(words) > 40
+    assert words == sorted(set(words))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 from .checker import explore
@@ -9,6 +10,7 @@ from .configurations import ASSUMED, HOLD, MUTATED, WHOLE
 
 
 def main() -> int:
+    argparse.ArgumentParser(prog="python -m tests.model", description=__doc__).parse_args()
     failed = False
     for what, model in {**HOLD, **WHOLE}.items():
         found = explore(model)
