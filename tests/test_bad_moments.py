@@ -12,7 +12,6 @@ from proxy import Proxy
 from servers import wait_until
 
 from celery_lockbeat import Lock, LockedTask, LockNotAcquired, StoreUnavailable
-from celery_lockbeat.locks import children as lifecycle
 from celery_lockbeat.stores import stores_of
 
 PATIENCE = {"lockbeat_redis_options": {"socket_timeout": 0.2, "socket_connect_timeout": 0.2}}
@@ -182,19 +181,3 @@ def test_a_renewal_whose_answer_was_lost_keeps_the_key_of_a_lost_lock_from_nobod
         wait_until(lambda: lock.lost, 4)
     proxy.restore()
     wait_until(lambda: is_free(direct, "k"), 10)
-
-
-# -- the page that a child shares with its parent ----------------------------------------------------------------------
-
-
-def test_a_page_tells_what_was_noted_last_and_what_is_too_long_leaves_the_rest_alone():
-    page = lifecycle._Page()
-    page.put("a", ["k", "default", 30])
-    page.put("b", ["\ud800 {}", "default", 30])
-    page.put("c", ["x" * lifecycle.ROOM, "default", 30])
-    assert page.read() == {"a": ["k", "default", 30], "b": ["\ud800 {}", "default", 30]}
-    page.put("a", None)
-    page.put("c", None)
-    assert list(page.read()) == ["b"]
-    page.put("b", None)
-    assert page.read() == {}

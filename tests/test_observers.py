@@ -30,7 +30,14 @@ from celery_lockbeat.observe import observers as telling
 from celery_lockbeat.observe.events import Story
 from celery_lockbeat.stores import stores_of
 
-TTL = 0.6
+TTL = 1.2
+
+
+@pytest.fixture
+def app(app: Celery) -> Celery:
+    """An app whose store is made: on a slow disk that takes most of a short lease, which nobody is to be blamed for."""
+    stores_of(app).choose(app.conf.lockbeat_driver, "default")[0].locks()
+    return app
 
 
 @contextlib.contextmanager
@@ -78,7 +85,7 @@ def slow_handler(name: str) -> Iterator[Slow]:
         logger.setLevel(level)
 
 
-def keeps(lock: Lock, leases: int = 3) -> bool:
+def keeps(lock: Lock, leases: float = 1.5) -> bool:
     """Whether it is still held after so many of its leases."""
     until = time.monotonic() + leases * lock.ttl
     while time.monotonic() < until:
@@ -173,7 +180,7 @@ def test_a_renewing_thread_that_died_all_the_same_is_started_again(app, monkeypa
         monkeypatch.setattr(Renewer, "_goes_on", die_once)
         wait_until(lambda: died, 5)
         assert keeps(first)
-        assert len(new_threads(before)) == 1
+        assert [thread.name for thread in new_threads(before)].count("lockbeat-renewer") == 1
 
 
 @pytest.mark.parametrize("takes", [0.2, telling.PATIENCE + 0.3])
@@ -425,17 +432,114 @@ def test_a_worker(celery_app):
 """
 
 
-def test_celerys_fixtures_and_its_look_for_lingering_threads_see_none_of_ours(server, driver, tmp_path):
-    module = tmp_path / "test_users.py"
-    module.write_text(textwrap.dedent(USERS_TESTS).format(driver=driver, url=server.url, path=str(tmp_path / "memory")))
+def run_pytest(module: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "celery.contrib.pytest", "-p", "no:cacheprovider"]
-    done = subprocess.run(
-        [*command, "-p", "no:ddtrace", "-c", "/dev/null", f"--rootdir={tmp_path}", str(module)],
+    return subprocess.run(
+        [*command, "-p", "no:ddtrace", "-c", "/dev/null", f"--rootdir={module.parent}", str(module)],
         cwd=Path(__file__).parent.parent,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=150,
         check=False,
     )
+
+
+def test_celerys_fixtures_and_its_look_for_lingering_threads_see_none_of_ours(server, driver, tmp_path):
+    module = tmp_path / "test_users.py"
+    module.write_text(textwrap.dedent(USERS_TESTS).format(driver=driver, url=server.url, path=str(tmp_path / "memory")))
+    done = run_pytest(module)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 passed" in done.stdout
+
+
+A_PROJECTS_TESTS = """
+import threading, time
+import pytest
+from celery import Celery
+from celery.contrib.testing.worker import start_worker
+from celery_lockbeat import LockedTask, signals
+
+app = Celery("project", broker={url!r}, backend={url!r})  # of the whole process: nobody ever closes it
+app.conf.update(task_default_queue={driver!r}, lockbeat_driver={driver!r}, lockbeat_memory_path={path!r}, lockbeat_ttl=0.3)
+
+@app.task(base=LockedTask, name="body")
+def body(seconds):
+    time.sleep(seconds)
+    return 7
+
+@signals.lock_extended.connect
+def receiver(**_):
+    time.sleep(0.05)
+
+def ours():
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("lockbeat-")]
+
+@pytest.mark.parametrize("seconds", [0, 0.5])
+@pytest.mark.parametrize("pool", ["solo", "threads", "prefork"])
+def test_a_worker(pool, seconds):
+    for _ in range(2):
+        with start_worker(app, pool=pool, perform_ping_check=False):
+            assert body.delay(seconds).get(timeout=20) == 7
+            assert ours()
+        assert ours() == []
+"""
+
+
+def test_a_worker_that_ends_in_a_test_leaves_no_thread_of_ours_though_its_app_is_never_closed(server, driver, tmp_path):
+    module = tmp_path / "test_project.py"
+    text = textwrap.dedent(A_PROJECTS_TESTS)
+    module.write_text(text.format(driver=driver, url=server.url, path=str(tmp_path / "memory")))
+    done = run_pytest(module)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 passed" in done.stdout
+
+
+def test_who_closes_an_app_waits_until_what_its_locks_told_is_written(make_app, driver):
+    before = threading.enumerate()
+    app, told = make_app(lockbeat_driver=driver), []
+
+    def receiver(**_):
+        time.sleep(0.1)
+        told.append(True)
+
+    signals.lock_extended.connect(receiver)
+    try:
+        lock = Lock("k", app=app, ttl=TTL)
+        assert lock.acquire()
+        wait_until(lambda: "lockbeat-observers" in [thread.name for thread in new_threads(before)], 5)
+        lock._story.later("lock_extended")
+        lock._renewer.discard(lock)
+        app.close()
+        assert len(told) >= 2
+        assert not new_threads(before)
+    finally:
+        signals.lock_extended.disconnect(receiver)
+        lock.release()
+
+
+def test_an_observer_may_close_the_app(make_app, driver):
+    app, closed = make_app(lockbeat_driver=driver), threading.Event()
+
+    def receiver(**_):
+        app.close()
+        closed.set()
+
+    with receiving("lock_extended", receiver), Lock("k", app=app, ttl=TTL) as lock:
+        assert closed.wait(10)
+        assert lock.held
+
+
+def test_a_renewer_that_rests_between_two_workers_stays_until_the_next_ends(make_app, driver):
+    before = threading.enumerate()
+    app = make_app(lockbeat_driver=driver)
+    with Lock("k", app=app):
+        pass
+    (first,) = new_threads(before)
+    worker_shutdown.send(sender=None)
+    assert not new_threads(before)
+    for _ in range(3):
+        with Lock("k", app=app):
+            pass
+        threads_now = new_threads(before)
+        assert len(threads_now) == 1
+    assert threads_now != [first]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import threading
+import time as time_module
 
 import pytest
 from scripted import DOWN, ScriptedStore, Time, renewer
@@ -129,6 +130,31 @@ def test_a_lock_that_was_discarded_or_dropped_is_not_renewed_any_more(renewals):
     assert [keys for _, keys in store.extensions] == [{"discarded", "dropped", "kept"}] * renewals + [{"kept"}] * (
         3 - renewals
     )
+
+
+def test_a_lock_that_is_dropped_is_not_renewed_though_who_watched_its_last_renewal_is_slow_to_go(monkeypatch):
+    expire = renewal._expire
+
+    def slow_to_go(locks, over) -> None:
+        expire(locks, over)
+        time_module.sleep(0.2)
+
+    monkeypatch.setattr(renewal, "_expire", slow_to_go)
+    time = Time()
+    store = ScriptedStore(time, [])
+    made, run_until = renewer(store, time)
+    locks = {key: Recorder(time, key) for key in ("dropped", "kept")}
+    for key in ("dropped", "kept"):
+        made.add(locks[key])
+
+    def meanwhile() -> None:
+        if store.extensions:
+            locks.pop("dropped", None)
+            gc.collect()
+
+    time.meanwhile = meanwhile
+    run_until(25)
+    assert [keys for _, keys in store.extensions] == [{"dropped", "kept"}, {"kept"}]
 
 
 def test_locks_that_end_before_their_first_renewal_wake_the_thread_once_in_an_interval():

@@ -1,10 +1,11 @@
 """What the life and death of Celery's processes means to locks.
 
 Promises: what a pool child held when it died, in whatever way, its parent frees within a second, but not before the
-child is dead; a child whose parent is dead keeps no lock; nobody waits for a held key while a worker shuts down.
+child is dead; what a living child is late to renew its parent renews (``keeping.py``); a child whose parent is dead keeps no
+lock; nobody waits for a held key while a worker shuts down.
 
-A child notes what it holds, before it asks for it, in memory that it shares with its parent: no round trip, and no pipe
-that somebody has to drain. Not promised: the same for the children of a pool that spawns instead of forking, or for
+A child notes what it holds, before it asks for it, in memory that it shares with its parent (``page.py``): no round trip, and
+no pipe that somebody has to drain. Not promised: the same for the children of a pool that spawns instead of forking, or for
 what a body forks; their leases run out.
 
 Receivers only start, stop and report: Celery swallows what they raise, so nothing here decides whether work may run.
@@ -14,11 +15,10 @@ from __future__ import annotations
 
 import atexit
 import logging
-import marshal
-import mmap
 import os
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -26,9 +26,20 @@ from celery import signals
 
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import LockbeatError
+from celery_lockbeat.locks.keeping import Keeper
+from celery_lockbeat.locks.page import Hold, Page
 from celery_lockbeat.stores import stores_of
 
-__all__ = ["events_wanted", "forget", "note", "orphaned", "stopping", "this_process"]
+__all__ = [
+    "events_wanted",
+    "forget",
+    "kept_since",
+    "note",
+    "orphaned",
+    "stopping",
+    "this_process",
+    "when_a_worker_has_ended",
+]
 
 logger: Final = logging.getLogger("celery_lockbeat")
 
@@ -38,9 +49,6 @@ LOOKS_EVERY: Final = 0.2
 #: When to free once more what was not held at a child's death: a server that hung may read what the child asked for
 #: after it has read what the parent did.
 LOOKS_AGAIN: Final = 5.0
-
-#: Bytes for what one child holds. Only the pages that are written to take memory.
-ROOM: Final = 32 * 1024
 
 #: Set while a worker in this process shuts down. A prefork child is not told; its parent waits for it.
 stopping: Final = threading.Event()
@@ -58,19 +66,43 @@ class _Process:
 this_process: Final = _Process()
 
 
+#: What to do once a worker of this process has ended, the last first.
+_at_the_end: Final[list[Callable[[], None]]] = []
+
+
+def when_a_worker_has_ended(do: Callable[[], None]) -> Callable[[], None]:
+    """Call ``do`` then: nothing is left of a worker that ends before its process does, as in tests."""
+    _at_the_end.append(do)
+    return do
+
+
 # -- the child ---------------------------------------------------------------------------------------------------------
 
 
-def note(holder: str, key: str, driver: str, connection: str, ttl: float) -> None:
-    """Let the parent know that ``holder`` may have ``key`` from now on."""
+def note(
+    holder: str,
+    key: str,
+    driver: str,
+    connection: str,
+    ttl: float,
+    token: int = 0,
+    since: float = 0.0,
+    patience: float = 0.0,
+) -> None:
+    """Let the parent know what ``holder`` may have from now on (see :class:`~celery_lockbeat.locks.page.Hold`)."""
     if _page is not None:
-        _page.put(holder, [key, driver, connection, ttl])
+        _page.put(holder, Hold(key, driver, connection, ttl, token, since, patience))
 
 
-def forget(holder: str) -> None:
-    """Let the parent know that ``holder`` has nothing any more."""
+def forget(holder: str, driver: str) -> None:
+    """Let the parent know that ``holder`` has nothing there any more."""
     if _page is not None:
-        _page.put(holder, None)
+        _page.drop(holder, driver)
+
+
+def kept_since(holder: str, driver: str, token: int) -> float | None:
+    """When the parent asked for the last lease that it was granted in our place; None: for none."""
+    return None if _page is None else _page.kept_since(holder, driver, token)
 
 
 def orphaned() -> bool:
@@ -81,69 +113,6 @@ def orphaned() -> bool:
 def events_wanted() -> bool:
     """Whether this worker sends Celery's task events now: ``-E``, or switched on by remote control, as Flower does."""
     return _page.events_wanted if _page is not None else _dispatches()
-
-
-class _Page:
-    """What one child holds, in memory that outlives it: two halves, and a byte that says which of them counts, if any.
-
-    So a child that is killed in the middle of writing has written nothing.
-    """
-
-    def __init__(self) -> None:
-        self._memory: Final = mmap.mmap(-1, 16 + 2 * ROOM)
-        self._held: Final[dict[str, list[Any]]] = {}
-        self._mutex: Final = threading.Lock()
-
-    @property
-    def events_wanted(self) -> bool:
-        """Whether the worker sends Celery's task events, as its parent saw last."""
-        return bool(self._memory[1])
-
-    @events_wanted.setter
-    def events_wanted(self, wanted: bool) -> None:
-        self._memory[1] = wanted
-
-    @property
-    def pid(self) -> int:
-        """The child that writes here; 0: it has not come so far yet."""
-        return int.from_bytes(self._memory[8:16], "little")
-
-    @pid.setter
-    def pid(self, pid: int) -> None:
-        self._memory[8:16] = pid.to_bytes(8, "little")
-
-    def put(self, holder: str, held: list[Any] | None) -> None:
-        with self._mutex:
-            self._held.pop(holder, None)
-            if held is not None:
-                self._held[holder] = held
-            elif not self._held:
-                self._memory[0] = 0
-                return
-            text = marshal.dumps(self._held)  # not JSON: six times as fast, and the same program reads it
-            if len(text) > ROOM - 4:
-                # no room for this one: at the child's death it ends with its ttl
-                del self._held[holder]
-                return
-            half = 2 if self._memory[0] == 1 else 1
-            start = 16 + (half - 1) * ROOM
-            self._memory[start : start + 4 + len(text)] = len(text).to_bytes(4, "little") + text
-            self._memory[0] = half
-
-    def read(self) -> dict[str, list[Any]]:
-        """Return what its child held last, by holder."""
-        half = self._memory[0]
-        if half == 0:
-            return {}
-        start = 16 + (half - 1) * ROOM
-        size = int.from_bytes(self._memory[start : start + 4], "little")
-        held: dict[str, list[Any]] = marshal.loads(  # noqa: S302  nobody else can write there
-            self._memory[start + 4 : start + 4 + size]
-        )
-        return held
-
-    def close(self) -> None:
-        self._memory.close()
 
 
 # -- the parent --------------------------------------------------------------------------------------------------------
@@ -164,15 +133,19 @@ class _Legacy:
 
 
 class _Parent:
-    """The parent of a pool: it gives each child a page at the fork, and frees what is on the page of one that is dead."""
+    """The parent of a pool: it gives each child a page at the fork, and looks after what is on the page.
+
+    What a dead one held it frees, what a living one is late to renew it renews.
+    """
 
     def __init__(self, app: Any) -> None:
         self.pid: Final = os.getpid()
-        self.next: _Page | None = None
-        self.pages: list[_Page] = []
+        self.next: Page | None = None
+        self.pages: list[Page] = []
         self._app = app
         self._legacies: list[_Legacy] = []
-        # No fork while a child's locks are being freed: what libraries have locked then stays locked in the new child.
+        self._keeper = Keeper(lambda driver, connection: stores_of(app).choose(driver, connection)[0])
+        # No fork while a child's locks are being freed or renewed: what libraries have locked then stays locked in the new child.
         self._mutex = threading.Lock()
         self._waited = False
         self._thread: threading.Thread | None = None
@@ -184,7 +157,7 @@ class _Parent:
             return
         # a store that hangs must not hang the pool
         self._waited = self._mutex.acquire(timeout=1.0)
-        self.next = _Page()
+        self.next = Page()
         self.next.events_wanted = _dispatches()
 
     def after_a_fork(self) -> None:
@@ -198,8 +171,8 @@ class _Parent:
             self._thread = threading.Thread(target=self._watch, name="lockbeat-parent", daemon=True)
             self._thread.start()
 
-    def look(self) -> None:
-        """Free what dead children held."""
+    def look(self) -> float:
+        """Free what dead children held, renew what living ones are late to; return when to look again, on the clock."""
         with self._mutex:
             for page in list(self.pages):
                 pid = page.pid
@@ -213,15 +186,20 @@ class _Parent:
                     page.close()
                 else:
                     page.events_wanted = _dispatches()
+            # before a dead one's store can hang
+            late_at = self._keeper.look(self.pages)
             now = monotonic()
             self._legacies = [left for left in self._legacies if now < left.at or not self._free(left)]
+            return min(late_at, now + LOOKS_EVERY)
 
     def _watch(self) -> None:
+        look_at = monotonic() + LOOKS_EVERY
         while not self._closed or self.pages or self._legacies:
-            self._bell.wait(LOOKS_EVERY)
+            self._bell.wait(max(LOOKS_EVERY / 20, look_at - monotonic()))
             self._bell.clear()
+            look_at = monotonic() + LOOKS_EVERY
             try:
-                self.look()
+                look_at = self.look()
             except Exception:
                 logger.exception("a look after the children of the pool failed")
 
@@ -255,9 +233,10 @@ class _Parent:
             self.look()
 
 
-def _legacies(pid: int, page: _Page) -> Iterator[_Legacy]:
-    for holder, (key, driver, connection, ttl) in page.read().items():
-        yield _Legacy(pid, key, holder, driver, connection, until=monotonic() + ttl)
+def _legacies(pid: int, page: Page) -> Iterator[_Legacy]:
+    for (holder, _), hold in page.held().items():
+        if hold.driver != "memory":  # the kernel has freed that
+            yield _Legacy(pid, hold.key, holder, hold.driver, hold.connection, until=monotonic() + hold.ttl)
 
 
 def _lives(pid: int) -> bool:
@@ -274,7 +253,7 @@ def _lives(pid: int) -> bool:
 # -- Celery's signals, and forks ---------------------------------------------------------------------------------------
 
 _parent: _Parent | None = None
-_page: _Page | None = None
+_page: Page | None = None
 _parents_pid: int | None = None
 _consumer: Any = None
 
@@ -294,6 +273,10 @@ def _begin(sender: Any, **_: Any) -> None:
         _parent.end()
     _parent = _Parent(sender.app)
     atexit.register(_parent.end)
+    testing = sys.modules.get("celery.contrib.testing.worker")
+    if testing is not None:
+        # its workers end without a worker_shutdown (celery 5.7, worker/worker.py: terminate() sends none)
+        testing.test_worker_stopped.connect(_close)
 
 
 @signals.worker_ready.connect  # type: ignore[untyped-decorator]
@@ -311,6 +294,8 @@ def _stop_waiting(**_: Any) -> None:
 def _close(**_: Any) -> None:
     if _parent is not None:
         _parent.close()
+    for do in reversed(_at_the_end):
+        do()
 
 
 def _before_a_fork() -> None:

@@ -3,7 +3,8 @@
 Promises: what this process believes is never more than what the store granted. With a lease asked for at ``t`` the lock
 is trusted until ``t + ttl - margin`` on the local monotonic clock, for the store's lease began at ``t`` or later, and
 the margin covers two clocks that do not run at quite the same rate. After that moment it is lost, whatever else is
-known: when you cannot know whether you still hold it, you do not.
+known: when you cannot know whether you still hold it, you do not. In a pool's child, ``t`` may be its parent's, who asks in the
+child's place while the GIL is held there (``keeping.py``).
 
 Not promised: that a body stops when its lock is lost, but with ``on_lost="abort"``. It can ask (``check``), and it can
 guard its writes with ``token``.
@@ -35,7 +36,7 @@ from celery_lockbeat.exceptions import (
     UnreadableKey,
 )
 from celery_lockbeat.locks.abort import Abort
-from celery_lockbeat.locks.children import forget, note, stopping, this_process
+from celery_lockbeat.locks.children import forget, kept_since, note, stopping, this_process
 from celery_lockbeat.locks.renewal import Renewer, renewer_of
 from celery_lockbeat.observe.events import Story, new_id
 from celery_lockbeat.options import LOCK_NAMES, MARGIN, LockKeywords, LockOptions, check_key, written
@@ -128,6 +129,10 @@ class Lock:
     next_action: float | None = None
     _renewer: Renewer | None = None
     _trusted_until = 0.0
+    #: the same, of what the pool's parent has extended in our place
+    _kept_until = 0.0
+    #: it is over by both; what the parent may still hear of the store comes too late
+    _ran_out = False
     _acquired_at = 0.0
     _state = "new"  # -> held -> lost | released
     _failing = False
@@ -215,7 +220,7 @@ class Lock:
         """Seconds for which the lock is surely ours without another renewal; 0.0 when it is not ours."""
         if self._state != "held" or self._pid != this_process.pid:
             return 0.0
-        return max(0.0, self._trusted_until - monotonic())
+        return max(0.0, self._until() - monotonic())
 
     @property
     def attempt(self) -> float:
@@ -358,7 +363,7 @@ class Lock:
             self._settle_later(
                 self._store,
                 lambda store: store.locks.release(lease, hold_for=hold_for, remember_for=remember_for, whole=whole),
-                until=self._trusted_until,
+                until=self._until(),
             )
             return True
         self._settle()
@@ -375,7 +380,8 @@ class Lock:
         if store is None or self._pid != this_process.pid:
             return
         if self._state == "held":
-            self._state, self.next_action = "released", None
+            with self._mutex:
+                self._state, self.next_action = "released", None
             renewer_of(store).discard(self)
         self._abandoned = True
         key, holder = self.key, self._story.execution_id
@@ -385,12 +391,19 @@ class Lock:
         """Nothing of ours is in the store any more."""
         if self._unsettled is not None:
             self._unsettled = None
-            if self._store.driver != "memory":
-                forget(self._story.execution_id)
+            forget(self._story.execution_id, self._store.driver)
 
     def _settle_later(self, store: Store, tell: Callable[[Store], object], *, until: float) -> None:
         self._unsettled = None
-        renewer_of(store).errand(tell, until=until, then=partial(forget, self._story.execution_id))
+        self._note_unrenewed(store)
+        renewer_of(store).errand(tell, until=until, then=partial(forget, self._story.execution_id, store.driver))
+
+    def _note_unrenewed(self, store: Store) -> None:
+        """Let a pool's parent know that the store may have something of ours, which nobody is to renew."""
+        if store.driver == "memory":  # where the kernel tells who is dead
+            forget(self._story.execution_id, store.driver)
+        else:
+            note(self._story.execution_id, self.key, store.driver, self._options.connection, self.ttl)
 
     def _ask_or_fall_back(self) -> Lease | Held | Finished:
         try:
@@ -408,9 +421,8 @@ class Lock:
     def _ask(self) -> Lease | Held | Finished:
         if self._unsettled is None:
             self._unsettled = self._store
-            if self._store.driver != "memory":
-                # before it is asked for: a child may be killed before it hears that it was granted
-                note(self._story.execution_id, self.key, self._store.driver, self._options.connection, self.ttl)
+            # before it is asked for: a child may be killed before it hears that it was granted
+            self._note_unrenewed(self._store)
         for _ in range(LATE_ANSWERS):
             started = monotonic()
             answer = self._store.locks.acquire(
@@ -434,11 +446,40 @@ class Lock:
 
     def _trust_from(self, started: float) -> None:
         self._trusted_until = started + self.ttl * (1 - MARGIN)
+        self._ran_out = False
         interval = self._options.extends_every
         self.next_action = min(started + interval, self._trusted_until) if self.auto_extend else self._trusted_until
+        if self.auto_extend:
+            self._note_renewed(started, self._options.patience)
+
+    def _note_renewed(self, since: float, patience: float) -> None:
+        """Let a pool's parent know what it is to renew in our place, if we are late to."""
+        assert self.lease is not None  # it is held  # noqa: S101
+        note(
+            self._story.execution_id,
+            self.key,
+            self._store.driver,
+            self._options.connection,
+            self.ttl,
+            self.lease.token,
+            since,
+            patience,
+        )
+
+    def _until(self) -> float:
+        """Until when the lease is surely ours: by our own word, or the pool's parent's, which has extended it in our place."""
+        until = max(self._trusted_until, self._kept_until)
+        if self.lease is None or self._ran_out or monotonic() < until:
+            return until
+        since = kept_since(self._story.execution_id, self._store.driver, self.lease.token)
+        if since is not None:
+            self._kept_until = since + self.ttl * (1 - MARGIN)
+            until = max(until, self._kept_until)
+        self._ran_out = monotonic() >= until
+        return until
 
     def _trusted(self) -> bool:
-        return self._pid == this_process.pid and monotonic() < self._trusted_until
+        return self._pid == this_process.pid and monotonic() < self._until()
 
     # -- what the renewer finds out ------------------------------------------------------------------------------------
     # It is told later: no observer runs on the renewer's time.
@@ -462,8 +503,13 @@ class Lock:
             if self._state != "held":
                 return
             first, self._failing = not self._failing, True
-            again = max(started, monotonic()) + min(retry_every, self._options.retries_every)
-            self.next_action = min(again, self._trusted_until)
+            now = monotonic()
+            again = max(started, now) + min(retry_every, self._options.retries_every)
+            self.next_action = min(again, self._until())
+            if self.auto_extend:
+                # this process is not late, but its store: the parent need not try as well, unless we miss the next try
+                since = self._until() - self.ttl * (1 - MARGIN)
+                self._note_renewed(since, self.next_action + (self._until() - now) / 4 - since)
         if first:
             self._story.later("lock_extend_failed", error_name=type(error).__name__, error_message=str(error))
 
@@ -479,6 +525,7 @@ class Lock:
                 return
             self._state = "lost"
             self.next_action = None
+            self._note_unrenewed(self._store)  # before it is told
         self._tell_lost(why)
         if self._abort is not None:
             self._abort.fire()

@@ -3,10 +3,10 @@
 Promises: a lock is extended every ``extends_every`` seconds for as long as it is held, however long that is; all locks
 that are due go into one round trip; a failed round is tried again while the leases last; the thread ends for nothing that
 is raised in it, and is started again if it ever did; a lock that it cannot keep is told so. No observer runs on its time
-(see ``telling.py``). What a store that did not answer still has to be told about locks that are over (errands) goes the
+(see ``observers.py``). What a store that did not answer still has to be told about locks that are over (errands) goes the
 same way. It is a daemon, started by the first lock, and lives in the process that started it: a forked child starts from
-nothing, and a pool child whose parent is dead renews nothing more. Once its app is closed, or gone, it ends when nothing is
-held any more. One thread per store, not one for all: a store that hangs must not delay the renewals of another.
+nothing, and a pool child whose parent is dead renews nothing more. Once its app is closed, or gone, or a worker has ended, it
+ends when nothing is held any more. One thread per store, not one for all: a store that hangs must not delay the renewals of another.
 
 Under gevent it is a thread of the kernel's all the same, so a body that never yields cannot keep it from renewing.
 
@@ -21,14 +21,14 @@ import os
 import threading
 import traceback
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 from celery_lockbeat import threads
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
-from celery_lockbeat.locks.children import orphaned
-from celery_lockbeat.observe.observers import renewing_thread
+from celery_lockbeat.locks.children import orphaned, when_a_worker_has_ended
+from celery_lockbeat.observe.observers import finish, renewing_thread
 from celery_lockbeat.options import RETRY_EVERY
 from celery_lockbeat.stores import on_close
 from celery_lockbeat.stores.base import Lease, Store
@@ -101,6 +101,7 @@ class Renewer:
         self._wakes_at: float | None = None  # None: not before it is notified
         self._running = False
         self._closed = False
+        self._resting = False
         self._join: Callable[[float], None] = _nobody
 
     def add(self, lock: Renewable) -> None:
@@ -127,9 +128,14 @@ class Renewer:
             self._run_errand(errand)
 
     def close(self) -> None:
-        """The app is closed: the thread ends once nothing is held any more. What is held later starts it again."""
+        """The app is closed: the thread ends once nothing is held any more. What is held later starts it again, for as long."""
+        self._closed = True
+        self.rest()
+
+    def rest(self) -> None:
+        """Let the thread end once nothing is held any more. What is held later starts it again, and it stays."""
         with self._mutex:
-            self._closed = True
+            self._resting = True
             idle = not self._locks and not self._errands
         self._ring()
         if idle:
@@ -146,7 +152,7 @@ class Renewer:
 
     def _begin(self) -> None:
         self._join = threads.start(self._run, "lockbeat-renewer")
-        self._running = True
+        self._running, self._resting = True, False
 
     def _ring(self, *_: object) -> None:
         if self._bell.locked():
@@ -215,7 +221,7 @@ class Renewer:
                     return due, told
                 del planned  # a reference from here would keep a dropped lock alive
                 actions += [errand.at for errand in self._errands]
-                if not self._locks and not self._errands and (self._closed or self._home() is None):
+                if not self._locks and not self._errands and self._may_end():
                     self._running = False
                     return None
                 if actions:
@@ -224,6 +230,9 @@ class Renewer:
                     self._wakes_at = None
                 timeout = -1 if self._wakes_at is None else self._wakes_at - now
             self._bell.acquire(timeout=timeout)
+
+    def _may_end(self) -> bool:
+        return self._closed or self._resting or self._home() is None
 
     def _run_errand(self, errand: _Errand) -> None:
         try:
@@ -255,20 +264,13 @@ class Renewer:
         if not batch:
             return
         started = self._clock()
-        over = threading.Event()
-        watch = threading.Thread(target=_expire, args=([lock for lock, _, _ in batch], over), daemon=True)
-        with contextlib.suppress(
-            RuntimeError
-        ):  # no thread can be had; most stores keep to the time that they are given
-            watch.start()
         try:
-            within = min(lock.attempt for lock, _, _ in batch)
-            answers = store.locks.extend([(lease, ttl) for _, lease, ttl in batch], within=within)
+            with self._watched([lock for lock, _, _ in batch]):
+                within = min(lock.attempt for lock, _, _ in batch)
+                answers = store.locks.extend([(lease, ttl) for _, lease, ttl in batch], within=within)
         except StoreUnavailable as exc:
             self._fail([lock for lock, _, _ in batch], started, exc)
             return
-        finally:
-            over.set()
         for (lock, _, _), extended in zip(batch, answers, strict=True):
             if isinstance(extended, StoreUnavailable):
                 lock.extend_failed(started, extended, RETRY_EVERY)
@@ -276,6 +278,22 @@ class Renewer:
                 lock.extended(started)
             else:
                 lock.extend_refused()
+
+    @contextlib.contextmanager
+    def _watched(self, locks: list[Renewable]) -> Iterator[None]:
+        """Tell each lock that its lease has run out, though this thread waits for a store that hangs."""
+        over = threading.Event()
+        watch = threading.Thread(target=_expire, args=(locks, over), name="lockbeat-expiry", daemon=True)
+        try:
+            # no thread can be had: most stores keep to the time that they are given
+            with contextlib.suppress(RuntimeError):
+                watch.start()
+            yield
+        finally:
+            over.set()
+            if self._twin is None and watch.is_alive():
+                # until it has gone it keeps the locks alive, and what is dropped meanwhile would be renewed
+                watch.join(1.0)
 
     def _fail(self, locks: list[Renewable], started: float, error: BaseException) -> None:
         for lock in locks:
@@ -293,7 +311,6 @@ def _log_what_was_raised(text: str, exc: BaseException) -> None:
 
 
 def _expire(locks: list[Renewable], over: threading.Event) -> None:
-    """Tell each lock that its lease has run out, though the renewer waits for a store that hangs."""
     while locks and not over.wait(max(0.0, min(lock.remaining for lock in locks)) + 0.001):
         for lock in locks:
             lock.expire()
@@ -319,6 +336,14 @@ def close_renewer_of(store: Store) -> None:
     renewer = _renewers.get(store)
     if renewer is not None:
         renewer.close()
+        finish()  # what its locks told
+
+
+@when_a_worker_has_ended
+def _rest() -> None:
+    for renewer in list(_renewers.values()):
+        renewer.rest()
+    finish()
 
 
 on_close(close_renewer_of)

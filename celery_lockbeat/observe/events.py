@@ -70,7 +70,7 @@ class Story:
         #: the events, and the Signals, that nobody is to be told of once more: what is told of a task is told once, whatever
         #: strikes in between
         self.told: dict[Any, bool] = {}
-        #: what others have found out and not yet told (see telling.py)
+        #: what others have found out and not yet told (see observers.py)
         self.untold: Untold | None = None
 
     def emit(self, event: str, **details: Any) -> None:

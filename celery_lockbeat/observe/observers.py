@@ -99,6 +99,8 @@ class _Teller:
         self._waiting: deque[Untold] = deque()
         self._running = False
         self._left_out = 0
+        self._join: Callable[[float], None] | None = None
+        self._thread: int | None = None
 
     def put(self, untold: Untold) -> bool:
         with self._mutex:
@@ -112,18 +114,19 @@ class _Teller:
 
     def _begin(self) -> None:
         try:
-            threads.start(self._run, "lockbeat-observers")
+            self._join = threads.start(self._run, "lockbeat-observers")
         except RuntimeError:  # no thread can be had: it is told with the next, or by who ends the story
             return
         self._running = True
 
     def _run(self) -> None:
+        self._thread = threading.get_ident()
         while True:
             with self._mutex:
                 left_out, self._left_out = self._left_out, 0
                 untold = self._waiting.popleft() if self._waiting else None
                 if untold is None and not left_out:
-                    self._running = False
+                    self._running, self._thread = False, None
                     return
             if left_out:
                 self._tell(partial(logger.warning, "%d events were not told: an observer takes too long", left_out))
@@ -141,10 +144,14 @@ class _Teller:
             return None
 
     def finish(self, within: float) -> None:
-        """Wait until all is told."""
+        """Wait until all is told, and the thread has gone."""
         deadline = monotonic() + within
+        if self._thread == threading.get_ident():  # an observer asks for it
+            return
         while self._running and monotonic() < deadline:
             time.sleep(0.001)
+        if self._join is not None and not self._running:
+            self._join(max(0.0, deadline - monotonic()))
 
 
 # -- what the renewing threads log -------------------------------------------------------------------------------------

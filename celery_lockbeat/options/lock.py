@@ -92,6 +92,11 @@ class LockOptions:
         left = self.ttl * (1 - MARGIN) - self.extends_every - (ATTEMPTS - 1) * self.retries_every
         return max(0.01, left / ATTEMPTS)
 
+    @property
+    def patience(self) -> float:
+        """Seconds of a lease after which whoever is to renew it is late, so that another does."""
+        return self.extends_every + (self.ttl * (1 - MARGIN) - self.extends_every) / 4
+
     @classmethod
     def read(
         cls,

@@ -20,6 +20,7 @@ REPLICAS = "tests/test_scheduler_replicas.py::"
 LOCK = "tests/test_lock.py::"
 RENEWAL = "tests/test_renewal.py::"
 TASK = "tests/test_task.py::"
+BUSY = "tests/test_busy_children.py::"
 RUNS = "tests/test_runs.py::"
 BAD_MOMENTS = "tests/test_bad_moments.py::"
 LIMITS = "tests/test_limits.py::"
@@ -484,6 +485,41 @@ MUTANTS = [
         "            freed = store.locks.free(left.key, holder=left.holder)",
         "            freed = store is None",
         (PROCESSES + "test_endings.py::test_a_dead_childs_lock_is_free_within_a_second_of_its_death_and_not_before",),
+    ),
+    Mutant(
+        "a child that is stopped is renewed",
+        "locks/keeping.py",
+        "ward.late_at <= now < ward.ends and self._runs(ward.pid)",
+        "ward.late_at <= now < ward.ends",
+        (BUSY + "test_a_child_that_is_stopped_is_not_renewed_and_not_later_either",),
+    ),
+    Mutant(
+        "a child is renewed before it is late",
+        "locks/keeping.py",
+        "ward.late_at <= now < ward.ends and self._runs(ward.pid)",
+        "now < ward.ends and self._runs(ward.pid)",
+        (BUSY + "test_of_a_child_that_renews_in_time_nothing_is_asked",),
+    ),
+    Mutant(
+        "a child's loss is renewed by its parent",
+        "locks/lock.py",
+        "            self._note_unrenewed(self._store)  # before it is told\n",
+        "",
+        (BUSY + "test_a_loss_is_on_the_page_before_it_is_told",),
+    ),
+    Mutant(
+        "a child does not ask whether its parent renewed",
+        "locks/lock.py",
+        "        if since is not None:\n            self._kept_until",
+        "        if False:\n            self._kept_until",
+        (BUSY + "test_a_child_whose_lease_ran_out_while_its_parent_renewed_it_holds_it_still",),
+    ),
+    Mutant(
+        "what ran out is held again",
+        "locks/lock.py",
+        "        self._ran_out = monotonic() >= until\n",
+        "",
+        (BUSY + "test_a_lease_that_ran_out_unrenewed_stays_so_whatever_the_parent_hears_later",),
     ),
     # -- the task ------------------------------------------------------------------------------------------------------
     Mutant(
