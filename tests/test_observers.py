@@ -36,7 +36,7 @@ TTL = 1.2
 @pytest.fixture
 def app(app: Celery) -> Celery:
     """An app whose store is made: on a slow disk that takes most of a short lease, which nobody is to be blamed for."""
-    stores_of(app).choose(app.conf.lockbeat_driver, "default")[0].locks()
+    stores_of(app).choose(app.conf.lockbeat_driver, "default")[0].locks.held()
     return app
 
 
