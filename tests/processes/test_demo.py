@@ -23,7 +23,7 @@ import pytest
 from programs import Program
 from servers import Server, wait_until
 
-from celery_lockbeat.demo import Tally
+from celery_lockbeat.demo.tally import Tally
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 DEMO = [sys.executable, "-m", "celery_lockbeat.demo", "--seconds", "1"]
