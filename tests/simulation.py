@@ -380,4 +380,4 @@ def set_clocks(monkeypatch: Any, simulation: Simulation) -> None:
 
 def let_them_sleep(monkeypatch: Any) -> None:
     """Keep a beat that sleeps for hours of simulated time from showing every few seconds that it is alive."""
-    monkeypatch.setattr("celery_lockbeat.beat.scheduler.ALIVE", 4 * 3600.0, raising=False)
+    monkeypatch.setattr("celery_lockbeat.beat.claims.ALIVE", 4 * 3600.0, raising=False)

@@ -210,7 +210,7 @@ def test_a_difference_is_a_warning_within_a_minute_and_an_error_when_it_lasts_na
     caplog.set_level(logging.INFO, logger="celery_lockbeat.beat")
     world.run(old, new, seconds=MINUTE)
     first, second = sorted(told(caplog, logging.WARNING), key=lambda text: "left to them" in text)
-    mine, theirs = new.scheduler._replica, old.scheduler._replica
+    mine, theirs = new.scheduler._replica.name, old.scheduler._replica.name
     assert f"by {theirs} than by this beat, {mine}: e: sent here, ours being newer" in first
     assert f"by {mine} than by this beat, {theirs}: e: left to them, theirs being newer" in second
     assert not told(caplog, logging.ERROR)
@@ -388,16 +388,19 @@ def test_a_beat_that_falls_silent_is_told_as_gone_within_40_s_and_one_that_leave
     leaving.close()
     world.run(watching, seconds=40)  # nobody else: the other beat may be frozen
     gone, left = sorted(said(), reverse=True)
-    assert left == ("INFO", f"beat {leaving.scheduler._replica} has left")
+    assert left == ("INFO", f"beat {leaving.scheduler._replica.name} has left")
     assert gone[0] == "WARNING"
-    assert gone[1].startswith(f"beat {killed.scheduler._replica} is gone: nothing was heard of it for ")
+    assert gone[1].startswith(f"beat {killed.scheduler._replica.name} is gone: nothing was heard of it for ")
     world.run(watching, seconds=MINUTE)
     assert len(said()) == 2
     caplog.clear()
     world.run(watching, killed, seconds=40)
     # the frozen one sees only now that another has left
     assert sorted(said()) == sorted(
-        [("INFO", f"beat {killed.scheduler._replica} is back"), ("INFO", f"beat {leaving.scheduler._replica} has left")]
+        [
+            ("INFO", f"beat {killed.scheduler._replica.name} is back"),
+            ("INFO", f"beat {leaving.scheduler._replica.name} has left"),
+        ]
     )
 
 
@@ -412,4 +415,4 @@ def test_a_beat_that_dies_just_after_its_start_is_told_as_gone_by_those_who_were
     later = simulation.beat(OLD)
     world.run(watching, later, seconds=MINUTE)
     [told] = [record.getMessage() for record in caplog.records if "is gone" in record.msg]
-    assert told.startswith(f"beat {killed.scheduler._replica} is gone")
+    assert told.startswith(f"beat {killed.scheduler._replica.name} is gone")

@@ -179,14 +179,14 @@ def test_what_a_replica_has_claimed_when_it_dies_is_taken_over_under_the_same_ta
     first, second = simulation.beat({"e": every(60)}), simulation.beat({"e": every(60)})
     simulation.world.run(first, second, seconds=30)
     published = []
-    first.scheduler._publish = published.extend  # it gets so far
+    first.scheduler._publisher.publish = published.extend  # it gets so far
     simulation.world.run(first, seconds=30.5)
     (tick,) = published
     assert simulation.messages == []
     simulation.world.run(second, seconds=65)
     assert [message.run for message in simulation.messages] == [1, 2]
     assert simulation.messages[0].id == tick.task_id
-    assert simulation.messages[0].headers["lockbeat"]["due"] == tick.told["due"] == "2026-06-01T00:01:00.000+00:00"
+    assert simulation.messages[0].headers["lockbeat"]["due"] == tick.details["due"] == "2026-06-01T00:01:00.000+00:00"
     assert 60 + TTL <= simulation.messages[0].at <= 60 + TTL + 0.1
     assert simulation.messages[1].at == pytest.approx(120, abs=0.1)
 
@@ -234,7 +234,7 @@ def test_a_replica_that_was_frozen_for_longer_than_its_claims_last_publishes_non
 def test_a_beat_that_is_closed_hands_over_what_it_has_claimed_at_once(simulation):
     first, second = simulation.beat({"e": every(60)}), simulation.beat({"e": every(60)})
     simulation.world.run(first, second, seconds=30)
-    first.scheduler._publish = lambda _ticks: None
+    first.scheduler._publisher.publish = lambda _ticks: None
     simulation.world.run(first, seconds=30.5)
     assert simulation.messages == []
     first.close()
@@ -346,7 +346,7 @@ def test_a_store_that_fails_for_minutes_is_waited_for_and_told_about_once_a_minu
     if operation == "take_over":
         dead = simulation.beat({"e": every(10)})
         simulation.world.run(dead, seconds=2)
-        dead.scheduler._publish = lambda _ticks: None
+        dead.scheduler._publisher.publish = lambda _ticks: None
         simulation.world.run(dead, seconds=5)
     simulation.store.fails = lambda name: "before" if name == operation else None
     before, ticks = simulation.world.elapsed, beat.ticks
@@ -475,10 +475,10 @@ def test_a_broker_that_refuses_one_entry_alone_keeps_no_other_from_being_publish
 
 def test_an_entry_that_cannot_be_sent_piles_up_no_more_claims_than_the_backlog(simulation, driver):
     beat = simulation.beat({"bad": every(1, "bad")}, lockbeat_claim_ttl=600)
-    beat.scheduler._publish = lambda _ticks: None
+    beat.scheduler._publisher.publish = lambda _ticks: None
     simulation.world.run(beat, seconds=60)
     answer = simulation.store.store.beats.claim(beat.app.main, "another", [], ttl=5)
-    assert len(beat.scheduler._unsent) == BACKLOG
+    assert len(beat.scheduler._ledger.unsent) == BACKLOG
     assert answer.next_overdue is not None
     assert beat.ticks < 60 * 3
 
@@ -501,7 +501,7 @@ def test_whatever_happens_each_tick_is_published_under_one_id_and_none_is_lost(s
                 some.close()
             elif chance.random() < 0.7:
                 # it dies with claims in its hands
-                some.scheduler._publish = lambda _ticks: None
+                some.scheduler._publisher.publish = lambda _ticks: None
                 world.run(*beats, seconds=chance.random() * 2)
             beats.remove(some)
             beats.append(simulation.beat(schedule, skew=chance.choice([0, 0, 0.5, -2]), **settings))
@@ -525,6 +525,6 @@ def test_whatever_happens_each_tick_is_published_under_one_id_and_none_is_lost(s
         assert runs == list(range(1, len(runs) + 1)), entry
     elapsed = world.elapsed
     assert len([1 for name, _ in ids if name == "every 7"]) > elapsed / 7 * 0.6
-    assert not any(beat.scheduler._unsent or beat.scheduler._giving_up for beat in beats)
+    assert not any(beat.scheduler._ledger.unsent or beat.scheduler._ledger.handed_over for beat in beats)
     answer = simulation.store.store.beats.claim("simulated", "another", [], ttl=5)
     assert answer.overdue == []

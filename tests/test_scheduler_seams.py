@@ -230,10 +230,10 @@ def test_what_a_dead_beat_has_left_is_sent_under_the_entrys_task_id_and_the_same
     victim, other = simulation.beat(entries, lockbeat_claim_ttl=2), simulation.beat(entries, lockbeat_claim_ttl=2)
 
     def die(ticks):
-        victim.scheduler._publish_one_by_one(ticks)
+        victim.scheduler._publisher._publish_one_by_one(ticks)
         raise SystemExit  # before it settles
 
-    victim.scheduler._publish = die
+    victim.scheduler._publisher.publish = die
     with pytest.raises(SystemExit):
         simulation.world.run(victim, seconds=2)
     simulation.world.run(other, seconds=4)

@@ -33,13 +33,14 @@ class Item:
 
 
 class Agenda:
-    """All entries of one beat by their keys, and a heap of their plans."""
+    """All entries of one beat by their keys, and a heap of their plans. ``edition`` grows with each change of an entry."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._items: dict[str, Item] = {}
         self._heap: list[tuple[float, int, Item]] = []
         self._plans = count(1)
+        self.edition = 1
 
     def __contains__(self, key: str) -> bool:
         return key in self._items
@@ -57,12 +58,14 @@ class Agenda:
     def add(self, item: Item) -> None:
         """Know an entry from now on; it has no plan yet."""
         self._items[item.key] = item
+        self.edition += 1
 
     def remove(self, key: str) -> None:
         """Know an entry no more."""
         item = self._items.pop(key, None)
         if item is not None:
             item.plan = 0
+            self.edition += 1
             self._compact()
 
     def plan(self, item: Item, when: float) -> None:

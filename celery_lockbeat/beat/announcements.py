@@ -23,7 +23,7 @@ from typing import Any, Final
 from celery.beat import BeatLazyFunc
 from celery.schedules import crontab, schedule
 
-from celery_lockbeat.beat.agenda import Item
+from celery_lockbeat.beat.agenda import Agenda
 from celery_lockbeat.exceptions import StoreUnavailable
 from celery_lockbeat.membership.members import HEARD_EVERY, KEPT, KEPT_EVERY, Member, enumerate_some, fields_of
 from celery_lockbeat.stores.base import ALIVE, ANNOUNCED_AT_ONCE, STATE_MEMORY, Announcement, Store
@@ -193,8 +193,9 @@ class Announcements:
         self._there: set[str] = set()  # the beats that were heard of, by the last look
         self._gone: set[str] = set()  # those that fell silent, until they are forgotten
         self._read_firsts_at = 0.0
-        #: whether the entries have changed since they were read; their number costs nothing while they have not
-        self.outdated = True
+        self._edition = (
+            0  # of the agenda, when it was read: how many entries there are costs nothing while they do not change
+        )
         #: whether there is more to announce at once: a round does a part of it, so that no tick waits for the whole
         self.unfinished = False
 
@@ -212,7 +213,7 @@ class Announcements:
         difference = self._differences.get(key) if self._differences else None
         return difference is not None and difference.theirs
 
-    def look(self, store: Store, items: Iterable[Item], *, wanted: Callable[[Any], bool], complete: bool) -> list[str]:
+    def look(self, store: Store, agenda: Agenda, *, wanted: Callable[[Any], bool], complete: bool) -> list[str]:
         """Announce what there is to announce, and look at what the others have, each in its time.
 
         ``wanted`` tells the entries whose definitions are this beat's own; unless ``complete``, there are more to come.
@@ -224,7 +225,7 @@ class Announcements:
         self._next, self.unfinished = now + HEARD_EVERY, False
         taken_back: list[str] = []
         try:
-            if self._read(items, wanted) and self._announce(store) and self._clock() >= self._next_compared:
+            if self._read(agenda, wanted) and self._announce(store) and self._clock() >= self._next_compared:
                 taken_back = self._compare(store)
                 self._next_compared = self._clock() + (COMPARED_AGAIN if self._differences else COMPARED_EVERY)
             self._unreachable = False
@@ -242,13 +243,13 @@ class Announcements:
         if self._member is not None:
             self._member.withdraw(store)
 
-    def _read(self, items: Iterable[Item], wanted: Callable[[Any], bool]) -> bool:
+    def _read(self, agenda: Agenda, wanted: Callable[[Any], bool]) -> bool:
         """Bring the definitions up to date; False: there are more to read than in one round."""
         anew = self._kept_at is None or self._clock() - self._kept_at > KEPT_EVERY
-        if not (self.outdated or anew):
+        if not (self._edition != agenda.edition or anew):
             return True
         left, keys = READ_AT_ONCE, set()
-        for item in items:
+        for item in agenda:
             entry = item.entry
             if not wanted(entry):
                 continue
@@ -267,7 +268,7 @@ class Announcements:
         for key in self._own.keys() - keys:
             del self._own[key]
             self._changed = True
-        self.outdated = False
+        self._edition = agenda.edition
         if self._changed or anew:
             before = {} if anew else self._definitions
             self._definitions = {key: digest for key, (_, digest) in self._own.items()}

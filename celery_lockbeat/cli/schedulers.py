@@ -21,7 +21,7 @@ from celery_lockbeat.stores import Store
 
 __all__ = ["Entries", "announced_schedulers", "entries_of", "is_ours", "names_of", "plain_redbeat", "schedulers_of"]
 
-#: The key of a ``@timeout``: its name, and when the beats started cold (see scheduler.py).
+#: The key of a ``@timeout``: its name, and when the beats started cold (see replicas.py).
 _TIMEOUT: Final = re.compile(r"(.+)@\d{9,16}", re.DOTALL)
 
 

@@ -30,7 +30,6 @@ from redbeat.schedulers import logger as redbeats_logger
 from redis.cluster import RedisCluster
 from redis.exceptions import RedisError, ResponseError
 
-from celery_lockbeat.beat.agenda import Item
 from celery_lockbeat.beat.scheduler import LockedSchedulerMixin, logger
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
 
@@ -164,11 +163,12 @@ class LockedRedBeatScheduler(LockedSchedulerMixin, RedBeatScheduler):  # type: i
             self.refresh_schedule()
         return {**{each.entry.name: each.entry for each in self._stored.values()}, **self._own}
 
-    def _entries(self) -> Mapping[str, Any]:
-        # by their keys: of what was written by hand, two may have one name
+    def _entries_by_key(self) -> Mapping[str, Any]:
+        # not by their names: of what was written by hand, two may have one
         prefix = self.app.redbeat_conf.key_prefix
         hidden = {prefix + name for name in self._own}
-        return {**{key: each.entry for key, each in self._stored.items() if key not in hidden}, **self._own}
+        stored = {each.key: each.entry for key, each in self._stored.items() if key not in hidden}
+        return {**stored, **self._keyed(self._own)}
 
     def defines(self, entry: Any) -> bool:
         """Whether the entry is one of our own, that the others cannot read from where the rest is."""
@@ -203,10 +203,6 @@ class LockedRedBeatScheduler(LockedSchedulerMixin, RedBeatScheduler):  # type: i
             self.apply_async(entry, producer=producer, advance=False)
         except Exception as exc:  # noqa: BLE001  as RedBeat
             redbeats_logger.exception("Scheduler: Message Error: %s", exc)
-
-    def _key(self, name: str, entry: Any) -> str:
-        stored = getattr(entry, "lockbeat_stored", None)
-        return super()._key(name, entry) if stored is None else stored.key
 
     # -- read ----------------------------------------------------------------------------------------------------------
 
@@ -267,14 +263,14 @@ class LockedRedBeatScheduler(LockedSchedulerMixin, RedBeatScheduler):  # type: i
         """Say that a plain RedBeat holds its lock, for another ``rest`` milliseconds."""
         about, key = "plain RedBeat", self.app.redbeat_conf.lock_key
         if rest == FREE:
-            if self._complained.pop(about, None) is not None:
+            if self._complaints.end(about):
                 logger.info("nobody holds RedBeat's lock %r any more", key)
             return
         text = (
             "a beat of plain RedBeat runs beside this one, and they double each other's ticks: it holds RedBeat's lock %r. "
             "Stop it; if it was killed, its lock ends in %.0f s"
         )
-        self._complain(about, text, key, max(0, rest) / 1000)
+        self._complaints.make(about, text, key, max(0, rest) / 1000)
 
     def _make_up_for(self, gone: Mapping[str, _Stored], scores: Mapping[str, float]) -> dict[str, float]:
         """Put the static entries back into a Redis that has lost its data, as they were; tell what else is gone.
@@ -331,12 +327,9 @@ class LockedRedBeatScheduler(LockedSchedulerMixin, RedBeatScheduler):  # type: i
                 told[key] = (key, item.entry)
         return told
 
-    def _item_of(self, key: str) -> Item | None:
-        item = super()._item_of(key)
-        if item is None and _KEY.fullmatch(key):
-            # deleted, rescheduled, or not seen yet: it is read before it is published
-            item = Item(key, self.Entry(key, app=self.app, total_run_count=-1))
-        return item
+    def _stand_in(self, key: str) -> Any:
+        # deleted, rescheduled, or not seen yet
+        return self.Entry(key, app=self.app, total_run_count=-1) if _KEY.fullmatch(key) else None
 
     def _read(self, keys: Sequence[str], *, anew: bool = False) -> None:
         """Bring ``_stored`` up to date. ``anew``: with new entries, so that each of them is planned anew."""
@@ -390,7 +383,7 @@ class LockedRedBeatScheduler(LockedSchedulerMixin, RedBeatScheduler):  # type: i
         try:
             stored = self._load(key, score, fields)
         except Exception as exc:  # noqa: BLE001  whatever is in there
-            self._complain(
+            self._complaints.make(
                 f"entry {key}", "entry %r in Redis is skipped, for it is broken: %s: %s", key, type(exc).__name__, exc
             )
             return
@@ -425,9 +418,9 @@ class LockedRedBeatScheduler(LockedSchedulerMixin, RedBeatScheduler):  # type: i
 
     def _drop(self, key: str, score: float) -> None:
         """Take a key without a definition off the sorted set, as RedBeat does; but not while it may be being written."""
-        if score <= self.app.now().timestamp() and f"entry {key}" in self._complained:
+        if score <= self.app.now().timestamp() and f"entry {key}" in self._complaints:
             get_redis(self.app).zrem(self.app.redbeat_conf.schedule_key, key)
-        self._complain(f"entry {key}", "entry %r in Redis has no definition", key)
+        self._complaints.make(f"entry {key}", "entry %r in Redis has no definition", key)
 
     # -- write ---------------------------------------------------------------------------------------------------------
 
@@ -443,7 +436,7 @@ class LockedRedBeatScheduler(LockedSchedulerMixin, RedBeatScheduler):  # type: i
                 self._write_down()
         except StoreUnavailable as exc:
             # the ticks are published: they are settled all the same
-            self._complain("redbeat", "beat cannot write down runs, and goes on: %s", exc)
+            self._complaints.make("redbeat", "beat cannot write down runs, and goes on: %s", exc)
 
     def _write_down(self) -> None:
         for _ in range(2):

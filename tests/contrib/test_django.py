@@ -71,7 +71,7 @@ def test_a_crontab_runs_in_its_own_timezone(world):
 def sleepy(monkeypatch):
     """Beats that look every five minutes, so that days go by."""
     let_them_sleep(monkeypatch)
-    monkeypatch.setattr("celery_lockbeat.beat.scheduler.LOOK_EVERY", 300.0)
+    monkeypatch.setattr("celery_lockbeat.beat.replicas.LOOK_EVERY", 300.0)
     return {"beat_max_loop_interval": 300, "lockbeat_claim_ttl": 1200}
 
 
@@ -531,7 +531,7 @@ def test_a_beat_that_was_frozen_before_it_publishes_looks_once_more(make_world):
     world.create()
     world.create("b", task="b")
     (beat,) = world.start()
-    publish = beat.scheduler._publish
+    publish = beat.scheduler._publisher.publish
 
     def freeze_and_publish(ticks):
         from django_celery_beat.models import PeriodicTask
@@ -540,7 +540,7 @@ def test_a_beat_that_was_frozen_before_it_publishes_looks_once_more(make_world):
         world.simulation.world.elapsed += 1.0
         publish(ticks)
 
-    beat.scheduler._publish = freeze_and_publish
+    beat.scheduler._publisher.publish = freeze_and_publish
     world.run(11.5)
     assert world.times() == []
     assert world.times("b") == pytest.approx([11], abs=0.5)

@@ -142,7 +142,7 @@ def test_what_a_dead_beat_had_claimed_is_sent_by_one_that_knows_its_row(make_wor
     def die(_ticks):
         raise SystemExit
 
-    victim.scheduler._publish = die
+    victim.scheduler._publisher.publish = die
     world.simulation.world.run(victim, seconds=9)
     with away():
         with pytest.raises(SystemExit):
@@ -164,7 +164,7 @@ def test_what_a_dead_beat_had_claimed_of_a_row_that_nobody_knows_waits_for_it(ma
     def die(_ticks):
         raise SystemExit
 
-    victim.scheduler._publish = die
+    victim.scheduler._publisher.publish = die
     with pytest.raises(SystemExit):
         world.simulation.world.run(victim, seconds=8)
     world.beats = [other]

@@ -383,7 +383,7 @@ def test_a_first_time_that_no_beat_was_there_for_is_made_up_for(seen_changes):
 
 def test_a_start_time_far_ahead_is_no_last_run_that_is_yet_to_come(make_world, monkeypatch, caplog):
     let_them_sleep(monkeypatch)
-    monkeypatch.setattr("celery_lockbeat.beat.scheduler.LOOK_EVERY", 300.0)
+    monkeypatch.setattr("celery_lockbeat.beat.replicas.LOOK_EVERY", 300.0)
     world = make_world()
     world.create(crontab=cron(minute="0", hour="3"), start_time=world.at(3 * 86400))
     world.start(beat_max_loop_interval=300, lockbeat_claim_ttl=1200)

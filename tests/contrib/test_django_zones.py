@@ -57,7 +57,7 @@ def make_project(tmp_path, monkeypatch):
     from django.test import override_settings
 
     let_them_sleep(monkeypatch)
-    monkeypatch.setattr("celery_lockbeat.beat.scheduler.LOOK_EVERY", 300.0)
+    monkeypatch.setattr("celery_lockbeat.beat.replicas.LOOK_EVERY", 300.0)
     djangos.configure()
     stores = itertools.count()
 

@@ -345,14 +345,14 @@ def test_a_beat_that_was_frozen_before_it_publishes_looks_once_more(make_world):
     world.entry().save()
     world.entry("b", task="b").save()
     (beat,) = world.start()
-    publish = beat.scheduler._publish
+    publish = beat.scheduler._publisher.publish
 
     def freeze_and_publish(ticks):
         world.load().delete()
         world.simulation.world.elapsed += 1.0
         publish(ticks)
 
-    beat.scheduler._publish = freeze_and_publish
+    beat.scheduler._publisher.publish = freeze_and_publish
     world.run(11.5)
     assert world.times() == []
     assert world.times("b") == pytest.approx([11], abs=0.5)

@@ -105,7 +105,7 @@ def die_with_a_claim(world: World) -> None:
     def die(_ticks):
         raise SystemExit
 
-    victim.scheduler._publish = die
+    victim.scheduler._publisher.publish = die
     world.simulation.world.run(victim, seconds=9)
     with pytest.raises(SystemExit):
         world.simulation.world.run(victim, seconds=5)

@@ -10,7 +10,7 @@ from itertools import combinations
 from statistics import median
 from typing import Final
 
-from celery_lockbeat.beat.scheduler import SKEW
+from celery_lockbeat.beat.clocks import SKEW
 from celery_lockbeat.cli.doctor.facts import Facts, StoreFacts, TaskFacts
 from celery_lockbeat.cli.doctor.kinds import KINDS, LEVELS, Finding
 from celery_lockbeat.membership.members import enumerate_some

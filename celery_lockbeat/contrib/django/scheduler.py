@@ -49,8 +49,8 @@ from django_celery_beat.schedulers import SCHEDULE_SYNC_MAX_INTERVAL, DatabaseSc
 from django_celery_beat.tzcrontab import TzAwareCrontab
 from kombu.utils import json as kombus_json
 
-from celery_lockbeat.beat.agenda import Item
-from celery_lockbeat.beat.scheduler import KEEP_EVERY, LOOK_EVERY, LockedSchedulerMixin, logger
+from celery_lockbeat.beat.replicas import KEEP_EVERY, LOOK_EVERY
+from celery_lockbeat.beat.scheduler import LockedSchedulerMixin, logger
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
 from celery_lockbeat.stores.base import ANNOUNCED_AT_ONCE, STATE_MEMORY
 
@@ -163,11 +163,11 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
             self.refresh_schedule()
         return {**{each.entry.name: each.entry for each in self._rows.values() if each.entry}, **self._own}
 
-    def _entries(self) -> Mapping[str, Any]:
+    def _entries_by_key(self) -> Mapping[str, Any]:
         stored = {
             each.key: each.entry for each in self._rows.values() if each.entry and each.entry.name not in self._own
         }
-        return {**stored, **self._own}
+        return {**stored, **self._keyed(self._own)}
 
     def enabled_models_qs(self) -> Any:
         """Return the rows that count: all that are enabled, for here those that are not due soon cost nothing."""
@@ -237,10 +237,6 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
             entry.last_run_at = entry.lockbeat_last_run_at
         _pass_over(entry)
         model.last_run_at, model.total_run_count = entry.last_run_at, entry.total_run_count
-
-    def _key(self, name: str, entry: Any) -> str:
-        # those of rows are under theirs already
-        return name if hasattr(entry, "model") else super()._key(name, entry)
 
     # -- read ----------------------------------------------------------------------------------------------------------
 
@@ -313,13 +309,11 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
         for pk in (wanted - found) & self._rows.keys():
             self._lose(pk)
 
-    def _item_of(self, key: str) -> Item | None:
-        item = super()._item_of(key)
-        if item is None and self._away_since is None and _KEY.fullmatch(key):
-            # deleted, disabled, or not seen yet: it is read before it is published
-            unknown = ScheduleEntry(name=key, task="", schedule=schedules.schedule(1), total_run_count=-1, app=self.app)
-            item = Item(key, unknown)
-        return item
+    def _stand_in(self, key: str) -> Any:
+        if self._away_since is not None or not _KEY.fullmatch(key):
+            return None
+        # deleted, disabled, or not seen yet
+        return ScheduleEntry(name=key, task="", schedule=schedules.schedule(1), total_run_count=-1, app=self.app)
 
     def _read(self, rows: Any) -> set[int]:
         """Bring ``_rows`` up to date with these rows; return their primary keys."""
@@ -378,7 +372,7 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
             except Exception as exc:  # noqa: BLE001  whatever is in there
                 self._rows[pk] = _Stored("", definition)
                 name = definition[self._columns.index("name")]
-                self._complain(
+                self._complaints.make(
                     f"entry {pk}", "entry %r is skipped, for it is broken: %s: %s", name, type(exc).__name__, exc
                 )
                 continue
@@ -499,7 +493,7 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
 
     def _remember(self) -> None:
         """Announce to beats after this one how it knows the rows. Raises StoreUnavailable."""
-        if not (self._known and self._forgets):
+        if not (self._replica.known and self._forgets):
             return
         now = self._clock()
         if self._told_all_at is None or now - self._told_all_at > KEEP_EVERY:
@@ -534,7 +528,7 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
             # the next look tries again
             self._cannot_write = True
             # the ticks are published: they are settled all the same
-            self._complain("django", "beat cannot write down runs, and goes on: %s", exc)
+            self._complaints.make("django", "beat cannot write down runs, and goes on: %s", exc)
 
     def _write_down(self) -> None:
         if self._expired:

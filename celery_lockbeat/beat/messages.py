@@ -1,0 +1,75 @@
+"""The message of a tick: its entry's, under the task id of the claim, with the tick in its headers.
+
+Promises: what is written into the options of one message stays in that message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from celery.beat import BeatLazyFunc
+from celery.schedules import crontab, schedule
+
+from celery_lockbeat.beat.ledger import Tick
+from celery_lockbeat.schedules.when import Timeout
+from celery_lockbeat.tasks.copies import NONCE
+
+__all__ = ["copied", "message_of"]
+
+
+def message_of(tick: Tick, entry: Any) -> Any:
+    """Return an entry whose message is that of this tick. Raises ValueError."""
+    message = copied(entry)
+    options = message.options
+    # the claim's, unless the user wants another
+    options["task_id"] = options.get("task_id") or tick.task_id
+    header = _header(tick)
+    if options["task_id"] != tick.task_id:
+        header["claim"] = tick.task_id
+    options["headers"] = {
+        **(options.get("headers") or {}),
+        "celery_beat_task": True,
+        "lockbeat": header,
+        # whoever takes the claim over sends a copy
+        NONCE: tick.task_id,
+    }
+    # retried by us, for a claim has its time
+    options["retry"] = False
+    message.args, message.kwargs = _evaluated(entry)
+    return message
+
+
+def copied(entry: Any) -> Any:
+    """Copy an entry, so that its options can be written into; copy.copy() does as pickle does, which entries make more of."""
+    other = object.__new__(type(entry))
+    vars(other).update(vars(entry))
+    other.options = options = dict(entry.options or {})
+    if isinstance(options.get("headers"), Mapping):
+        options["headers"] = dict(options["headers"])
+    return other
+
+
+def _evaluated(entry: Any) -> tuple[list[Any], dict[str, Any]]:
+    try:
+        args = [value() if isinstance(value, BeatLazyFunc) else value for value in entry.args or ()]
+        kwargs = {
+            name: value() if isinstance(value, BeatLazyFunc) else value for name, value in (entry.kwargs or {}).items()
+        }
+    except Exception as exc:
+        # a function of the user's that raises OSError is no broker in trouble
+        raise ValueError(f"its arguments cannot be made: {type(exc).__name__}: {exc}") from exc
+    return args, kwargs
+
+
+def _header(tick: Tick) -> dict[str, Any]:
+    kind = _kind(tick.item.schedule)
+    return {**tick.details, "entry": tick.item.entry.name, "run": tick.run, **({"kind": kind} if kind else {})}
+
+
+def _kind(when: Any) -> str | None:
+    if isinstance(when, Timeout):
+        return "timeout"
+    if isinstance(when, crontab):
+        return "cron"
+    return "interval" if isinstance(when, schedule) else None
