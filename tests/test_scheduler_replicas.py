@@ -13,7 +13,7 @@ from celery.schedules import crontab
 from kombu import Producer
 from simulation import every
 
-from celery_lockbeat import LockedScheduler
+from celery_lockbeat.beat.publisher import Publisher
 from celery_lockbeat.schedules.when import Timeout
 from celery_lockbeat.stores.base import BACKLOG
 
@@ -69,7 +69,7 @@ def in_batches(monkeypatch):
             put(*message)
 
     def publish_in_batches():
-        monkeypatch.setattr(LockedScheduler, "_can_batch", lambda _self: True)
+        monkeypatch.setattr(Publisher, "_can_batch", lambda _self: True)
         monkeypatch.setattr(Producer, "batch", batch, raising=False)
 
     return publish_in_batches

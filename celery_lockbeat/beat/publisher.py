@@ -88,8 +88,7 @@ class Publisher:
 
     def _publish_or_hand_over(self, ticks: Sequence[Tick]) -> None:
         try:
-            # kombu 5.7 and newer, with some transports
-            if getattr(self._scheduler.producer, "supports_batch_publish", False):
+            if self._can_batch():
                 self._publish_at_once(ticks)
                 return
         except StoreUnavailable:
@@ -101,6 +100,10 @@ class Publisher:
                 return
         # Which of a batch that failed has arrived cannot be known: at least once, under one task id.
         self._publish_one_by_one(ticks)
+
+    def _can_batch(self) -> bool:
+        # kombu 5.7 and newer, with some transports
+        return bool(getattr(self._scheduler.producer, "supports_batch_publish", False))
 
     def _publish_at_once(self, ticks: Sequence[Tick]) -> None:
         while ticks := self._wanted(ticks):
