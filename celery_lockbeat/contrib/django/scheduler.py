@@ -49,7 +49,7 @@ from django_celery_beat.schedulers import SCHEDULE_SYNC_MAX_INTERVAL, DatabaseSc
 from django_celery_beat.tzcrontab import TzAwareCrontab
 from kombu.utils import json as kombus_json
 
-from celery_lockbeat.beat.replicas import KEEP_EVERY, LOOK_EVERY
+from celery_lockbeat.beat.replicas import KEEP_EVERY
 from celery_lockbeat.beat.scheduler import LockedSchedulerMixin, logger
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
 from celery_lockbeat.stores.base import ANNOUNCED_AT_ONCE, STATE_MEMORY
@@ -71,6 +71,9 @@ CELERYS_FIELDS: Final = ("task", "schedule", "args", "kwargs", "options", "relat
 
 #: Seconds that Django's database may take to answer, or to let us in, until it counts as away.
 ANSWERS_WITHIN: Final = 2.0
+
+#: Seconds until a database that is away is asked again, at least.
+ASK_AGAIN: Final = 1.0
 
 #: What is told of a row that was disabled or deleted.
 OFF: Final = "off"
@@ -611,7 +614,7 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
             self._away_since = now
             logger.error("%s: entries go on as they were when it last did, and changes count when it is back", exc)
         # one that hangs must not take more than a few parts of the time
-        self._ask_again_at = now + max(LOOK_EVERY, 2 * (now - started))
+        self._ask_again_at = now + max(ASK_AGAIN, 2 * (now - started))
 
     def _is_back(self) -> None:
         if self._away_since is not None:
