@@ -4,7 +4,7 @@ import pytest
 from beat_parts import Parts
 
 from celery_lockbeat.beat.replicas import LIST_AT_ONCE, LOOK_EVERY, Replica
-from celery_lockbeat.schedules.decorators import Timeout
+from celery_lockbeat.schedules.when import Timeout
 
 
 class One(Parts):
