@@ -13,8 +13,9 @@ from scripted import DOWN, ScriptedStore, Time
 from servers import wait_until
 
 from celery_lockbeat import Lock, StoreUnavailable
-from celery_lockbeat.locks import children, lock, page
+from celery_lockbeat.locks import child, lease, lock, page
 from celery_lockbeat.locks.keeping import Keeper, can_run
+from celery_lockbeat.locks.lease import OwnLease
 from celery_lockbeat.locks.page import ROOM, Hold, Page
 from celery_lockbeat.options import MARGIN
 
@@ -150,7 +151,7 @@ def test_who_looks_is_told_when_the_next_child_is_late():
 def childs_page(monkeypatch) -> Page:
     """This process is a pool's child."""
     made = Page()
-    monkeypatch.setattr(children, "_page", made)
+    monkeypatch.setattr(child, "_page", made)
     return made
 
 
@@ -164,6 +165,7 @@ def clock(monkeypatch) -> Time:
     time = Time()
     time.now = 100.0
     monkeypatch.setattr(lock, "monotonic", time)
+    monkeypatch.setattr(lease, "monotonic", time)
     return time
 
 
@@ -195,7 +197,7 @@ def kept(page: Page, lock: Lock, since: float) -> None:
 def test_a_child_notes_each_lease_and_when_it_is_late_with_the_next(held, childs_page, clock):
     assert only(childs_page.held())[4:] == (held.token, 100.0, pytest.approx(10 + (LASTS - 10) / 4))
     clock.now = 110.0
-    held.extended(clock.now)
+    held._own.extended(clock.now)
     assert only(childs_page.held()).since == 110.0
     assert held.release()
     assert childs_page.held() == {}
@@ -204,7 +206,7 @@ def test_a_child_notes_each_lease_and_when_it_is_late_with_the_next(held, childs
 def test_a_child_whose_lease_ran_out_while_its_parent_renewed_it_holds_it_still(held, childs_page, clock):
     kept(childs_page, held, 115.0)
     clock.now = 100 + LASTS + 1
-    held.expire()
+    held._own.expire()
     assert held.held
     assert not held.lost
     assert held.remaining == pytest.approx(115 + LASTS - clock.now)
@@ -223,7 +225,7 @@ def test_an_earlier_extension_that_is_heard_of_late_takes_nothing_away(held, chi
     kept(childs_page, held, 125.0)
     clock.now = 131.0
     assert held.held
-    held.extended(110.0)
+    held._own.extended(110.0)
     assert held.remaining == pytest.approx(125 + LASTS - clock.now)
 
 
@@ -236,20 +238,20 @@ def test_what_was_kept_of_another_lease_counts_for_nothing(held, childs_page, cl
 def test_a_loss_is_on_the_page_before_it_is_told(held, driver, childs_page, monkeypatch):
     noted = []
     monkeypatch.setattr(
-        Lock, "_tell_lost", lambda *_: noted.append([hold.token for hold in childs_page.held().values()])
+        OwnLease, "tell_loss", lambda *_: noted.append([hold.token for hold in childs_page.held().values()])
     )
-    held.lose("so says the test")
+    held._own.lose("so says the test")
     monkeypatch.undo()
-    held._told = True
+    held._own._loss_is_told = True
     # the memory store needs no parent to free what is left
     assert noted == ([[0]] if driver == "redis" else [[]])
 
 
 def test_a_child_whose_store_does_not_answer_tries_by_itself(held, childs_page, clock):
     clock.now = 114.0
-    held.extend_failed(113.0, StoreUnavailable("down"), 1.0)
+    held._own.extend_failed(113.0, StoreUnavailable("down"), 1.0)
     hold = only(childs_page.held())
-    assert held.next_action < hold.since + hold.patience < hold.since + LASTS
+    assert held._own.next_action < hold.since + hold.patience < hold.since + LASTS
     assert hold.since == pytest.approx(100.0)
 
 

@@ -31,6 +31,7 @@ ROOMS = [
     "options",
     "exceptions",
     "clock",
+    "process",
     "threads",
     "signals",
 ]

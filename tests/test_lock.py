@@ -16,7 +16,7 @@ from scripted import DOWN, ScriptedStore, Time, renewer
 
 import docs
 from celery_lockbeat import Lock, LockLost, LockNotAcquired, StoreUnavailable, current_lock
-from celery_lockbeat.locks import lock
+from celery_lockbeat.locks import lease, lock
 from celery_lockbeat.observe import observers as telling
 from celery_lockbeat.options import LOCK_NAMES, LockKeywords
 from celery_lockbeat.stores import Stores
@@ -34,6 +34,7 @@ class Stage:
         self.store = ScriptedStore(self.time, script)
         self.renewer, self.run_until = renewer(self.store, self.time)
         monkeypatch.setattr(lock, "monotonic", self.time)
+        monkeypatch.setattr(lease, "monotonic", self.time)
         monkeypatch.setattr(lock, "renewer_of", lambda _: self.renewer)
         monkeypatch.setattr(Stores, "choose", lambda *_: (self.store, None))
         caplog.set_level(logging.INFO, "celery_lockbeat.events")

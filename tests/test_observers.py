@@ -197,7 +197,7 @@ def test_a_lost_run_reads_in_order_however_slow_an_observer_is(make_app, driver,
     @app.task(base=LockedTask, lock_ttl=TTL)
     def lost():
         # as its renewal does
-        thread = threading.Thread(target=current_lock().lose, args=("so says the test",))
+        thread = threading.Thread(target=current_lock()._own.lose, args=("so says the test",))
         thread.start()
         thread.join()
 
@@ -224,8 +224,8 @@ def test_who_ends_a_story_does_not_wait_for_the_observers_of_another(app):
     with receiving("lock_expired_before_finish", receiver):
         slow.acquire()
         quick.acquire()
-        slow.lose("so says the test")
-        quick.lose("so says the test")
+        slow._own.lose("so says the test")
+        quick._own.lose("so says the test")
         began = time.monotonic()
         assert quick.release() is False
         assert time.monotonic() - began < telling.PATIENCE / 2
@@ -265,13 +265,13 @@ def test_a_forked_child_tells_its_own_and_nothing_of_its_parents(app):
     def child() -> None:
         lock = Lock("childs", app=app)
         lock.acquire()
-        lock.lose("so says the test")
+        lock._own.lose("so says the test")
         lock.release()
 
     with receiving("lock_expired_before_finish", receiver):
         lock = Lock("parents", app=app)
         lock.acquire()
-        lock.lose("so says the test")
+        lock._own.lose("so says the test")
         forked = multiprocessing.get_context("fork").Process(target=child)
         forked.start()
         forked.join(30)
@@ -298,7 +298,7 @@ app = Celery("app", broker="memory://")
 app.conf.update(lockbeat_driver="memory", lockbeat_memory_path=sys.argv[1])
 lock = Lock("k", app=app)
 lock.acquire()
-lock.lose("so says the test")
+lock._own.lose("so says the test")
 """
 
 
@@ -508,7 +508,7 @@ def test_who_closes_an_app_waits_until_what_its_locks_told_is_written(make_app, 
         assert lock.acquire()
         wait_until(lambda: "lockbeat-observers" in [thread.name for thread in new_threads(before)], 5)
         lock._story.later("lock_extended")
-        lock._renewer.discard(lock)
+        lock._renewer.discard(lock._own)
         app.close()
         assert len(told) >= 2
         assert not new_threads(before)

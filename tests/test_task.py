@@ -658,8 +658,8 @@ def test_a_lock_that_is_dropped_after_a_renewal_is_not_renewed_for_ever_either(a
     def renewed_and_dropped() -> None:
         lock = Lock("k", app=app, ttl=0.6)
         lock.acquire()
-        first = lock.next_action
-        wait_until(lambda: lock.next_action != first, 15, "a renewal")
+        first = lock._own.next_action
+        wait_until(lambda: lock._own.next_action != first, 15, "a renewal")
         assert lock.held
 
     renewed_and_dropped()

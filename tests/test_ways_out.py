@@ -17,7 +17,8 @@ from servers import wait_until
 
 from celery_lockbeat import Lock, LockedTask, LockNotAcquired, StoreUnavailable, current_lock, signals, threads
 from celery_lockbeat.exceptions import ConfigurationError
-from celery_lockbeat.locks import lock
+from celery_lockbeat.locks import lease, lock
+from celery_lockbeat.locks import scope as scopes
 from celery_lockbeat.stores import Stores
 
 
@@ -128,7 +129,7 @@ def test_blocks_that_go_on_by_turns_for_ever_remember_no_more_than_those_that_ar
             with pytest.raises(StopIteration):
                 next(open_one)
             open_one = following
-        scope, depth = lock._current.get(), 0
+        scope, depth = scopes._current.get(), 0
         while scope is not None:
             scope, depth = scope.outer, depth + 1
         assert depth <= 3
@@ -222,6 +223,7 @@ def test_what_frees_an_acquire_whose_answer_was_lost_does_not_free_the_next_one(
     store = ScriptedStore(time_, [DOWN, DOWN])
     made, run_until = renewer(store, time_)
     monkeypatch.setattr(lock, "monotonic", time_)
+    monkeypatch.setattr(lease, "monotonic", time_)
     monkeypatch.setattr(lock, "renewer_of", lambda _: made)
     monkeypatch.setattr(Stores, "choose", lambda *_: (store, None))
     again = Lock("k", app=app)

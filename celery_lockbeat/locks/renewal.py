@@ -27,9 +27,10 @@ from typing import Final, Protocol
 from celery_lockbeat import threads
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
-from celery_lockbeat.locks.children import orphaned, when_a_worker_has_ended
+from celery_lockbeat.locks.child import orphaned
 from celery_lockbeat.observe.observers import finish, renewing_thread
 from celery_lockbeat.options import RETRY_EVERY
+from celery_lockbeat.process import when_a_worker_has_ended
 from celery_lockbeat.stores import on_close
 from celery_lockbeat.stores.base import Lease, Store
 
@@ -42,14 +43,17 @@ AFTER_TROUBLE: Final = 0.05
 
 
 class Renewable(Protocol):
-    """What the renewer needs of a lock. None of these raises; all but ``lease`` may be called when it is over."""
+    """What the renewer needs of a lock. None of these raises, and all may be called when it is over."""
 
-    lease: Lease | None
     ttl: float
     #: when to act next, on the local clock; None: no more
     next_action: float | None
     #: whether the next action is an extension, or just to notice that the lease has run out
     auto_extend: bool
+
+    @property
+    def lease(self) -> Lease:
+        """What the store has granted."""
 
     @property
     def attempt(self) -> float:
@@ -256,11 +260,7 @@ class Renewer:
         store = self._twin or self._home()
         if store is None:  # not while somebody holds a lock in it
             return
-        batch = [
-            (lock, lease, lock.ttl)
-            for lock in due
-            if lock.auto_extend and lock.next_action is not None and (lease := lock.lease) is not None
-        ]
+        batch = [(lock, lock.lease, lock.ttl) for lock in due if lock.auto_extend and lock.next_action is not None]
         if not batch:
             return
         started = self._clock()

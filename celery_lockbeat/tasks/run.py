@@ -26,8 +26,9 @@ from celery.app.autoretry import add_autoretry_behaviour
 from celery.exceptions import Ignore, Reject, Retry
 
 from celery_lockbeat.exceptions import ConfigurationError, LockbeatError, LockLost, LockNotAcquired, TaskSkipped
-from celery_lockbeat.locks.children import this_process
-from celery_lockbeat.locks.lock import Lock, Scope
+from celery_lockbeat.locks.lock import Lock
+from celery_lockbeat.locks.scope import Scope
+from celery_lockbeat.process import this_process
 from celery_lockbeat.stores import Finished, Held, stores_of
 from celery_lockbeat.tasks import limits
 from celery_lockbeat.tasks.answers import answer_skipped

@@ -1,0 +1,186 @@
+"""OwnLease: a lease that is ours, from its grant to its end: held, then released or lost.
+
+Promises: what this process believes is never more than what the store granted. With a lease asked for at ``t`` it is
+trusted until ``t + ttl - margin`` on the local monotonic clock, for the store's lease began at ``t`` or later, and
+the margin covers two clocks that do not run at quite the same rate. After that moment it is lost, whatever else is
+known: when you cannot know whether you still hold it, you do not. In a pool's child, ``t`` may be its parent's, who asks in the
+child's place while the GIL is held there (``keeping.py``).
+
+The renewer (``renewal.py``) says what becomes of it. No observer runs on the renewer's time: events of its own are told later.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Final
+
+from celery_lockbeat.clock import monotonic
+from celery_lockbeat.exceptions import LockLost
+from celery_lockbeat.locks.abort import Abort
+from celery_lockbeat.locks.child import Note
+from celery_lockbeat.observe.events import Story
+from celery_lockbeat.options import MARGIN, LockOptions
+from celery_lockbeat.process import this_process
+from celery_lockbeat.stores import Lease
+
+__all__ = ["OwnLease"]
+
+
+class OwnLease:
+    """A lease that ``started``, asked for by process ``pid``. It does not know its lock, which ends it by being dropped."""
+
+    state = "held"  # -> lost | released
+    #: when to extend it next, or to notice that it has run out, on the local clock; None: no more
+    next_action: float | None = None
+    #: what ends the body, if that is wanted, when the lease is lost
+    abort: Abort | None = None
+    _trusted_until = 0.0
+    #: the same, of what the pool's parent has extended in our place
+    _kept_until = 0.0
+    #: it is over by both; what the parent may still hear of the store comes too late
+    _ran_out = False
+    #: whether the last attempt to extend it failed
+    _failing = False
+    #: whether the loss is told, or will be
+    _loss_is_told = False
+
+    def __init__(self, lease: Lease, started: float, options: LockOptions, story: Story, note: Note, pid: int) -> None:
+        self.lease: Final = lease
+        self.acquired_at: Final = started
+        self.ttl = options.ttl
+        self.auto_extend = options.auto_extend
+        self._options = options
+        self._story = story
+        self._note = note
+        self._pid = pid
+        # The owner and the renewer both may find that it is lost; one of them says so.
+        self._mutex = threading.Lock()
+        self._trust_from(started)
+
+    # -- until when it is ours -----------------------------------------------------------------------------------------
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the lease still runs, as far as can be known; never in a process that was forked from its holder."""
+        return self._pid == this_process.pid and monotonic() < self.until()
+
+    @property
+    def remaining(self) -> float:
+        """Seconds for which it is surely ours without another renewal; 0.0 when it is not ours."""
+        if self.state != "held" or self._pid != this_process.pid:
+            return 0.0
+        return max(0.0, self.until() - monotonic())
+
+    @property
+    def attempt(self) -> float:
+        """Seconds that an attempt to extend it may take."""
+        return self._options.attempt
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is not ours any more, and has not been released."""
+        return self.state == "lost" or (self.state == "held" and not self.trusted)
+
+    def until(self) -> float:
+        """Until when it is surely ours: by our own word, or the pool's parent's, which has extended it in our place."""
+        until = max(self._trusted_until, self._kept_until)
+        if self._ran_out or monotonic() < until:
+            return until
+        since = self._note.kept_since(self.lease.token)
+        if since is not None:
+            self._kept_until = since + self.ttl * (1 - MARGIN)
+            until = max(until, self._kept_until)
+        self._ran_out = monotonic() >= until
+        return until
+
+    def _trust_from(self, started: float) -> None:
+        self._trusted_until = started + self.ttl * (1 - MARGIN)
+        self._ran_out = False
+        if not self.auto_extend:
+            self.next_action = self._trusted_until
+            return
+        self.next_action = min(started + self._options.extends_every, self._trusted_until)
+        self._note.renewed(self.lease.token, started, self._options.patience)
+
+    # -- what the renewer finds out ------------------------------------------------------------------------------------
+
+    def extended(self, started: float) -> None:
+        """It runs anew from ``started``."""
+        with self._mutex:
+            if self.state != "held":
+                return
+            self._failing = False
+            self._trust_from(started)
+        self._story.later("lock_extended")
+
+    def extend_refused(self) -> None:
+        """The store says that the lock is another's, or nobody's."""
+        self.lose("the store says that the lock is not ours any more")
+
+    def extend_failed(self, started: float, error: BaseException, retry_every: float) -> None:
+        """The store did not answer; try again, for the lease still runs."""
+        with self._mutex:
+            if self.state != "held":
+                return
+            first, self._failing = not self._failing, True
+            now, until = monotonic(), self.until()
+            self.next_action = min(max(started, now) + min(retry_every, self._options.retries_every), until)
+            if self.auto_extend:
+                # this process is not late, but its store: the parent need not try as well, unless we miss the next try
+                since = until - self.ttl * (1 - MARGIN)
+                self._note.renewed(self.lease.token, since, self.next_action + (until - now) / 4 - since)
+        if first:
+            self._story.later("lock_extend_failed", error_name=type(error).__name__, error_message=str(error))
+
+    def expire(self) -> None:
+        """Lose it if it has run out by the local clock."""
+        if self.state == "held" and not self.trusted:
+            self.lose("the lease ran out before it was extended")
+
+    def lose(self, why: str) -> None:
+        """Be lost, if it is held."""
+        with self._mutex:
+            if self.state != "held":
+                return
+            self.state = "lost"
+            self.next_action = None
+            self._note.unrenewed()  # before it is told
+        self.tell_loss(why)
+        if self.abort is not None:
+            self.abort.fire()
+
+    # -- its end -------------------------------------------------------------------------------------------------------
+
+    def end(self) -> bool:
+        """Be released, unless it is lost."""
+        self.expire()
+        with self._mutex:
+            if self.state == "lost":
+                return False
+            self.state, self.next_action = "released", None
+        return True
+
+    def give_up(self) -> None:
+        """Be released without a look at the clock."""
+        with self._mutex:
+            self.state, self.next_action = "released", None
+
+    def tell_loss(self, why: str) -> None:
+        """Have it told that this is lost."""
+        self.state = "lost"
+        try:
+            if self.auto_extend and not self._failing:
+                self._story.later("lock_extend_failed", error_name=LockLost.__name__, error_message=why)
+            self._story.later("lock_expired_before_finish", error_name=LockLost.__name__, error_message=why)
+        finally:
+            self._loss_is_told = True
+
+    def wait_until_loss_is_told(self) -> None:
+        """See that the loss is told before the end of the run; bounded, as observers are not."""
+        # the renewer may have lost it this very moment; by turns, for under gevent it shares no Event with this thread
+        for _ in range(1000):
+            if self._loss_is_told:
+                break
+            time.sleep(0.001)
+        self._story.catch_up()

@@ -1,0 +1,51 @@
+"""The process that this is, and the worker in it: its pid, whether it is shutting down, and what is done once it has ended.
+
+Promises: all three are right in a forked child from its first line on.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Final
+
+__all__ = ["stopping", "this_process", "when_a_worker_has_ended", "worker_has_ended"]
+
+#: Set while a worker in this process shuts down. A prefork child does not hear of it; its parent waits for it.
+stopping: Final = threading.Event()
+
+#: What to do once a worker of this process has ended.
+_at_the_end: Final[list[Callable[[], None]]] = []
+
+
+class _Process:
+    """The process that this is. It knows its pid; to ask the system for it is a call, six times a run."""
+
+    __slots__ = ("pid",)
+
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+
+
+this_process: Final = _Process()
+
+
+def when_a_worker_has_ended(do: Callable[[], None]) -> Callable[[], None]:
+    """Call ``do`` then: nothing is left of a worker that ends before its process does, as in tests."""
+    _at_the_end.append(do)
+    return do
+
+
+def worker_has_ended() -> None:
+    """Do what is to be done then, the last that was asked for first."""
+    for do in reversed(_at_the_end):
+        do()
+
+
+def _in_the_child() -> None:
+    this_process.pid = os.getpid()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_the_child)
