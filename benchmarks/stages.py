@@ -20,8 +20,9 @@ from celery import signals
 
 from celery_lockbeat import LockedTask
 from celery_lockbeat.locks import lock
-from celery_lockbeat.stores.redis import servers
-from celery_lockbeat.stores.redis import store as redis
+from celery_lockbeat.stores.redis.locks import RedisLocks
+from celery_lockbeat.stores.redis.node import Line
+from celery_lockbeat.stores.redis.servers import Servers
 
 RUN = "the run: its lock's key and names, its story"
 #: stage -> the functions of it
@@ -29,8 +30,8 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     RUN: [(LockedTask, "_run_locked")],
     "the lock's states and its renewal": [(lock.Lock, "acquire"), (lock.Lock, "release")],
     "notes for the parent, which frees what a dead child held": [(lock, "note"), (lock, "forget")],
-    "the store: keys and answers": [(redis.RedisStore, "acquire"), (redis.RedisStore, "release")],
-    "the client: a connection, packing and reading": [(servers.Servers, "ask_one")],
+    "the store: keys and answers": [(RedisLocks, "acquire"), (RedisLocks, "release")],
+    "the client: a connection, packing and reading": [(Servers, "ask_one")],
 }
 SERVER = "sending, and waiting for the server"
 
@@ -82,14 +83,14 @@ def measure(directory: str) -> None:
     for stage, functions in STAGES.items():
         for owner, name in functions:
             setattr(owner, name, watch.timing(stage, getattr(owner, name)))
-    connect = servers._Line.open
+    connect = Line.open
 
     def open_line(line: Any, timeout: float) -> None:
         connect(line, timeout)
         if not isinstance(line.connection._sock, TimedSocket):
             line.connection._sock = TimedSocket(line.connection._sock, watch)
 
-    servers._Line.open = open_line
+    Line.open = open_line
 
     @signals.worker_process_shutdown.connect(weak=False)
     def write(**_: object) -> None:

@@ -25,7 +25,7 @@ from kombu.transport import TRANSPORT_ALIASES, memory
 from celery_lockbeat import LockedScheduler, StoreUnavailable
 from celery_lockbeat.beat.scheduler import LockedSchedulerMixin
 from celery_lockbeat.stores import stores_of
-from celery_lockbeat.stores.redis.servers import Script
+from celery_lockbeat.stores.redis.scripts import Script
 from celery_lockbeat.stores.redis.store import RedisStore
 from celery_lockbeat.stores.sqlite.store import MemoryStore
 
@@ -218,15 +218,19 @@ class SimulatedRedis(RedisStore):
         super().__init__(url)
         self._world = world
         self._time = redis.Redis.from_url(url)
-        for name in ("_join", "_list", "_claim", "_take_over", "_settle", "_leave", "_announce", "_announced"):
-            source = getattr(self, name).source
-            simulated = source.replace("redis.call('TIME')", "cjson.decode(redis.call('GET', 'simulated time'))")
-            setattr(self, name, Script(simulated))
+        for part in (self.beats, self.announcements):
+            for name, script in list(vars(part).items()):
+                if isinstance(script, Script):
+                    simulated = script.source.replace(
+                        "redis.call('TIME')", "cjson.decode(redis.call('GET', 'simulated time'))"
+                    )
+                    setattr(part, name, Script(simulated))
+        self._call, self.client.call = self.client.call, self._call_now
 
-    def _call(self, *args: Any, **options: Any) -> Any:
+    def _call_now(self, *args: Any, **options: Any) -> Any:
         micros = round(self._world.true_time() * 1_000_000)
         self._time.set("simulated time", json.dumps(divmod(micros, 1_000_000)))
-        return super()._call(*args, **options)
+        return self._call(*args, **options)
 
 
 class Weak:

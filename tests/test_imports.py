@@ -39,7 +39,6 @@ ROOMS = [
 #: What points up all the same, and why.
 UPWARD = {
     ("stores", "contrib.django.store"): "a driver like the others, imported when a user asks for it",
-    ("stores.redis.store", "tasks.copies"): "until issue 16 is done",
 }
 
 #: Who may import what others have made. The rest of the package does not know them.

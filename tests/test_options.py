@@ -308,7 +308,7 @@ def test_options_in_a_url_count_as_those_beside_it_and_more(server):
     url = f"{server.url}?db=3&socket_timeout=0.7&health_check_interval=9&socket_keepalive=no&client_name=of-urls"
     app = an_app(lockbeat_redis_url=url, lockbeat_redis_options={"socket_timeout": 5, "socket_connect_timeout": 0.6})
     with Lock("key", app=app, driver="redis") as lock:
-        servers = lock._store._servers
+        servers = lock._store.client.servers
         (node,) = servers.nodes()
         assert servers.timeout == 0.7
         assert servers.connect_timeout == 0.6

@@ -38,7 +38,6 @@ __all__ = [
     "postponed",
     "task_of",
     "tick_of",
-    "told_apart",
     "unhide_headers",
 ]
 
@@ -88,12 +87,6 @@ def task_of(name: str) -> str | None:
     """Return the task id of a run's name; None: it is none."""
     match = _NAME.fullmatch(name)
     return match and match["task"]
-
-
-def told_apart(name: str) -> bool:
-    """Whether a name is of a message that has a nonce, which release 0.1.0 would name in another way."""
-    nonce = name.rfind("~")
-    return nonce >= 0 and ":" not in name[nonce:]
 
 
 def headers_of(request: Any) -> Mapping[str, Any]:

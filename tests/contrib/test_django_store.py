@@ -30,6 +30,11 @@ def contrib(djangos):
 
 
 @pytest.fixture
+def client(contrib):
+    return importlib.import_module("celery_lockbeat.contrib.django.postgresql.client")
+
+
+@pytest.fixture
 def alias(djangos, cluster):
     return djangos.use(cluster.database)
 
@@ -138,10 +143,10 @@ def assert_unavailable(store, within):
         assert time.monotonic() - started < within
 
 
-def test_each_operation_is_one_round_trip_outside_of_any_transaction(store, contrib, monkeypatch):
+def test_each_operation_is_one_round_trip_outside_of_any_transaction(store, client, monkeypatch):
     asked = []
-    carry_out = contrib._carry_out
-    monkeypatch.setattr(contrib, "_carry_out", lambda *args: asked.append(args) or carry_out(*args))
+    carry_out = client._carry_out
+    monkeypatch.setattr(client, "_carry_out", lambda *args: asked.append(args) or carry_out(*args))
     for operation in every_operation(store):
         asked.clear()
         operation()
@@ -224,7 +229,7 @@ def test_who_waits_for_a_row_gives_up_in_time(store, cluster):
     assert store.locks.free("key", holder="a")
 
 
-def test_a_call_that_was_broken_off_leaves_no_answer_for_the_next(store, contrib, monkeypatch):
+def test_a_call_that_was_broken_off_leaves_no_answer_for_the_next(store, client, monkeypatch):
     class Stop(BaseException):
         pass
 
@@ -234,7 +239,7 @@ def test_a_call_that_was_broken_off_leaves_no_answer_for_the_next(store, contrib
     lease = store.locks.acquire("key", holder="a", ttl=600)
     with monkeypatch.context() as broken:
         # as a soft time limit does it: the call is sent, its answer is not read
-        broken.setattr(contrib, "_wait", stop)
+        broken.setattr(client, "_wait", stop)
         with pytest.raises(Stop):
             store.locks.acquire("key", holder="b", ttl=600)
     assert store.locks.extend([(lease, 600)]) == [True]
@@ -270,7 +275,7 @@ def test_the_databases_role_and_options_are_honoured_and_its_pool_is_not_used(co
     cluster.query("DROP ROLE locker")
 
 
-def test_a_burst_leaves_few_connections(contrib, store, cluster):
+def test_a_burst_leaves_few_connections(client, store, cluster):
     threads = [
         threading.Thread(target=store.locks.acquire, args=(f"{n}",), kwargs={"holder": "a", "ttl": 30})
         for n in range(30)
@@ -279,14 +284,14 @@ def test_a_burst_leaves_few_connections(contrib, store, cluster):
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(store._idle) <= contrib.KEPT_IDLE
+    assert len(store.client._idle) <= client.KEPT_IDLE
 
 
 # -- what is kept ------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_kept_for_ever(contrib, store, cluster, monkeypatch):
-    monkeypatch.setattr(contrib, "PURGE_EVERY", 5)
+def test_nothing_is_kept_for_ever(client, store, cluster, monkeypatch):
+    monkeypatch.setattr(client, "PURGE_EVERY", 5)
     for number in range(20):
         store.locks.release(store.locks.acquire(f"key {number}", holder="a", ttl=30, run="r"), remember_for=10)
     past = f"forget = forget - {round((TOKEN_MEMORY + 60) * 1e6)}"
@@ -392,6 +397,6 @@ def test_a_file_that_is_not_there_is_not_made(contrib, djangos, tmp_path):
 
 
 def test_without_django_the_extra_is_named(make_app, monkeypatch):
-    monkeypatch.setattr("celery_lockbeat.options.find_spec", lambda _name: None)
+    monkeypatch.setattr("celery_lockbeat.options.app.find_spec", lambda _name: None)
     with pytest.raises(ConfigurationError, match=r"lock_driver is 'database'.*pip install 'celery-lockbeat\[django\]'"):
         Lock("key", app=make_app(lockbeat_driver="database"))

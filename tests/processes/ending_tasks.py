@@ -75,7 +75,7 @@ def breed(task, key: str, how: str) -> None:
 
     def look() -> None:
         found = {"held": lock.held, "lost": lock.lost, "released": lock.release()}
-        theirs.send({**found, "connections": sum(len(node._idle) for node in lock._store._servers.nodes())})
+        theirs.send({**found, "connections": sum(len(node._idle) for node in lock._store.client.servers.nodes())})
         time.sleep(LONGEST)
 
     with seen(task, key) as tell:

@@ -66,9 +66,9 @@ def tick(entry, run=1, task_id=None, at="t1", **details):
 
 def set_in_all_stores(monkeypatch, name, value):
     for module in (
-        "celery_lockbeat.stores.sqlite.store",
-        "celery_lockbeat.stores.redis.store",
-        "celery_lockbeat.contrib.django.store",
+        "celery_lockbeat.stores.sqlite.beats",
+        "celery_lockbeat.stores.redis.beats",
+        "celery_lockbeat.contrib.django.postgresql.beats",
     ):
         if module in sys.modules:
             monkeypatch.setattr(f"{module}.{name}", value)

@@ -23,7 +23,9 @@ from servers import wait_until
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
 from celery_lockbeat.stores.base import TOKEN_MEMORY, Finished, Held, Lease
+from celery_lockbeat.stores.sqlite import database, directory
 from celery_lockbeat.stores.sqlite import store as memory
+from celery_lockbeat.stores.sqlite.liveness import this_process
 from celery_lockbeat.stores.sqlite.store import MemoryStore
 
 FILES = ["state.db", "state.db-wal", "state.db-shm", "alive", "choosing"]
@@ -283,7 +285,7 @@ def test_a_reboot_ends_the_leases_and_keeps_tokens_and_finished_runs(path, clock
     store.close()
 
     clock.ahead = -monotonic()  # begins anew
-    monkeypatch.setattr(memory, "boot_id", lambda: "the next boot")
+    monkeypatch.setattr(database, "boot_id", lambda: "the next boot")
     after = MemoryStore(path, clock=clock, wall=lambda: 1e9)
     take(after, "held", "b")
     take(after, "kept", "b")
@@ -302,7 +304,7 @@ def test_after_a_reboot_nobody_is_there_and_definitions_are_still_known(path, cl
     store.close()
 
     clock.ahead = -monotonic()  # begins anew
-    monkeypatch.setattr(memory, "boot_id", lambda: "the next boot")
+    monkeypatch.setattr(database, "boot_id", lambda: "the next boot")
     after = MemoryStore(path, clock=clock)
     assert after.announcements.announced("shop", "member") == []
     (still,) = after.announcements.announced("shop", "definition")
@@ -317,14 +319,14 @@ def test_another_name_for_the_same_boot_ends_no_live_lease(path, clock, fork, mo
     fork(take, store, "theirs", "a")
     take(store, "ours", "a")
     store.close()
-    monkeypatch.setattr(memory, "boot_id", lambda: "another name")
+    monkeypatch.setattr(database, "boot_id", lambda: "another name")
     assert isinstance(store.locks.acquire("theirs", holder="b", ttl=LONG), Held)
     assert isinstance(store.locks.acquire("ours", holder="b", ttl=LONG), Held)
     store.close()
 
 
 def test_setting_the_wall_clock_changes_no_lease_and_forgets_no_run(path, monkeypatch):
-    monkeypatch.setattr(memory, "PURGE_EVERY", 1)
+    monkeypatch.setattr(database, "PURGE_EVERY", 1)
     wall = [1e9]
     store = MemoryStore(path, wall=lambda: wall[0])
     last = take(store, "finished", run="r")
@@ -341,8 +343,8 @@ def test_setting_the_wall_clock_changes_no_lease_and_forgets_no_run(path, monkey
 
 
 def test_nothing_is_kept_for_ever(path, store, clock, monkeypatch):
-    monkeypatch.setattr(memory, "PURGE_AT_MOST", 3)
-    monkeypatch.setattr(memory, "PURGE_EVERY", 5)
+    monkeypatch.setattr(database, "PURGE_AT_MOST", 3)
+    monkeypatch.setattr(database, "PURGE_EVERY", 5)
     for number in range(50):
         store.locks.release(take(store, f"key {number}", run="r"), remember_for=10)
     take(store, "held", ttl=100 * TOKEN_MEMORY)
@@ -383,7 +385,7 @@ def test_a_process_that_is_stopped_in_a_transaction_makes_the_store_unavailable_
             inside.set()
             os.kill(os.getpid(), signal.SIGSTOP)
 
-        store._atomically(work)
+        store.database.atomically(work)
 
     stopped = context.Process(target=stop_inside)
     stopped.start()
@@ -424,7 +426,7 @@ def test_a_process_that_is_killed_in_a_transaction_leaves_no_trace(store, fork):
             connection.execute("DELETE FROM lockbeat_lock")
             os.kill(os.getpid(), signal.SIGKILL)
 
-        store._atomically(work)
+        store.database.atomically(work)
 
     dying = context.Process(target=die_inside)
     dying.start()
@@ -445,8 +447,8 @@ def test_a_corrupt_file_is_an_error_and_no_lock(path, store, content):
 
 def test_a_full_disk_is_an_error_and_the_store_recovers(path, store):
     lease = take(store)
-    pages = store._connection.execute("PRAGMA page_count").fetchone()[0]
-    store._connection.execute(f"PRAGMA max_page_count = {pages}")
+    pages = store.database.connection.execute("PRAGMA page_count").fetchone()[0]
+    store.database.connection.execute(f"PRAGMA max_page_count = {pages}")
     big = "x" * 1_000_000
     with pytest.raises(StoreUnavailable, match="full"):
         store.locks.acquire("big", holder="a", ttl=LONG, description=big)
@@ -560,8 +562,8 @@ def test_files_that_are_deleted_between_the_begin_and_the_grant_are_noticed(path
             deleted.append(shutil.rmtree(path))
         return real(*watched)
 
-    real = memory._files
-    monkeypatch.setattr(memory, "_files", files)
+    real = database.files_at
+    monkeypatch.setattr(database, "files_at", files)
     take(store)
     monkeypatch.undo()
     with contextlib.closing(MemoryStore(path)) as another:
@@ -613,8 +615,8 @@ def test_an_exception_thrown_in_at_any_moment_leaves_no_transaction_open(path, s
                 signal.setitimer(signal.ITIMER_REAL, 0)  # it must not strike below
             except InterruptedAnywhereError:
                 hits += 1
-            assert not store._connection or not store._connection.in_transaction
-            assert is_free(memory._mutex)
+            assert not store.database.connection or not store.database.connection.in_transaction
+            assert is_free(database._mutex)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -647,7 +649,7 @@ def test_a_signal_handler_that_interrupts_the_store_cannot_use_it_and_does_not_h
 
     before = signal.signal(signal.SIGALRM, ask)
     try:
-        store._atomically(lambda connection, now: signal.raise_signal(signal.SIGALRM))
+        store.database.atomically(lambda connection, now: signal.raise_signal(signal.SIGALRM))
     finally:
         signal.signal(signal.SIGALRM, before)
     assert answers == [True]
@@ -667,7 +669,7 @@ def places(tmp_path, monkeypatch):
     """The usual places, of this test alone: what stands for /var/tmp and /tmp, and the directory's name."""
     for name in ("var", "tmp"):
         (tmp_path / name).mkdir()
-    monkeypatch.setattr(memory, "PLACES", (str(tmp_path / "var"), str(tmp_path / "tmp")))
+    monkeypatch.setattr(directory, "PLACES", (str(tmp_path / "var"), str(tmp_path / "tmp")))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     return tmp_path / "var", tmp_path / "tmp", f"celery-lockbeat-{os.geteuid()}"
 
@@ -689,7 +691,7 @@ def test_without_that_place_it_is_in_the_temporary_one(places):
 
 
 def test_all_processes_agree_on_the_place_whatever_their_environment():
-    script = "from celery_lockbeat.stores.sqlite.store import default_path; print(default_path())"
+    script = "from celery_lockbeat.stores.sqlite.directory import default_path; print(default_path())"
     bare = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)}
     environments = [
         bare,
@@ -735,15 +737,15 @@ def test_where_processes_of_the_earlier_release_are_all_stay_until_the_last_of_t
     assert not (persistent / name / "state.db").exists()
 
     def come_when_all_are_gone():
-        memory._this_process._descriptors.clear()  # of its parent, which is gone in this tale
+        this_process()._descriptors.clear()  # of its parent, which is gone in this tale
         with contextlib.closing(MemoryStore()) as last:
             assert last.locks.acquire("done", holder="last", ttl=LONG, run="r") == Finished(whole=False)
             take(last, holder="last")  # all who held it there are dead
 
     # this process has files of the earlier place open until it ends
-    for descriptor in memory._this_process._descriptors.values():
+    for descriptor in this_process()._descriptors.values():
         os.close(descriptor)
-    memory._this_process._descriptors.clear()
+    this_process()._descriptors.clear()
     kill(fork(come_when_all_are_gone))
     assert (persistent / name / "state.db").exists(), "what was known has come along"
 
@@ -822,7 +824,7 @@ def test_a_planted_link_is_refused_and_its_target_untouched(tmp_path, path, name
 
 
 def test_a_platform_without_record_locks_is_refused(path, monkeypatch):
-    monkeypatch.setattr(memory, "fcntl", None)
+    monkeypatch.setattr(memory, "HostDatabase", None)
     with pytest.raises(ConfigurationError, match="POSIX"):
         MemoryStore(path)
 

@@ -129,7 +129,7 @@ def test_a_call_that_was_broken_off_leaves_no_answer_for_the_next(server: Server
     store = RedisStore(server.url)
     lease = store.locks.acquire("key", holder="a", ttl=600)
     with monkeypatch.context() as broken:
-        broken.setattr(store, "_min_replicas", replicas)
+        broken.setattr(store.client, "min_replicas", replicas)
         # as a soft time limit does it: the command is sent, its answer is not read
         broken.setattr(redis.Connection, "read_response", stop)
         with pytest.raises(Stop):

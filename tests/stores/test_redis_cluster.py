@@ -11,7 +11,7 @@ from celery_lockbeat import ConfigurationError
 from celery_lockbeat.exceptions import StoreUnavailable
 from celery_lockbeat.options import AppOptions
 from celery_lockbeat.stores.base import Held, Lease
-from celery_lockbeat.stores.redis import servers
+from celery_lockbeat.stores.redis.node import Node
 from celery_lockbeat.stores.redis.store import RedisStore
 
 
@@ -40,8 +40,8 @@ def test_locks_of_all_slots_are_renewed_with_one_round_trip_to_each_node(nodes, 
     leases = acquire_many(store)
     assert len({nodes.has_lock(lease.key).port for lease, _ in leases}) == 3
     store.locks.extend(leases)  # which lets each node learn the script
-    asked, converse = [], servers.Node.converse
-    monkeypatch.setattr(servers.Node, "converse", lambda *args: asked.append(1) or converse(*args))
+    asked, converse = [], Node.converse
+    monkeypatch.setattr(Node, "converse", lambda *args: asked.append(1) or converse(*args))
     assert store.locks.extend(leases) == [True] * 60
     assert len(asked) == 3
 
@@ -141,7 +141,7 @@ def test_addresses_can_be_mapped_for_those_who_are_elsewhere(nodes, open_store):
     store = open_store(nodes.url, address_remap=lambda address: seen.append(address) or ("localhost", address[1]))
     acquire_many(store, 20)
     assert {port for _, port in seen} == {node.port for node in nodes.primaries}
-    assert {host for host, _ in store._servers._slots.values()} == {"localhost"}
+    assert {host for host, _ in store.client.servers._slots.values()} == {"localhost"}
 
 
 def test_a_node_asked_as_if_it_were_alone_tells_which_option_is_missing(nodes):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from celery_lockbeat.stores.base import TOKEN_MEMORY, Finished, Held, Lease
-from celery_lockbeat.stores.redis.servers import _FRAME, Script
+from celery_lockbeat.stores.redis.scripts import _FRAME, Script
 from celery_lockbeat.stores.redis.store import RedisStore
 
 RUN, WHOLE = (
@@ -25,7 +25,7 @@ class OldStore(RedisStore):
         here = Path(__file__).with_name("release_0_1_0")
         head = (here / "lock.lua").read_text()
         for name in ("acquire", "release", "extend", "free"):
-            setattr(self, f"_{name}", Script(_FRAME % (head + (here / f"{name}.lua").read_text())))
+            setattr(self.locks, f"_{name}", Script(_FRAME % (head + (here / f"{name}.lua").read_text())))
 
 
 @pytest.fixture

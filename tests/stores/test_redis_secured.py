@@ -179,7 +179,7 @@ def test_the_documented_permissions_are_enough_and_each_is_needed_and_named_when
 )
 def test_what_some_setups_need_in_addition_is_named_too(user, opened, permission, arguments):
     _, store, change = user
-    url = store._servers._settings[0].removesuffix("/0")
+    url = store.client.servers._settings[0].removesuffix("/0")
     for more in ([], [f"+{permission}"]):
         change(*more)
         with pytest.raises(StoreUnavailable) as refused:
@@ -290,7 +290,7 @@ def test_no_password_is_in_a_log_an_error_or_a_repr(server, make_app, caplog, se
         told.append(repr(AppOptions.read(app.conf)))
         store = Lock("key", app=app, driver="redis")._store
         told.append(repr(vars(store)))
-        told.append(repr(store._servers.nodes()))
+        told.append(repr(store.client.servers.nodes()))
         store.locks.acquire("key", holder="a", ttl=60)
     except (ConfigurationError, StoreUnavailable) as exc:
         told.append(str(exc))
@@ -367,7 +367,7 @@ def test_options_reach_redis_py_unchanged(server, make_app, opened):
     store.locks.acquire("key", holder="a", ttl=60)
     with server.client() as client:
         assert [each for each in client.client_list() if each["name"] == "of-locks"]
-    (node,) = store._servers.nodes()
+    (node,) = store.client.servers.nodes()
     assert node._idle[0].connection.health_check_interval == 9
     assert node._idle[0].connection.socket_keepalive is True
 

@@ -13,7 +13,7 @@ from test_beat_contract import tick
 
 from celery_lockbeat.exceptions import StoreUnavailable
 from celery_lockbeat.stores.base import Finished, Held, Lease
-from celery_lockbeat.stores.redis.servers import Script
+from celery_lockbeat.stores.redis.scripts import Script
 from celery_lockbeat.stores.redis.store import RedisStore
 
 # what it runs of the package is covered elsewhere, and this takes much longer when it is traced
@@ -378,9 +378,10 @@ class Way:
 
 def unknown_to_the_server(store):
     """Let the store have scripts that the server has never seen."""
-    for name, script in list(vars(store).items()):
-        if isinstance(script, Script):
-            setattr(store, name, Script(f"{script.source}-- {next(_numbers)}"))
+    for part in (store.locks, store.beats, store.announcements):
+        for name, script in list(vars(part).items()):
+            if isinstance(script, Script):
+                setattr(part, name, Script(f"{script.source}-- {next(_numbers)}"))
 
 
 @pytest.fixture(scope="module")

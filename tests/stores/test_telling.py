@@ -14,7 +14,7 @@ import celery_lockbeat
 import docs
 from celery_lockbeat import StoreUnavailable
 from celery_lockbeat.stores.base import Claim, EntryState, StoredEntry
-from celery_lockbeat.stores.redis import store as redis
+from celery_lockbeat.stores.redis.scripts import Script
 from celery_lockbeat.stores.redis.store import RedisStore
 from celery_lockbeat.stores.sqlite import store as memory
 
@@ -164,7 +164,7 @@ def test_looking_changes_nothing(store):
 def test_a_memory_store_does_not_tell_the_lock_of_a_dead_process(tmp_path):
     store = memory.MemoryStore(tmp_path / "memory")
     store.locks.acquire("key", holder="h", ttl=LONG)
-    with store._opened() as connection:
+    with store.database._opened() as connection:
         connection.execute("UPDATE lockbeat_lock SET process = 12345")
     assert store.locks.held() == store.locks.held("key") == []
 
@@ -239,7 +239,7 @@ def limited(server):
 
 
 @pytest.mark.parametrize(
-    "command", [*sorted(set(re.findall(r"try\('(\w+)'", redis.Script.of("probe").source))), "EVALSHA", "WAIT"]
+    "command", [*sorted(set(re.findall(r"try\('(\w+)'", Script.of("probe").source))), "EVALSHA", "WAIT"]
 )
 def test_each_command_that_is_not_permitted_is_told_and_keeps_no_trace(server, limited, command):
     facts = limited("~lockbeat:*", "+@all", f"-{command}", min_replicas=1).facts("shop")[0]
@@ -293,7 +293,7 @@ def test_who_may_not_list_is_told_which_command(limited):
 
 
 def test_the_permissions_on_the_page_are_enough_and_all_needed(limited, server):
-    scripts = re.findall(r"try\('(\w+)'", redis.Script.of("probe").source)
+    scripts = re.findall(r"try\('(\w+)'", Script.of("probe").source)
     workers = [f"+{command.lower()}" for command in {*scripts, "EVAL", "EVALSHA"}]
     (more,) = re.findall(r"^\+info .*$", (docs.DOCS / "how-to" / "doctor.md").read_text(), re.MULTILINE)
 

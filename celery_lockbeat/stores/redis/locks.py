@@ -1,0 +1,203 @@
+"""Locks in Redis: a key for each, which has its token, its end and its holder, and one for each finished run that is remembered.
+
+A lock and what has finished under it share a hash tag. Times are the server's. Each operation is one script of ``lua/``.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+from urllib.parse import unquote
+
+from redis.exceptions import ResponseError
+
+from celery_lockbeat.clock import monotonic
+from celery_lockbeat.exceptions import StoreUnavailable, UnreadableKey
+from celery_lockbeat.stores.base import LISTED_AT_MOST, Finished, Held, Lease, LiveLock, LockStore
+from celery_lockbeat.stores.redis.client import Client
+from celery_lockbeat.stores.redis.names import mark, ms, plain, seconds, shown, unquoted
+from celery_lockbeat.stores.redis.node import Node
+from celery_lockbeat.stores.redis.refusals import refuses
+from celery_lockbeat.stores.redis.scripts import Call, Script, to_word
+
+__all__ = ["RedisLocks", "is_over"]
+
+logger: Final = logging.getLogger("celery_lockbeat")
+
+#: A description is cut after so many bytes, for a lock has to be read whole (lock.lua).
+LONGEST_DESCRIPTION: Final = 1000
+
+#: A lock, as acquire.lua writes it.
+_LOCK: Final = re.compile(
+    rb"(?P<token>\d{16})(?P<until>\d{13})(?P<holder>[^ ]*) (?P<run>[^ #]*)[^ ]* (?P<description>.*)", re.DOTALL
+)
+
+#: What stands behind the description of a lock whose key had been used before, see lock.lua.
+_USED_BEFORE: Final = " #"
+
+
+class RedisLocks(LockStore):
+    """The locks under a client's prefix."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+        #: when an operation was begun, and the server's time (ms) when it was carried out
+        self._seen: tuple[float, int] | None = None
+        self._acquire, self._extend = Script.of("lock", "acquire"), Script.of("lock", "extend")
+        self._release, self._free = Script.of("lock", "release"), Script.of("lock", "free")
+
+    def acquire(
+        self,
+        key: str,
+        *,
+        holder: str,
+        ttl: float,
+        run: str | None = None,
+        whole: str | None = None,
+        description: str = "",
+    ) -> Lease | Held | Finished:
+        keys = self._keys_of(key, run, whole)
+        owner, lasts = f"{plain(holder)} {plain(run or '')} {_readable(description)}", ms(ttl)
+        again = _USED_BEFORE if mark(run or "")[1] else ""
+        within = min(ttl, self._client.time_allowed)  # a later answer grants nothing
+        for _ in range(2):
+            asked = monotonic()
+            args = (owner, lasts, self._waits_until(asked, within), again)
+            answer = self._client.call(self._acquire, keys, args, replicated=True, within=within)
+            if isinstance(answer, int):
+                self._seen = (asked, answer // 1000)
+                return Lease(key, holder, run, answer, whole)
+            kind, *answer = answer
+            if kind == b"finished":
+                return Finished(bool(answer[0]))
+            if kind == b"unreadable":
+                where, what, begins = map(shown, answer)
+                raise UnreadableKey(
+                    f"key {where!r} in Redis is no lock of ours, but a {what} ({begins!r}...): nothing runs under lock {key!r}"
+                    f" until that key is deleted, and nothing that holds it may be running then"
+                )
+            if kind == b"held":
+                remaining, same_run, their_run, described = answer
+                return Held(
+                    _described(described), remaining / 1000, bool(same_run), unquote(their_run, errors="replace")
+                )
+            self._seen = (asked, answer[0])
+            if kind == b"granted":
+                return Lease(key, holder, run, answer[1], whole)
+            # Late: the answer took too long, or the server's clock was set forward; its time is known now.
+        msg = f"{self._client.where} takes longer to answer than lockbeat_redis_options['socket_timeout'] allows"
+        raise StoreUnavailable(self._client.spelled(msg))
+
+    def extend(
+        self, leases: Sequence[tuple[Lease, float]], *, within: float = math.inf
+    ) -> list[bool | StoreUnavailable]:
+        calls = [
+            Call(
+                self._extend,
+                self._keys_of(lease.key),
+                (_digits(lease.token), plain(lease.holder), ms(ttl)),
+            )
+            for lease, ttl in leases
+        ]
+        if not calls:
+            return []
+        within = min(within, self._client.time_allowed)
+        answers = self._client.servers.ask(calls, within, min_replicas=self._client.min_replicas)
+        extended = [
+            self._client.unavailable(answer, call) if isinstance(answer, Exception) else self._is_ours(lease, answer)
+            for (lease, _), call, answer in zip(leases, calls, answers, strict=True)
+        ]
+        errors = [each for each in extended if isinstance(each, StoreUnavailable)]
+        if len(errors) == len(extended):
+            raise errors[0]
+        return extended
+
+    def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0, whole: bool = False) -> bool:
+        run = lease.whole if whole else lease.run
+        answer = self._client.call(
+            self._release,
+            self._keys_of(lease.key, run),
+            (_digits(lease.token), plain(lease.holder), ms(hold_for), ms(remember_for), mark(run or "")[1]),
+            # a run that is known to have ended must not be forgotten
+            replicated=run is not None and remember_for > 0,
+            released=lease.token,
+        )
+        return self._is_ours(lease, answer)
+
+    def free(self, key: str, *, holder: str) -> bool:
+        answer = self._client.call(self._free, self._keys_of(key), (plain(holder),))
+        return bool(answer == 1)
+
+    def _is_ours(self, lease: Lease, answer: int) -> bool:
+        if answer == -1:
+            (where,) = self._keys_of(lease.key)
+            logger.error(
+                "lock %r is lost: key %r in Redis was overwritten by what is no lock; delete it", lease.key, where
+            )
+        return answer in (1, -lease.token)
+
+    def _waits_until(self, asked: float, within: float) -> str:
+        """The server's time until which an answer to what is asked now has somebody who waits for it; 0: not known."""
+        if self._seen is None:
+            return "0"
+        then, server_ms = self._seen
+        return str(server_ms + math.ceil(((asked - then) * 1.01 + within) * 1000))
+
+    def held(self, key: str | None = None, *, limit: int = LISTED_AT_MOST) -> list[LiveLock]:
+        if key is not None:
+            (name,) = self._keys_of(key)
+            return self._live_locks(self._client.node_of(name), [name.encode()])
+        # the prefix as it is, though some of its characters stand for others in a pattern
+        pattern = re.sub(r"([*?\[\]\\^])", r"\\\1", self._client.prefix) + "lock:{*"
+        found: dict[str, LiveLock] = {}  # SCAN may tell a key twice
+        for node in self._client.primaries():
+            for keys in self._client.scan(node, "SCAN", "MATCH", pattern):
+                found.update((lock.key, lock) for lock in self._live_locks(node, keys))
+                if len(found) >= limit:
+                    return list(found.values())[:limit]
+        return list(found.values())
+
+    def _live_locks(self, node: Node, keys: Sequence[bytes]) -> list[LiveLock]:
+        time_, *values = self._client.answers(node, ("TIME",), *(("GET", key) for key in keys))
+        now = seconds(self._client.accepted(time_))
+        locks = []
+        for key, value in zip(keys, values, strict=True):
+            if isinstance(value, ResponseError) and refuses(value):
+                self._client.accepted(value)
+            # what is not a lock's text was not written by us
+            match = _LOCK.fullmatch(value) if isinstance(value, bytes) else None
+            if match is None or int(match["until"]) <= now * 1000:
+                continue
+            tag = unquoted(key[len(f"{self._client.prefix}lock:{{".encode()) : -1])
+            holder, run = unquoted(match["holder"]), unquoted(match["run"])
+            remaining = int(match["until"]) / 1000 - now
+            locks.append(LiveLock(tag, holder, _described(match["description"]), run, int(match["token"]), remaining))
+        return locks
+
+    def _keys_of(self, key: str, *runs: str | None) -> tuple[str, ...]:
+        """Name the keys of one operation; the tag in braces puts them on one Cluster node."""
+        tag = plain(key)
+        lock, done = f"{self._client.prefix}lock:{{{tag}}}", f"{self._client.prefix}done:{{{tag}}}:"
+        return (lock, *[done + mark(run)[0] for run in runs if run is not None])
+
+
+def _described(description: bytes) -> str:
+    return shown(description.removesuffix(_USED_BEFORE.encode()))
+
+
+def _readable(text: str) -> str:
+    if text.isascii():
+        return text[:LONGEST_DESCRIPTION]
+    return to_word(text.encode("utf-8", "backslashreplace")[:LONGEST_DESCRIPTION])
+
+
+def _digits(token: int) -> str:
+    return f"{token:016d}"
+
+
+def is_over(lock: Any) -> bool:
+    """Whether a lock's text has no holder any more: it remembers a run, or its token alone."""
+    return isinstance(lock, bytes) and lock[29:30] == b" "
