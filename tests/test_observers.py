@@ -244,10 +244,10 @@ def test_of_what_waits_for_an_observer_no_more_is_kept_than_a_bound_and_the_rest
     story = Story(None, False)
     with receiving("lock_extended", receiver):
         story.later("lock_extended", number=0)
-        wait_until(lambda: not story.untold._tellings, 5)
+        wait_until(lambda: not story.pending._events, 5)
         for number in range(1, 21):
             story.later("lock_extended", number=number)
-        assert len(story.untold._tellings) == 5
+        assert len(story.pending._events) == 5
         may_go_on.set()
         telling.finish()
     assert told == list(range(6))

@@ -183,4 +183,4 @@ class OwnLease:
             if self._loss_is_told:
                 break
             time.sleep(0.001)
-        self._story.catch_up()
+        self._story.flush()

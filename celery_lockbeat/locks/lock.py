@@ -300,7 +300,7 @@ class Lock:
             self._story.emit("lock_released")
         else:
             own.tell_loss("the store says at the release that the lock is not ours")
-            self._story.catch_up()
+            self._story.flush()
         return released
 
     def abandon(self) -> None:

@@ -23,25 +23,23 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from celery_lockbeat import signals
 from celery_lockbeat.clock import monotonic
-from celery_lockbeat.observe.observers import untold_of
+from celery_lockbeat.observe.observers import Pending, pending_of
 from celery_lockbeat.observe.vocabulary import EVENTS, Event, Fields, still_running
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
-    from celery_lockbeat.observe.observers import Untold
 
 __all__ = ["Story", "log_fields", "log_json_lines", "text_of"]
 
 events_logger: Final = logging.getLogger("celery_lockbeat.events")
 logger: Final = logging.getLogger("celery_lockbeat")
 
-#: With ``lock_logging="brief"`` a run that lasts is told once: when its lock is renewed after so many seconds.
+#: With ``lock_logging="brief"`` a run that lasts is logged once: when its lock is renewed after so many seconds.
 LONG: Final = 10.0
 
 _KINDS: Final = {event: (how, getattr(signals, event)) for event, how in EVENTS.items()}
 
-#: What is told of a task's run, once each.
+#: The events of an attempt, of which each is sent once.
 _ONCE: Final = frozenset(event for event in EVENTS if event.startswith("task_"))
 
 #: How all events are written in this process, if somebody has asked for a form: by :func:`log_json_lines`, or by
@@ -59,7 +57,7 @@ class Story:
     ``sender``, of its Signals, is the task, or a weak reference to the lock.
     """
 
-    __slots__ = ("_began", "_logging", "_sender", "execution_id", "fields", "told", "untold")
+    __slots__ = ("_began", "_logging", "_sender", "emitted", "execution_id", "fields", "pending")
 
     def __init__(self, sender: Any, logging: str | bool, **fields: Any) -> None:
         self.execution_id = new_id()
@@ -67,34 +65,33 @@ class Story:
         self._sender = sender
         self._logging = _what_suits_the_log() if logging == "auto" else logging
         self._began: float | None = None
-        #: the events, and the Signals, that nobody is to be told of once more: what is told of a task is told once, whatever
-        #: strikes in between
-        self.told: dict[Any, bool] = {}
-        #: what others have found out and not yet told (see observers.py)
-        self.untold: Untold | None = None
+        #: which events of an attempt have been logged, and which Signals sent: each is so once, whatever strikes in between
+        self.emitted: dict[Any, bool] = {}
+        #: events that others have found out, and that are not yet delivered (see observers.py)
+        self.pending: Pending | None = None
 
     def emit(self, event: str, **details: Any) -> None:
         """Log an event, as far as ``lock_logging`` asks for it, and send its Signal, after all that came before it."""
         made = self._made(event, details)
         if made is None:
             return
-        if self.untold is not None and not self.untold.catch_up() and self.untold.later(partial(self._tell, *made)):
+        if self.pending is not None and not self.pending.flush() and self.pending.put(partial(self._deliver, *made)):
             return
-        self._tell(*made)
+        self._deliver(*made)
 
     def later(self, event: str, **details: Any) -> None:
-        """As ``emit``, for a renewing thread: it is told by another, or by who ends this story."""
+        """As ``emit``, for a renewing thread: another delivers it, or who ends this story."""
         made = self._made(event, details)
         if made is not None:
-            untold_of(self).later(partial(self._tell, *made))
+            pending_of(self).put(partial(self._deliver, *made))
 
-    def catch_up(self) -> None:
-        """Tell what is still untold."""
-        if self.untold is not None:
-            self.untold.catch_up()
+    def flush(self) -> None:
+        """Deliver what is still pending."""
+        if self.pending is not None:
+            self.pending.flush()
 
     def _made(self, event: str, details: dict[str, Any]) -> _Made | None:
-        """What is told of an event, as of now; None where nobody listens."""
+        """An event as of now; None where nobody listens."""
         how, signal = _KINDS[event]
         if self._logging == "brief":
             how = self._in_brief(event, how)
@@ -106,13 +103,13 @@ class Story:
         given["timestamp"] = datetime.now(timezone.utc).isoformat()
         return how if logs else None, signal, {name: value for name, value in given.items() if value is not None}
 
-    def _tell(self, how: Event | None, signal: Any, shown: dict[str, Any]) -> None:
-        if how is not None and shown["event"] not in self.told:
+    def _deliver(self, how: Event | None, signal: Any, shown: dict[str, Any]) -> None:
+        if how is not None and shown["event"] not in self.emitted:
             self._log(how, shown)
-        if signal.receivers and signal not in self.told:
+        if signal.receivers and signal not in self.emitted:
             sender = self._sender() if isinstance(self._sender, weakref.ref) else self._sender
             if shown["event"] in _ONCE:
-                self.told[signal] = True
+                self.emitted[signal] = True
             signal.send(sender=sender, **shown)  # logs what a receiver raises
 
     def _log(self, how: Event, shown: dict[str, Any]) -> None:
@@ -120,17 +117,17 @@ class Story:
             try:
                 record = _record(how, shown, form=_form or ("text" if self._logging == "brief" else "json"))
                 if shown["event"] in _ONCE:
-                    self.told[shown["event"]] = True
+                    self.emitted[shown["event"]] = True
                 events_logger.handle(record)
             except Exception:
                 # or it was raised from outside, before the handlers had it
-                if attempt == 1 and shown["event"] in _ONCE - self.told.keys():
+                if attempt == 1 and shown["event"] in _ONCE - self.emitted.keys():
                     continue
                 logger.exception("a log handler failed at %s", shown["event"])
             return
 
     def _in_brief(self, event: str, how: Event) -> Event:
-        """Let the first renewal that comes late enough tell that the run lasts: there is no timer to do so."""
+        """Let the first renewal that comes late enough say that the run lasts: there is no timer to do so."""
         if event == "task_started":
             self._began = monotonic()
         elif event == "lock_extended" and self._began is not None and (lasted := monotonic() - self._began) >= LONG:

@@ -1,8 +1,9 @@
-"""What the renewing threads find out is told to observers by a thread of its own.
+"""Events that renewing threads find out are delivered to observers, log handlers and receivers of Signals, by a thread of its own.
 
-Promises: no log handler and no receiver of a Signal, however slow, and whatever it raises, costs anybody a lock. The events of one story are told in their order, whoever tells them; who ends a story tells what is still untold of
-it himself, so that nothing waits for another's observers. At most :data:`AT_MOST` events wait; how many more there were is
-logged. The thread begins when there is something to tell, and ends when all is told; a fork takes nothing along.
+Promises: no observer, however slow, and whatever it raises, costs anybody a lock. The events of one story are delivered in
+their order, by whatever thread; who ends a story delivers what is still pending of it himself, so that nothing waits for
+another's observers. At most :data:`AT_MOST` events wait; how many more there were is logged. The thread begins when there is
+something to deliver, and ends when all is delivered; a fork takes nothing along.
 """
 
 from __future__ import annotations
@@ -23,58 +24,58 @@ from celery import signals
 from celery_lockbeat import threads
 from celery_lockbeat.clock import monotonic
 
-__all__ = ["Untold", "finish", "renewing_thread", "untold_of"]
+__all__ = ["Pending", "finish", "pending_of", "renewing_thread"]
 
 logger: Final = logging.getLogger("celery_lockbeat")
 
 #: As many events wait for an observer that takes long.
 AT_MOST: Final = 10_000
 
-#: Seconds for which an end waits for an observer that is still at what came before it; then it is told after that.
+#: Seconds for which an end waits for an observer that is still at what came before it; then it is delivered after that.
 PATIENCE: Final = 1.0
 
 #: Seconds for which a process that ends waits for its observers.
 LAST_PATIENCE: Final = 2.0
 
 
-class Untold:
-    """What of one story is still to be told, in its order."""
+class Pending:
+    """The events of one story that are still to be delivered, in their order."""
 
-    __slots__ = ("_tellings", "_turn")
+    __slots__ = ("_events", "_turn")
 
     def __init__(self) -> None:
-        self._tellings: Final[deque[Callable[[], object]]] = deque()
-        #: whoever takes its only item is the one who tells
+        self._events: Final[deque[Callable[[], object]]] = deque()
+        #: whoever takes its only item is the one who delivers
         self._turn: Final = deque([True])
 
-    def later(self, tell: Callable[[], object]) -> bool:
-        """Have it told after all that came before; False: too much waits already."""
-        self._tellings.append(tell)
-        if _teller.put(self):
+    def put(self, deliver: Callable[[], object]) -> bool:
+        """Have it delivered after all that came before; False: too much waits already."""
+        self._events.append(deliver)
+        if _dispatcher.put(self):
             return True
-        with contextlib.suppress(ValueError):  # another has told it meanwhile
-            self._tellings.remove(tell)
+        with contextlib.suppress(ValueError):  # another has delivered it meanwhile
+            self._events.remove(deliver)
         return False
 
-    def tell(self) -> bool:
-        """Tell all of it, here; False: another thread is at it."""
+    def deliver(self) -> bool:
+        """Deliver all of it, here; False: another thread is at it."""
         try:
             turn = self._turn.pop()
         except IndexError:
             return False
         try:
-            while self._tellings:
-                self._tellings.popleft()()
+            while self._events:
+                self._events.popleft()()
         finally:
             self._turn.append(turn)
         return True
 
-    def catch_up(self) -> bool:
-        """Tell all of it, here, or let another thread do so; False: that one takes too long."""
+    def flush(self) -> bool:
+        """Deliver all of it, here, or let another thread do so; False: that one takes too long."""
         deadline = monotonic() + PATIENCE
         # by turns, for under gevent the other is a thread of another kind, which shares no Event with this one
-        while self._tellings or not self._turn:
-            if self.tell():
+        while self._events or not self._turn:
+            if self.deliver():
                 return True
             if monotonic() > deadline:
                 return False
@@ -82,32 +83,32 @@ class Untold:
         return True
 
 
-def untold_of(story: Any) -> Untold:
-    """Return ``story.untold``, which is made when it is first needed: by a renewing thread, or by the owner."""
+def pending_of(story: Any) -> Pending:
+    """Return ``story.pending``, which is made when it is first needed: by a renewing thread, or by the owner."""
     with _making:
-        if story.untold is None:
-            story.untold = Untold()
-        untold: Untold = story.untold
-    return untold
+        if story.pending is None:
+            story.pending = Pending()
+        pending: Pending = story.pending
+    return pending
 
 
-class _Teller:
-    """The thread, while there is something to tell."""
+class _Dispatcher:
+    """The thread, while there is something to deliver."""
 
     def __init__(self) -> None:
         self._mutex = threads.new_lock()
-        self._waiting: deque[Untold] = deque()
+        self._waiting: deque[Pending] = deque()
         self._running = False
         self._left_out = 0
         self._join: Callable[[float], None] | None = None
         self._thread: int | None = None
 
-    def put(self, untold: Untold) -> bool:
+    def put(self, pending: Pending) -> bool:
         with self._mutex:
             if len(self._waiting) >= AT_MOST:
                 self._left_out += 1
                 return False
-            self._waiting.append(untold)
+            self._waiting.append(pending)
             if not self._running:
                 self._begin()
             return True
@@ -115,7 +116,7 @@ class _Teller:
     def _begin(self) -> None:
         try:
             self._join = threads.start(self._run, "lockbeat-observers")
-        except RuntimeError:  # no thread can be had: it is told with the next, or by who ends the story
+        except RuntimeError:  # no thread can be had: it is delivered with the next, or by who ends the story
             return
         self._running = True
 
@@ -124,27 +125,27 @@ class _Teller:
         while True:
             with self._mutex:
                 left_out, self._left_out = self._left_out, 0
-                untold = self._waiting.popleft() if self._waiting else None
-                if untold is None and not left_out:
+                pending = self._waiting.popleft() if self._waiting else None
+                if pending is None and not left_out:
                     self._running, self._thread = False, None
                     return
             if left_out:
-                self._tell(partial(logger.warning, "%d events were not told: an observer takes too long", left_out))
-            if untold is not None and self._tell(untold.tell) is False:
-                # another may have told all but what came last, and go now
+                self._deliver(partial(logger.warning, "%d events were not told: an observer takes too long", left_out))
+            if pending is not None and self._deliver(pending.deliver) is False:
+                # another may have delivered all but what came last, and go now
                 with self._mutex:
-                    self._waiting.append(untold)
+                    self._waiting.append(pending)
                 time.sleep(0.01)
 
-    def _tell(self, tell: Callable[[], Any]) -> Any:
+    def _deliver(self, deliver: Callable[[], Any]) -> Any:
         try:
-            return tell()
+            return deliver()
         except BaseException:
             logger.exception("an observer failed")  # SystemExit, or what else logging and Signals let through
             return None
 
     def finish(self, within: float) -> None:
-        """Wait until all is told, and the thread has gone."""
+        """Wait until all is delivered, and the thread has gone."""
         deadline = monotonic() + within
         if self._thread == threading.get_ident():  # an observer asks for it
             return
@@ -174,24 +175,24 @@ class _Elsewhere(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if threading.get_ident() not in _renewing:
             return True
-        _lines.later(partial(logger.handle, record))
+        _lines.put(partial(logger.handle, record))
         return False
 
 
 def finish(**_: Any) -> None:
-    """Wait until all is told, or for :data:`LAST_PATIENCE`."""
-    _teller.finish(LAST_PATIENCE)
+    """Wait until all is delivered, or for :data:`LAST_PATIENCE`."""
+    _dispatcher.finish(LAST_PATIENCE)
 
 
 #: Of this process.
-_teller = _Teller()
-_lines = Untold()
+_dispatcher = _Dispatcher()
+_lines = Pending()
 _making = threads.new_lock()
 
 
 def _begin_anew() -> None:
-    global _teller, _lines, _making
-    _teller, _lines, _making = _Teller(), Untold(), threads.new_lock()
+    global _dispatcher, _lines, _making
+    _dispatcher, _lines, _making = _Dispatcher(), Pending(), threads.new_lock()
     _renewing.clear()
 
 

@@ -65,7 +65,7 @@ class Report:
 
     def end(self, ending: BaseException | None, lock: Lock | None) -> None:
         """The attempt has ended with an exception, or with a result: log what is not yet logged of it."""
-        if "task_started" not in self.story.told:
+        if "task_started" not in self.story.emitted:
             self.start(lock)
         spent = {"duration_ms": self.duration_ms, "acquire_ms": self.acquire_ms, "release_ms": self.release_ms}
         status, event, fields = self._outcome(ending, spent)
@@ -77,7 +77,7 @@ class Report:
     @property
     def has_outcome(self) -> bool:
         """Whether somebody may have heard how the attempt ends."""
-        return self._outcome_is_emitted or not _OUTCOMES.isdisjoint(self.story.told)
+        return self._outcome_is_emitted or not _OUTCOMES.isdisjoint(self.story.emitted)
 
     def _outcome(self, ending: BaseException | None, spent: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
         if isinstance(ending, TaskSkipped):

@@ -718,7 +718,7 @@ MUTANTS = [
     Mutant(
         "what is told of a run is told again after what struck it",
         "observe/events.py",
-        'if how is not None and shown["event"] not in self.told:',
+        'if how is not None and shown["event"] not in self.emitted:',
         "if how is not None:",
         (LIMITS + "test_an_exception_from_outside_at_any_moment_after_the_body_leaves_one_story_and_no_lock",),
     ),
