@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -14,7 +15,7 @@ PACKAGE = "celery_lockbeat"
 
 #: Top to bottom: a module imports from its own room and from those below. Imports inside functions and those for types count.
 ROOMS = [
-    "",  # the package itself: the public names; then two modules that keep a path which users were given
+    "",  # the package itself: the public names
     "scheduler",
     "events",
     "demo",
@@ -35,6 +36,9 @@ ROOMS = [
     "threads",
     "signals",
 ]
+
+#: Of these, what only has names of other rooms, under the paths that users were given.
+PATHS = ["", "scheduler", "events"]
 
 #: What points up all the same, and why.
 UPWARD = {
@@ -98,6 +102,13 @@ def foreign(module: str, source: str) -> set[str]:
 
 def test_each_module_is_in_a_room():
     assert {room_of(module) for module in modules()} == set(ROOMS)
+
+
+def test_the_map_shows_the_rooms_in_their_order():
+    page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    picture = re.search(r"^```\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[1]
+    shown = [word for word in re.findall(r"\w+", picture) if word in ROOMS]
+    assert list(dict.fromkeys(shown)) == [room for room in ROOMS if room not in PATHS]
 
 
 def test_imports_point_down():

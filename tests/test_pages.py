@@ -90,8 +90,9 @@ def test_each_page_names_code_that_is_in_the_file_it_links_to(page):
     assert [(what, missing) for what, path in code_of(page) if (missing := missing_in(path, what))] == []
 
 
-def test_the_page_of_the_protocol_links_to_its_code():
-    assert len(code_of(DOCS / "protocol.md")) > 20
+@pytest.mark.parametrize("page", ["protocol.md", "architecture.md"])
+def test_pages_about_the_code_link_to_it(page):
+    assert len(code_of(DOCS / page)) > 20
 
 
 def test_code_that_is_not_in_its_file_would_be_noticed():
