@@ -255,6 +255,7 @@ def test_of_what_waits_for_an_observer_no_more_is_kept_than_a_bound_and_the_rest
 
 
 def test_a_forked_child_tells_its_own_and_nothing_of_its_parents(app):
+    # without lines in the log: Python's buffered files are not to be used by two threads of which one forks
     may_go_on, told = threading.Event(), multiprocessing.get_context("fork").SimpleQueue()
 
     def receiver(lock_key, **_):
@@ -263,13 +264,13 @@ def test_a_forked_child_tells_its_own_and_nothing_of_its_parents(app):
         told.put(lock_key)
 
     def child() -> None:
-        lock = Lock("childs", app=app)
+        lock = Lock("childs", app=app, logging=False)
         lock.acquire()
         lock._own.lose("so says the test")
         lock.release()
 
     with receiving("lock_expired_before_finish", receiver):
-        lock = Lock("parents", app=app)
+        lock = Lock("parents", app=app, logging=False)
         lock.acquire()
         lock._own.lose("so says the test")
         forked = multiprocessing.get_context("fork").Process(target=child)
@@ -280,6 +281,27 @@ def test_a_forked_child_tells_its_own_and_nothing_of_its_parents(app):
         assert told.empty()
         may_go_on.set()
         lock.release()
+
+
+def test_a_child_that_is_forked_while_its_parent_sends_a_signal_can_send_it_too(app):
+    def child() -> None:
+        lock = Lock("k", app=app, logging=False)
+        lock.acquire()
+        lock._own.lose("so says the test")
+        lock.release()
+
+    received = multiprocessing.get_context("fork").Event()
+    signal = signals.lock_expired_before_finish
+    forked = multiprocessing.get_context("fork").Process(target=child)
+    # its lock, as send() holds it for a moment
+    with receiving("lock_expired_before_finish", lambda **_: received.set()), signal.lock:
+        forked.start()
+    try:
+        assert received.wait(20)
+        forked.join(20)
+        assert forked.exitcode == 0
+    finally:
+        forked.kill()
 
 
 EXIT = """

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 from celery import signals
 
+from celery_lockbeat import signals as events
 from celery_lockbeat import threads
 from celery_lockbeat.clock import monotonic
 
@@ -194,6 +195,9 @@ def _begin_anew() -> None:
     global _dispatcher, _lines, _making
     _dispatcher, _lines, _making = _Dispatcher(), Pending(), threads.new_lock()
     _renewing.clear()
+    for name in events.__all__:
+        # a Signal's own lock (celery 5.4 to 5.7, utils/dispatch/signal.py), which a thread of the parent's may have held
+        getattr(events, name).lock = threading.Lock()
 
 
 logger.addFilter(_Elsewhere())
