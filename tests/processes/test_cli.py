@@ -263,7 +263,14 @@ def test_a_round_trip_that_is_long_for_the_ttl_is_found(project, saving):
             {"one-host"},
         ),
         ({"broker_url": "redis://", "broker_transport_options": {"visibility_timeout": 59}}, {"visibility-timeout"}),
-        ({"broker_url": "redis://", "broker_transport_options": {"visibility_timeout": 9999}}, {"forgets-copies"}),
+        (
+            {
+                "broker_url": "redis://",
+                "broker_transport_options": {"visibility_timeout": 9999},
+                "lockbeat_dedupe_ttl": 3600,
+            },
+            {"forgets-copies"},
+        ),
     ],
     ids=str,
 )
