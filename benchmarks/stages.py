@@ -18,8 +18,8 @@ from typing import Any
 
 from celery import signals
 
-from celery_lockbeat import LockedTask
-from celery_lockbeat.locks import lock
+from celery_lockbeat import Lock, LockedTask
+from celery_lockbeat.locks.child import Note
 from celery_lockbeat.stores.redis.locks import RedisLocks
 from celery_lockbeat.stores.redis.node import Line
 from celery_lockbeat.stores.redis.servers import Servers
@@ -28,8 +28,12 @@ RUN = "the run: its lock's key and names, its story"
 #: stage -> the functions of it
 STAGES: dict[str, list[tuple[Any, str]]] = {
     RUN: [(LockedTask, "_run_locked")],
-    "the lock's states and its renewal": [(lock.Lock, "acquire"), (lock.Lock, "release")],
-    "notes for the parent, which frees what a dead child held": [(lock, "note"), (lock, "forget")],
+    "the lock's states and its renewal": [(Lock, "take"), (Lock, "end")],
+    "notes for the parent, which frees what a dead child held": [
+        (Note, "unrenewed"),
+        (Note, "renewed"),
+        (Note, "forget"),
+    ],
     "the store: keys and answers": [(RedisLocks, "acquire"), (RedisLocks, "release")],
     "the client: a connection, packing and reading": [(Servers, "ask_one")],
 }

@@ -13,7 +13,7 @@ from scripted import DOWN, ScriptedStore, Time
 from servers import wait_until
 
 from celery_lockbeat import Lock, StoreUnavailable
-from celery_lockbeat.locks import child, lease, lock, page
+from celery_lockbeat.locks import acquisition, child, lease, page
 from celery_lockbeat.locks.keeping import Keeper, can_run
 from celery_lockbeat.locks.lease import OwnLease
 from celery_lockbeat.locks.page import ROOM, Hold, Page
@@ -164,7 +164,7 @@ def only(held: dict[tuple[str, str], Hold]) -> Hold:
 def clock(monkeypatch) -> Time:
     time = Time()
     time.now = 100.0
-    monkeypatch.setattr(lock, "monotonic", time)
+    monkeypatch.setattr(acquisition, "monotonic", time)
     monkeypatch.setattr(lease, "monotonic", time)
     return time
 
@@ -183,7 +183,7 @@ class Asleep:
 
 @pytest.fixture
 def held(app, childs_page, clock, monkeypatch):
-    monkeypatch.setattr(lock, "renewer_of", lambda _: Asleep())
+    monkeypatch.setattr(acquisition, "renewer_of", lambda _: Asleep())
     made = Lock("k", app=app, ttl=TTL, on_lost="warn")
     assert made.acquire()
     yield made

@@ -16,7 +16,7 @@ from scripted import DOWN, ScriptedStore, Time, renewer
 
 import docs
 from celery_lockbeat import Lock, LockLost, LockNotAcquired, StoreUnavailable, current_lock
-from celery_lockbeat.locks import lease, lock
+from celery_lockbeat.locks import acquisition, lease
 from celery_lockbeat.observe import observers as telling
 from celery_lockbeat.options import LOCK_NAMES, LockKeywords
 from celery_lockbeat.stores import Stores
@@ -33,9 +33,9 @@ class Stage:
         self.time = Time()
         self.store = ScriptedStore(self.time, script)
         self.renewer, self.run_until = renewer(self.store, self.time)
-        monkeypatch.setattr(lock, "monotonic", self.time)
+        monkeypatch.setattr(acquisition, "monotonic", self.time)
         monkeypatch.setattr(lease, "monotonic", self.time)
-        monkeypatch.setattr(lock, "renewer_of", lambda _: self.renewer)
+        monkeypatch.setattr(acquisition, "renewer_of", lambda _: self.renewer)
         monkeypatch.setattr(Stores, "choose", lambda *_: (self.store, None))
         caplog.set_level(logging.INFO, "celery_lockbeat.events")
         self._records = caplog.records
@@ -186,7 +186,7 @@ def test_a_held_lock_is_tried_as_often_as_asked_but_for_a_copy(stage, monkeypatc
         def wait(self, timeout: float) -> None:
             stage.time.now += timeout
 
-    monkeypatch.setattr(lock, "stopping", Waiting())
+    monkeypatch.setattr(acquisition, "stopping", Waiting())
     assert stage.lock.acquire() is (len(answers) < tries)
     assert stage.lock.refusal == (answers[-1] if len(answers) >= tries else None)
     assert stage.store.acquisitions == list(range(tries))

@@ -530,7 +530,7 @@ def test_who_closes_an_app_waits_until_what_its_locks_told_is_written(make_app, 
         assert lock.acquire()
         wait_until(lambda: "lockbeat-observers" in [thread.name for thread in new_threads(before)], 5)
         lock._story.later("lock_extended")
-        lock._renewer.discard(lock._own)
+        lock._acquisition.renewer.discard(lock._own)
         app.close()
         assert len(told) >= 2
         assert not new_threads(before)

@@ -17,7 +17,7 @@ from servers import wait_until
 
 from celery_lockbeat import Lock, LockedTask, LockNotAcquired, StoreUnavailable, current_lock, signals, threads
 from celery_lockbeat.exceptions import ConfigurationError
-from celery_lockbeat.locks import lease, lock
+from celery_lockbeat.locks import acquisition, lease
 from celery_lockbeat.locks import scope as scopes
 from celery_lockbeat.stores import Stores
 
@@ -222,9 +222,9 @@ def test_what_frees_an_acquire_whose_answer_was_lost_does_not_free_the_next_one(
     time_ = Time()
     store = ScriptedStore(time_, [DOWN, DOWN])
     made, run_until = renewer(store, time_)
-    monkeypatch.setattr(lock, "monotonic", time_)
+    monkeypatch.setattr(acquisition, "monotonic", time_)
     monkeypatch.setattr(lease, "monotonic", time_)
-    monkeypatch.setattr(lock, "renewer_of", lambda _: made)
+    monkeypatch.setattr(acquisition, "renewer_of", lambda _: made)
     monkeypatch.setattr(Stores, "choose", lambda *_: (store, None))
     again = Lock("k", app=app)
     with pytest.raises(StoreUnavailable):

@@ -47,7 +47,7 @@ class OwnLease:
 
     def __init__(self, lease: Lease, started: float, options: LockOptions, story: Story, note: Note, pid: int) -> None:
         self.lease: Final = lease
-        self.acquired_at: Final = started
+        self._acquired_at = started
         self.ttl = options.ttl
         self.auto_extend = options.auto_extend
         self._options = options
@@ -81,6 +81,10 @@ class OwnLease:
     def lost(self) -> bool:
         """Whether it is not ours any more, and has not been released."""
         return self.state == "lost" or (self.state == "held" and not self.trusted)
+
+    def held_for(self) -> float:
+        """Seconds since it was asked for first."""
+        return monotonic() - self._acquired_at
 
     def until(self) -> float:
         """Until when it is surely ours: by our own word, or the pool's parent's, which has extended it in our place."""

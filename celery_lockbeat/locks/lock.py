@@ -11,7 +11,6 @@ guard its writes with ``token``.
 from __future__ import annotations
 
 import logging
-import random
 import socket
 import weakref
 from types import TracebackType
@@ -19,24 +18,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 from celery import current_app
 
-from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import (
     ConfigurationError,
     LockLost,
     LockNotAcquired,
-    StoreRefused,
     StoreUnavailable,
-    UnreadableKey,
 )
 from celery_lockbeat.locks.abort import Abort
-from celery_lockbeat.locks.child import Note
+from celery_lockbeat.locks.acquisition import Acquisition, Asker
 from celery_lockbeat.locks.lease import OwnLease
-from celery_lockbeat.locks.renewal import renewer_of
-from celery_lockbeat.locks.residue import Residue
 from celery_lockbeat.locks.scope import Scope, innermost
-from celery_lockbeat.observe.events import Story, new_id
+from celery_lockbeat.observe.events import Story
 from celery_lockbeat.options import LOCK_NAMES, LockKeywords, LockOptions, check_key, written
-from celery_lockbeat.process import stopping, this_process
+from celery_lockbeat.process import this_process
 from celery_lockbeat.stores import Finished, Held, Lease, Store, Stores, stores_of
 
 if TYPE_CHECKING:
@@ -45,9 +39,6 @@ if TYPE_CHECKING:
 __all__ = ["Lock", "current_lock"]
 
 logger: Final = logging.getLogger("celery_lockbeat")
-
-#: An answer that comes after its lease has run out grants nothing; how often to ask again.
-LATE_ANSWERS: Final = 3
 
 #: Options that make no sense outside of a task.
 _OF_TASKS_ONLY: Final = frozenset(LOCK_NAMES) - LockKeywords.__annotations__.keys()
@@ -67,21 +58,15 @@ class Lock:
     ...     export(fence=lock.token)
 
     ``options`` (:class:`LockKeywords`) are a task's lock options without their ``lock_``, in seconds; the default of each is
-    the app's setting, and the app is the current one where none is given. Entering raises :class:`LockNotAcquired` when the key is held by another (after ``retry_attempts``) and
-    :class:`StoreUnavailable`. Leaving raises :class:`LockLost` when the lock was lost meanwhile and the block did not
-    raise, unless ``on_lost="warn"``. Wrong options are a :class:`ConfigurationError`. Not reentrant; one hold a Lock.
+    the app's setting, and the app is the current one where none is given. Entering raises :class:`LockNotAcquired` when the
+    key is held by another (after ``retry_attempts``) and :class:`StoreUnavailable`. Leaving raises :class:`LockLost` when
+    the lock was lost meanwhile and the block did not raise, unless ``on_lost="warn"``. Wrong options are a :class:`ConfigurationError`. Not reentrant; one hold a Lock.
     """
 
-    #: what the store has granted last, whether or not it came in time
-    lease: Lease | None = None
-    #: what became of it; None: it is not held yet
+    #: what is held, or was; None: nothing yet
     _own: OwnLease | None = None
     #: why the last ``acquire`` was refused: a :class:`Held`, whose ``description`` and ``remaining`` tell of the holder
     refusal: Held | Finished | None = None
-    #: what the store may have of ours
-    _residue: Residue | None = None
-    #: what it may have had once is being freed there
-    _abandoned = False
 
     def __init__(self, key: str, *, app: Any = None, **options: Unpack[LockKeywords]) -> None:
         app = app or current_app
@@ -91,55 +76,39 @@ class Lock:
         story = Story(weakref.ref(self), resolved.logging, kind=None)
         stores = stores_of(app)
         stores.options.check_timeouts(resolved, owner=f"Lock({key!r})")
-        self._prepare(key, resolved, stores, story, description=f"{socket.gethostname()} {this_process.pid}")
+        self._prepare(key, resolved, stores, story, Asker(f"{socket.gethostname()} {this_process.pid}"))
 
     @classmethod
-    def of_run(
-        cls,
-        key: str,
-        options: LockOptions,
-        stores: Stores,
-        story: Story,
-        *,
-        run: str | None,
-        whole: str | None,
-        description: str,
-    ) -> Self:
+    def of_run(cls, key: str, options: LockOptions, stores: Stores, story: Story, asker: Asker) -> Self:
         """Make the lock of a task's attempt (see ``tasks/run.py``)."""
         lock = cls.__new__(cls)
-        lock._prepare(key, options, stores, story, run=run, whole=whole, description=description)
+        lock._prepare(key, options, stores, story, asker)
         return lock
 
-    def _prepare(
-        self,
-        key: str,
-        options: LockOptions,
-        stores: Stores,
-        story: Story,
-        *,
-        run: str | None = None,
-        whole: str | None = None,
-        description: str,
-    ) -> None:
+    def _prepare(self, key: str, options: LockOptions, stores: Stores, story: Story, asker: Asker) -> None:
         self.key = key
         self.ttl = options.ttl
         self._options = options
-        self._run = run
-        self._whole = whole
-        self._description = description
         self._story = story
-        self._store, self._fallback = stores.choose(options.driver, options.connection)
-        story.fields.update(lock_key=key, ttl=options.ttl, connection=options.connection, driver=self._store.driver)
         self._pid = this_process.pid
+        self._acquisition = Acquisition(key, options, stores, story, asker, pid=self._pid)
+        driver = self._store.driver
+        story.fields.update(lock_key=key, ttl=options.ttl, connection=options.connection, driver=driver)
 
     # -- what a body asks ----------------------------------------------------------------------------------------------
 
     @property
     def token(self) -> int:
         """The fencing token: greater than that of every earlier holder of this key. Raises LockLost if never held."""
-        if self.lease is None:
+        lease = self.lease
+        if lease is None:
             raise LockLost(f"lock {self.key!r} was never held")
-        return self.lease.token
+        return lease.token
+
+    @property
+    def lease(self) -> Lease | None:
+        """What the store has granted last; None: nothing yet."""
+        return self._acquisition.lease
 
     @property
     def held(self) -> bool:
@@ -228,22 +197,14 @@ class Lock:
         if self._own is not None:
             msg = f"lock {self.key!r} was {self._own.state} already: a Lock is one hold, make another"
             raise RuntimeError(msg)
-        if self._abandoned:
-            # what frees an earlier acquire whose answer was lost frees by this name, and may come late
-            self._story.execution_id = new_id()
         try:
-            answer = self._ask_or_fall_back()
-            for _ in range(self._options.retry_attempts):
-                if not isinstance(answer, Held) or answer.same_run or stopping.is_set():
-                    break
-                stopping.wait(self._options.retry_delay + random.uniform(0, self._options.retry_jitter))  # noqa: S311
-                answer = self._ask_or_fall_back()
+            answer = self._acquisition.ask()
             if not isinstance(answer, OwnLease):
-                self._settle()
+                self._acquisition.settle()
                 return answer
             self._own = answer
-            self._story.fields["token"] = self.token
-            self._renewer.add(answer)
+            self._story.fields["token"] = answer.lease.token
+            self._acquisition.renewer.add(answer)
         except BaseException:
             # It may have been granted all the same: the answer was lost, or an exception from outside came in between.
             self.abandon()
@@ -267,15 +228,15 @@ class Lock:
         own = self._own
         if own is None or self._pid != this_process.pid:
             return False
-        if own.state == "released" and (self._residue is None or self._abandoned):
+        if own.state == "released" and (self._acquisition.abandoned or self._acquisition.note is None):
             return False  # but what has struck a release before it came to its end lets it be begun again
-        self._renewer.discard(own)
+        self._acquisition.renewer.discard(own)
         if not own.end():
             own.wait_until_loss_is_told()
             # a server that hung may yet carry out an extension, and keep the key for a whole ttl
             self.abandon()
             return False
-        hold_for = max(0.0, self._options.hold_at_least - (monotonic() - own.acquired_at)) if hold else 0.0
+        hold_for = max(0.0, self._options.hold_at_least - own.held_for()) if hold else 0.0
         remember_for = self._options.dedupe_ttl if finished else 0.0
         return self._release(own, hold_for, remember_for, whole)
 
@@ -291,11 +252,9 @@ class Lock:
             # the latter: what was right when the lock was acquired is wrong now
             text = "lock %r ends by its ttl of %s s, unless the store comes back before, for its release failed: %s"
             logger.warning(text, self.key, written(self.ttl), exc)
-            residue, self._residue = self._residue, None
-            if residue is not None:
-                residue.tell(release, until=own.until())
+            self._acquisition.tell_later(release, until=own.until())
             return True
-        self._settle()
+        self._acquisition.settle()
         if released:
             self._story.emit("lock_released")
         else:
@@ -305,61 +264,13 @@ class Lock:
 
     def abandon(self) -> None:
         """Stop renewing, and free whatever the store may hold for us: when ``acquire`` or ``release`` did not return."""
-        residue = self._residue
-        if residue is None or self._pid != this_process.pid:
+        if self._acquisition.note is None or self._pid != this_process.pid:
             return
         if self._own is not None and self._own.state == "held":
             self._own.give_up()
-            self._renewer.discard(self._own)
-        self._abandoned = True
-        self._residue = None
-        residue.free(until=monotonic() + self.ttl)
+            self._acquisition.renewer.discard(self._own)
+        self._acquisition.abandon()
 
-    def _settle(self) -> None:
-        """Nothing of ours is in the store any more."""
-        residue, self._residue = self._residue, None
-        if residue is not None:
-            residue.is_gone()
-
-    # -- asking --------------------------------------------------------------------------------------------------------
-
-    def _ask_or_fall_back(self) -> OwnLease | Held | Finished:
-        try:
-            return self._ask()
-        except StoreUnavailable as exc:
-            if self._fallback is None or isinstance(exc, (StoreRefused, UnreadableKey)):
-                raise
-            self.abandon()
-            # The other way back is none: this lock lives where it was taken, the next one asks the first store again.
-            self._store, self._fallback = self._fallback, None
-            self._story.fields["driver"] = self._store.driver
-            self._story.emit("driver_fallback", error_name=type(exc).__name__, error_message=str(exc))
-            return self._ask()
-
-    def _ask(self) -> OwnLease | Held | Finished:
-        holder = self._story.execution_id
-        if self._residue is None:
-            note = Note(holder, self.key, self._store.driver, self._options.connection, self.ttl)
-            self._renewer = renewer_of(self._store)
-            self._residue = Residue(self._renewer, note)
-            # before it is asked for: a child may be killed before it hears that it was granted
-            note.unrenewed()
-        for _ in range(LATE_ANSWERS):
-            started = monotonic()
-            answer = self._store.locks.acquire(
-                self.key,
-                holder=holder,
-                ttl=self.ttl,
-                run=self._run,
-                whole=self._whole,
-                description=self._description,
-            )
-            if not isinstance(answer, Lease):
-                return answer
-            self.lease = answer
-            own = OwnLease(answer, started, self._options, self._story, self._residue.note, self._pid)
-            if own.trusted:
-                return own
-        raise StoreUnavailable(
-            f"the store answers more slowly than the ttl of {written(self.ttl)} s of lock {self.key!r}"
-        )
+    @property
+    def _store(self) -> Store:
+        return self._acquisition.store

@@ -1,14 +1,9 @@
-"""One thread per process and store that keeps held locks alive and reports those that are lost.
+"""One thread per process and store that extends the leases that are held, and reports those that are lost.
 
-Promises: a lock is extended every ``extends_every`` seconds for as long as it is held, however long that is; all locks
-that are due go into one round trip; a failed round is tried again while the leases last; the thread ends for nothing that
-is raised in it, and is started again if it ever did; a lock that it cannot keep is told so. No observer runs on its time
-(see ``observers.py``). What a store that did not answer still has to be told about locks that are over (errands) goes the
-same way. It is a daemon, started by the first lock, and lives in the process that started it: a forked child starts from
-nothing, and a pool child whose parent is dead renews nothing more. Once its app is closed, or gone, or a worker has ended, it
-ends when nothing is held any more. One thread per store, not one for all: a store that hangs must not delay the renewals of another.
-
-Under gevent it is a thread of the kernel's all the same, so a body that never yields cannot keep it from renewing.
+Promises: a lease is extended every ``extends_every`` seconds for as long as it is held; all that are due go into one round
+trip; a round that failed is tried again while the leases last. The thread ends for nothing that is raised in it, and no
+observer runs on its time (see ``observers.py``). What a store that did not answer has still to be told of locks that are
+over (errands) goes the same way. A pool child whose parent is dead renews nothing more.
 
 Not promised: that a lock which nobody references any more is kept; it is dropped, and its lease runs out.
 """
@@ -89,7 +84,12 @@ class _Errand:
 
 
 class Renewer:
-    """The renewing of all the locks that this process holds in one store."""
+    """The renewing of all the leases that this process holds in one store: a store that hangs delays those of no other.
+
+    The thread is a daemon, started by the first lease. It lives in the process that started it: a forked child starts from
+    nothing. Once its app is closed, or gone, or a worker has ended, it ends when nothing is held any more. Under gevent it
+    is a thread of the kernel's all the same, so a body that never yields cannot keep it from renewing.
+    """
 
     def __init__(self, store: Store, *, clock: Callable[[], float] = monotonic) -> None:
         # Not the store itself: whoever has locks or errands there keeps it, and with the last of them and its app it may go.

@@ -26,6 +26,7 @@ from celery.app.autoretry import add_autoretry_behaviour
 from celery.exceptions import Ignore, Reject, Retry
 
 from celery_lockbeat.exceptions import ConfigurationError, LockbeatError, LockLost, LockNotAcquired, TaskSkipped
+from celery_lockbeat.locks.acquisition import Asker
 from celery_lockbeat.locks.lock import Lock
 from celery_lockbeat.locks.scope import Scope
 from celery_lockbeat.process import this_process
@@ -90,15 +91,9 @@ class _Steps:
 
     def _acquire(self) -> None:
         key = self.key_of(self.task, self.args, self.kwargs)
-        lock = Lock.of_run(
-            key,
-            self.options,
-            stores_of(self.task.app),
-            self.report.story,
-            run=name_of(self.request),
-            whole=name_of_all_tries(self.request),
-            description=f"{self._hostname()} pid {this_process.pid} {self.task.name}[{self.request and self.request.id}]",
-        )
+        description = f"{self._hostname()} pid {this_process.pid} {self.task.name}[{self.request and self.request.id}]"
+        asker = Asker(description, run=name_of(self.request), whole=name_of_all_tries(self.request))
+        lock = Lock.of_run(key, self.options, stores_of(self.task.app), self.report.story, asker)
         self.lock = lock
         if self.request is not None and self.request.is_eager:
             _eager[self.request] = lock

@@ -282,7 +282,7 @@ MUTANTS = [
     # -- a store that says no ------------------------------------------------------------------------------------------
     Mutant(
         "fall back from a store that says no",
-        "locks/lock.py",
+        "locks/acquisition.py",
         "isinstance(exc, (StoreRefused, UnreadableKey)):",
         "isinstance(exc, UnreadableKey):",
         ("tests/stores/test_refusals.py::test_a_server_that_says_no_is_refused_with_host_setting_and_reason",),
@@ -390,7 +390,7 @@ MUTANTS = [
     # -- the lock ------------------------------------------------------------------------------------------------------
     Mutant(
         "trust from the answer on",
-        "locks/lock.py",
+        "locks/acquisition.py",
         "own = OwnLease(answer, started,",
         "own = OwnLease(answer, monotonic(),",
         (LOCK + "test_trust_begins_when_the_lock_was_asked_for",),
@@ -432,8 +432,8 @@ MUTANTS = [
     ),
     Mutant(
         "what frees a lost acquire frees the next one, too",
-        "locks/lock.py",
-        "        if self._abandoned:\n",
+        "locks/acquisition.py",
+        "        if self.abandoned:\n",
         "        if False:\n",
         (WAYS_OUT + "test_what_frees_an_acquire_whose_answer_was_lost_does_not_free_the_next_one",),
     ),

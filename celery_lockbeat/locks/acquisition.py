@@ -1,0 +1,132 @@
+"""Asking a store for a key, from the first question until the store has nothing of ours any more.
+
+Promises: what the store may have of ours is never forgotten: from before it is asked until it is known to have nothing, a pool's
+parent knows of it (``child.py``); what the store could not be told at once it is told later, by the renewing thread, for as long
+as it matters. So a key that we have without having heard so is freed, too.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from celery_lockbeat.clock import monotonic
+from celery_lockbeat.exceptions import StoreRefused, StoreUnavailable, UnreadableKey
+from celery_lockbeat.locks.child import Note
+from celery_lockbeat.locks.lease import OwnLease
+from celery_lockbeat.locks.renewal import Renewer, renewer_of
+from celery_lockbeat.observe.events import Story, new_id
+from celery_lockbeat.options import LockOptions, written
+from celery_lockbeat.process import stopping, this_process
+from celery_lockbeat.stores import Finished, Held, Lease, Store, Stores
+
+__all__ = ["Acquisition", "Asker"]
+
+#: An answer that comes after its lease has run out grants nothing; how often to ask again.
+LATE_ANSWERS: Final = 3
+
+
+class Asker(NamedTuple):
+    """Who asks: what others are told of it, and the names of its attempt and of its task, if it is of one."""
+
+    description: str
+    run: str | None = None
+    whole: str | None = None
+
+
+class Acquisition:
+    """The asking for one key, by process ``pid``, and what its store may have of ours."""
+
+    #: what was granted last, whether or not it came in time
+    lease: Lease | None = None
+    renewer: Renewer
+    #: what the store may have had once is being freed there
+    abandoned = False
+    #: of what the store may have of ours; None: nothing
+    note: Note | None = None
+
+    def __init__(self, key: str, options: LockOptions, stores: Stores, story: Story, asker: Asker, *, pid: int) -> None:
+        self.store, self._fallback = stores.choose(options.driver, options.connection)
+        self._key = key
+        self._options = options
+        self._story = story
+        self._asker = asker
+        self._pid = pid
+
+    def ask(self) -> OwnLease | Held | Finished:
+        """Ask, and again while the key is held: for a lease that is ours, or why there is none. Raises StoreUnavailable."""
+        if self.abandoned:
+            # what frees an earlier acquire whose answer was lost frees by this name, and may come late
+            self._story.execution_id = new_id()
+        answer = self._ask_or_fall_back()
+        for _ in range(self._options.retry_attempts):
+            if not isinstance(answer, Held) or answer.same_run or stopping.is_set():
+                break
+            stopping.wait(self._options.retry_delay + random.uniform(0, self._options.retry_jitter))  # noqa: S311
+            answer = self._ask_or_fall_back()
+        return answer
+
+    def settle(self) -> None:
+        """The store has nothing of ours any more."""
+        note, self.note = self.note, None
+        if note is not None:
+            note.forget()
+
+    def tell_later(self, tell: Callable[[Store], object], *, until: float) -> None:
+        """Have the store told what ends it, once it answers, unless that is after ``until``."""
+        note, self.note = self.note, None
+        if note is not None:
+            note.unrenewed()
+            self.renewer.errand(tell, until=until, then=note.forget)
+
+    def abandon(self) -> None:
+        """Have freed whatever the store may have of ours."""
+        if self.note is None or self._pid != this_process.pid:
+            return
+        self.abandoned = True
+        key, holder = self._key, self._story.execution_id
+        until = monotonic() + self._options.ttl
+        self.tell_later(lambda store: store.locks.free(key, holder=holder), until=until)
+
+    def _ask_or_fall_back(self) -> OwnLease | Held | Finished:
+        try:
+            return self._ask()
+        except StoreUnavailable as exc:
+            if self._fallback is None or isinstance(exc, (StoreRefused, UnreadableKey)):
+                raise
+            self.abandon()
+            # The other way back is none: this lock lives where it was taken, the next one asks the first store again.
+            self.store, self._fallback = self._fallback, None
+            self._story.fields["driver"] = self.store.driver
+            self._story.emit("driver_fallback", error_name=type(exc).__name__, error_message=str(exc))
+            return self._ask()
+
+    def _ask(self) -> OwnLease | Held | Finished:
+        options, asker, holder = self._options, self._asker, self._story.execution_id
+        note = self.note
+        if note is None:
+            note = Note(holder, self._key, self.store.driver, options.connection, options.ttl)
+            self.renewer = renewer_of(self.store)
+            self.note = note
+            # before it is asked for: a child may be killed before it hears that it was granted
+            note.unrenewed()
+        for _ in range(LATE_ANSWERS):
+            started = monotonic()
+            answer = self.store.locks.acquire(
+                self._key,
+                holder=holder,
+                ttl=options.ttl,
+                run=asker.run,
+                whole=asker.whole,
+                description=asker.description,
+            )
+            if not isinstance(answer, Lease):
+                return answer
+            self.lease = answer
+            own = OwnLease(answer, started, options, self._story, note, self._pid)
+            if own.trusted:
+                return own
+        raise StoreUnavailable(
+            f"the store answers more slowly than the ttl of {written(options.ttl)} s of lock {self._key!r}"
+        )
