@@ -22,11 +22,10 @@ from celery.signals import after_task_publish, beat_init, before_task_publish, t
 from celery_lockbeat.observe.events import log_json_lines
 from celery_lockbeat.schedules.decorators import interval
 
-__all__ = ["CLAIM_TTL", "JOBS", "SETTINGS", "TRAP", "TTL", "Job", "app"]
+__all__ = ["JOBS", "SETTINGS", "TRAP", "TTL", "Job", "app"]
 
 #: The lease of each lock here, and of each claim of a beat, in seconds.
 TTL: Final = 2.0
-CLAIM_TTL: Final = 2.0
 
 
 class Job(NamedTuple):
@@ -52,7 +51,7 @@ app: Final = Celery("lockbeat-demo", set_as_current=False)
 app.conf.update(
     beat_scheduler="celery_lockbeat:LockedScheduler",
     broker_connection_retry_on_startup=True,
-    lockbeat_claim_ttl=CLAIM_TTL,
+    lockbeat_claim_ttl=TTL,
     lockbeat_driver="redis",
     lockbeat_extend_interval=TTL / 4,
     lockbeat_logging="verbose",
@@ -70,19 +69,16 @@ def _report(event: str, tick: dict[str, Any], task_id: str, **details: Any) -> N
     os.write(2, json.dumps({"event": event, "timestamp": at, **about, **details}).encode() + b"\n")
 
 
-def _add_task(name: str, job: Job) -> None:
-    @interval(job.every, app=app, name=name, bind=True)
-    def body(self: Any) -> None:
-        # That no two of them overlap is reported by the bodies themselves, not by their locks; time.monotonic() is the
-        # same clock for all processes of a host.
-        entered = time.monotonic()
-        time.sleep(job.takes)
-        tick = self.request.headers["lockbeat"]
-        _report("body_left", tick, self.request.id, entered=entered, left=time.monotonic())
+def _body(task: Any) -> None:
+    # That no two of them overlap is reported by the bodies themselves, not by their locks; time.monotonic() is the
+    # same clock for all processes of a host.
+    entered = time.monotonic()
+    time.sleep(JOBS[task.name].takes)
+    _report("body_left", task.request.headers["lockbeat"], task.request.id, entered=entered, left=time.monotonic())
 
 
 for _name, _job in JOBS.items():
-    _add_task(_name, _job)
+    interval(_job.every, app=app, name=_name, bind=True)(_body)
 
 
 def _fall_into_the_trap(headers: dict[str, Any], **_: Any) -> None:

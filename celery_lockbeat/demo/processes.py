@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,115 +24,80 @@ from kombu.utils.url import maybe_sanitize_url
 
 from celery_lockbeat.demo import JOBS, SETTINGS, TRAP
 
-__all__ = ["BEATS", "WORKERS", "Deployment", "FailedError", "Process"]
+__all__ = ["BEATS", "KILLED", "WORKERS", "Deployment", "FailedError", "Process"]
 
 BEATS: Final = tuple(f"beat-{number + 1}" for number in range(3))
 WORKERS: Final = tuple(f"worker-{number + 1}" for number in range(2))
 
+#: The event that this process adds to those of the others: a beat was killed.
+KILLED: Final = "beat_killed"
+
 
 class FailedError(Exception):
-    """Raised when the demo cannot go on; the text is for the user."""
+    """Raised when the demo cannot go on; the text is for the user, the status that of the demo."""
+
+    def __init__(self, text: str, status: int = 1) -> None:
+        super().__init__(text)
+        self.status = status
 
 
-class Process:
+class Process(subprocess.Popen[bytes]):
     """A process in a session of its own; it is ready when it has written ``ready`` into its log, where lines of JSON are events."""
 
-    def __init__(self, name: str, command: list[str], ready: str, log: Path, environment: dict[str, str]) -> None:
+    def __init__(self, name: str, command: list[str], log: Path, ready: str = "", **options: Any) -> None:
         self.name = name
         self.is_expected_to_end = False
         self._log = log
         self._ready = ready
-        self._read = 0
+        self._taken = 0
         with log.open("ab") as output:
-            self._popen = _spawn(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment)
-        self.pid = self._popen.pid
+            # a signal of the terminal is for the demo alone
+            super().__init__(command, stdout=output, stderr=output, start_new_session=True, **options)
 
     def is_ready(self) -> bool:
         """Whether it has said that it is."""
-        return self._ready in self._text()
-
-    def has_ended(self) -> bool:
-        """Whether it is no more."""
-        return self._popen.poll() is not None
-
-    def how_it_ended(self) -> str | None:
-        """Return its status or signal, if it has ended though nobody expects it to."""
-        status = self._popen.poll()
-        if status is None or self.is_expected_to_end:
-            return None
-        return f"status {status}" if status >= 0 else signal.Signals(-status).name
+        return self._ready in self._log.read_text(errors="replace")
 
     def last_words(self) -> str:
         """Return the end of its log."""
-        return "\n".join([f"  {line}" for line in self._text().splitlines() if not line.startswith("{")][-20:])
+        lines = self._log.read_text(errors="replace").splitlines()
+        return "Its last words:\n" + "\n".join([f"  {line}" for line in lines if not line.startswith("{")][-20:])
 
     def take_events(self) -> list[dict[str, Any]]:
         """Return the events since the last call."""
         with self._log.open("rb") as log:
-            log.seek(self._read)
+            log.seek(self._taken)
             lines, newline, _half_a_line = log.read().rpartition(b"\n")
-        self._read += len(lines + newline)
+        self._taken += len(lines + newline)
         return [{**json.loads(line), "by": self.name} for line in lines.split(b"\n") if line.startswith(b"{")]
 
-    def stop(self) -> None:
-        """Ask it to end."""
-        self.is_expected_to_end = True
-        self._popen.terminate()
-
-    def kill(self) -> None:
+    def end(self) -> None:
         """End it and its children, at once."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        self._popen.wait()
-
-    def _text(self) -> str:
-        return self._log.read_text(errors="replace")
-
-
-class _Guard:
-    """A shell that ends the processes and removes their directory if this process is killed: its stdin ends with us."""
-
-    SCRIPT: Final = 'while read -r id; do ids="$ids -$id"; done; kill -s KILL -- $ids; rm -rf -- "$1"'
-
-    def __init__(self, directory: Path) -> None:
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self._popen = _spawn(["/bin/sh", "-c", self.SCRIPT, "sh", str(directory)], **pipes)
-
-    def watch(self, process: Process) -> None:
-        """End this one and its session, too."""
-        assert self._popen.stdin is not None  # noqa: S101
-        self._popen.stdin.write(f"{process.pid}\n".encode())
-        self._popen.stdin.flush()
-
-    def dismiss(self) -> None:
-        """Do nothing any more: there is nothing left to guard."""
-        self._popen.kill()
-        self._popen.wait()
-
-
-def _spawn(command: list[str], **options: Any) -> subprocess.Popen[bytes]:
-    # a signal of the terminal is for the demo alone
-    return subprocess.Popen(command, start_new_session=True, **options)
+        self.wait()
 
 
 class Deployment:
     """The server, the beats and the workers of one demo."""
+
+    #: Ends the processes whose ids it reads, and removes their directory, if this process is killed: its stdin ends with us.
+    GUARD: Final = 'while read -r id; do ids="$ids -$id"; done; kill -s KILL -- $ids; rm -rf -- "$1"'
 
     def __init__(self, url: str | None, leftovers: contextlib.ExitStack) -> None:
         # the path of a socket is 104 characters long at most
         place = "/tmp" if len(tempfile.gettempdir()) > 70 else None  # noqa: S108
         directory = tempfile.TemporaryDirectory(prefix="lockbeat-demo-", dir=place, ignore_cleanup_errors=True)
         self._directory = Path(leftovers.enter_context(directory))
-        self._guard = _Guard(self._directory)
-        leftovers.callback(self._guard.dismiss)
+        guard = ["/bin/sh", "-c", self.GUARD, "sh", str(self._directory)]
+        self._guard = Process("guard", guard, Path(os.devnull), stdin=subprocess.PIPE, bufsize=0)
+        leftovers.callback(self._guard.end)
         self._leftovers = leftovers
-        self._processes: dict[str, Process] = {}
+        self._processes: list[Process] = []
         self._kills = 0  # so many beats are to die
         self._url = url
         #: No key of the demo begins otherwise, and no other key begins so.
         self._prefix = f"lockbeat-demo-{uuid.uuid4().hex}:"
-
-    # -- starting ------------------------------------------------------------------------------------------------------
 
     def start_server(self) -> None:
         """Start a Valkey, or see that the user's server answers."""
@@ -169,10 +135,12 @@ class Deployment:
             self._start(name, [*celery, *worker, "-n", f"{name}@demo", "-l", "INFO"], ready=f"{name}@demo ready.")
 
     def _start(self, name: str, command: list[str], ready: str) -> None:
-        process = Process(name, command, ready, self._directory / f"{name}.log", self._environment())
-        self._processes[name] = process
-        self._leftovers.callback(process.kill)
-        self._guard.watch(process)
+        log, environment = self._directory / f"{name}.log", self._environment()
+        process = Process(name, command, log, ready, stdin=subprocess.DEVNULL, env=environment)
+        self._processes.append(process)
+        self._leftovers.callback(process.end)
+        assert self._guard.stdin is not None  # noqa: S101
+        self._guard.stdin.write(f"{process.pid}\n".encode())
 
     def _environment(self) -> dict[str, str]:
         # Both celery and its command line (celery 5.7, bin/celery.py) take their broker from the environment, before
@@ -189,16 +157,10 @@ class Deployment:
         # a worker that is killed leaves its pool's files (billiard's pymp-*)
         return {**environment, "TMPDIR": str(self._directory), SETTINGS: json.dumps(settings)}
 
-    def is_ready(self) -> bool:
-        """Whether all have said that they are."""
-        return all(process.is_ready() for process in self._processes.values())
-
     def unready(self) -> str:
-        """Say who is not ready, and what it said instead."""
-        late = [process for process in self._processes.values() if not process.is_ready()]
-        return "\n".join(f"{process.name} is not ready. Its last words:\n{process.last_words()}" for process in late)
-
-    # -- while they run ------------------------------------------------------------------------------------------------
+        """Say who is not ready yet, and what it said instead."""
+        late = [process for process in self._processes if not process.is_ready()]
+        return "\n".join(f"{process.name} is not ready. {process.last_words()}" for process in late)
 
     def kill_a_beat_with_a_tick_in_its_hands(self) -> None:
         """Let the next beat that is about to publish die."""
@@ -208,37 +170,37 @@ class Deployment:
     def kill_a_beat(self) -> None:
         """Kill any of those that are left."""
         self._kills += 1
-        random.choice([beat for beat in self._of("beat") if not beat.has_ended()]).kill()  # noqa: S311
-
-    def take_killed(self) -> list[str]:
-        """Name the beats that were killed since the last call. Raises FailedError if another process has ended."""
-        killed = []
-        for name, process in self._processes.items():
-            if how := process.how_it_ended():
-                if not (how == "SIGKILL" and self._kills and name in BEATS):
-                    raise FailedError(f"{name} ended early, with {how}. Its last words:\n{process.last_words()}")
-                self._kills -= 1
-                process.is_expected_to_end = True
-                killed.append(name)
-        return killed
+        random.choice([beat for beat in self._of("beat") if beat.poll() is None]).end()  # noqa: S311
 
     def take_events(self) -> list[dict[str, Any]]:
         """Return the events since the last call; of a tick, its beat must not be heard before its worker."""
-        return [event for process in reversed(self._processes.values()) for event in process.take_events()]
+        # first, for the last events of who is dead are in its log by then
+        deaths = [
+            self._bury(each) for each in self._processes if each.poll() is not None and not each.is_expected_to_end
+        ]
+        return [*(event for process in reversed(self._processes) for event in process.take_events()), *deaths]
 
-    # -- ending --------------------------------------------------------------------------------------------------------
+    def _bury(self, process: Process) -> dict[str, Any]:
+        status = process.returncode
+        if status != -signal.SIGKILL or process.name not in BEATS or not self._kills:
+            how = f"status {status}" if status >= 0 else signal.Signals(-status).name
+            raise FailedError(f"{process.name} ended early, with {how}. {process.last_words()}")
+        self._kills -= 1
+        process.is_expected_to_end = True
+        return {"event": KILLED, "timestamp": datetime.now(timezone.utc).isoformat(), "by": process.name}
 
     def stop(self, kind: str) -> None:
         """Ask the beats or the workers to end."""
         for process in self._of(kind):
-            process.stop()
+            process.is_expected_to_end = True
+            process.terminate()
 
     def has_stopped(self, kind: str) -> bool:
         """Whether they have."""
-        return all(process.has_ended() for process in self._of(kind))
+        return all(process.poll() is not None for process in self._of(kind))
 
     def _of(self, kind: str) -> list[Process]:
-        return [process for name, process in self._processes.items() if name.startswith(kind)]
+        return [process for process in self._processes if process.name.startswith(kind)]
 
     def _delete_keys(self, client: redis.Redis) -> None:
         try:

@@ -23,6 +23,7 @@ import pytest
 from programs import Program
 from servers import Server, wait_until
 
+from celery_lockbeat.demo.processes import KILLED
 from celery_lockbeat.demo.tally import Tally
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -144,7 +145,9 @@ UNSEEN = {
 @pytest.mark.parametrize("unseen", [None, *UNSEEN])
 def test_what_it_has_not_seen_it_does_not_claim(unseen):
     tally = Tally()
-    tally.note_kills(["beat-1"] if unseen == "both kills" else ["beat-1", "beat-2"])
+    now = datetime.now(timezone.utc).isoformat()
+    killed = ["beat-1"] if unseen == "both kills" else ["beat-1", "beat-2"]
+    tally.count([{"event": KILLED, "timestamp": now, "by": beat} for beat in killed])
     if unseen != "every task":
         tally.count(events_of_a_tick("refresh_cache", 1, 0, 0.3))
     renewals, late = 0 if unseen == "renewals" else 8, 0 if unseen == "a takeover" else 2
