@@ -48,7 +48,7 @@ UPWARD = {
 #: Who may import what others have made. The rest of the package does not know them.
 OUTSIDE = {
     "redis": ["stores.redis", "contrib.redbeat", "demo"],  # RedBeat's keys are in Redis; the demo starts a server
-    "click": ["cli", "exceptions"],  # Click shows a ClickException in one line
+    "click": ["cli", "demo", "exceptions"],  # Click shows a ClickException in one line
     "redbeat": ["contrib.redbeat"],
     "django": ["contrib.django"],
     "django_celery_beat": ["contrib.django"],
