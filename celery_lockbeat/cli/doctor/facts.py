@@ -87,7 +87,7 @@ class MemberFacts:
     elsewhere: bool = False
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Facts:
     """All that is judged. ``entries`` are names of entries with their tasks', ``beats`` None where nobody could be asked.
 
@@ -125,23 +125,23 @@ def gather(app: Any) -> Facts:
     try:
         redact = redactor(app)
     except Exception as exc:  # noqa: BLE001  the settings are read now: whatever a user's module raises
-        return replace(facts, not_loaded=f"{type(exc).__name__}: {exc}")
+        facts.not_loaded = f"{type(exc).__name__}: {exc}"
+        return facts
     for add in (_add_tasks, _add_entries, _add_broker, _add_stores):
-        facts = add(app, facts, redact)
+        add(app, facts, redact)
     return facts
 
 
-def _add_tasks(app: Any, facts: Facts, redact: _Redact) -> Facts:
+def _add_tasks(app: Any, facts: Facts, redact: _Redact) -> None:
     try:
         app.loader.import_default_modules()
         app.finalize()
-        facts = replace(facts, tasks=tuple(_task_facts(app, *each) for each in lock_options_of(app)))
-        schedule = sorted(LockedScheduler(app).data.items())
-        return replace(facts, entries={name: entry.task for name, entry in schedule})
+        facts.tasks = tuple(_task_facts(app, *each) for each in lock_options_of(app))
+        facts.entries = {name: entry.task for name, entry in sorted(LockedScheduler(app).data.items())}
     except ConfigurationError as exc:
-        return replace(facts, wrong_settings=(redact(exc),))
+        facts.wrong_settings = (redact(exc),)
     except Exception as exc:  # noqa: BLE001  whatever a user's modules raise
-        return replace(facts, not_loaded=redact(f"{type(exc).__name__}: {exc}"))
+        facts.not_loaded = redact(f"{type(exc).__name__}: {exc}")
 
 
 def _task_facts(app: Any, name: str, lock: LockOptions | None) -> TaskFacts:
@@ -157,48 +157,48 @@ def _task_facts(app: Any, name: str, lock: LockOptions | None) -> TaskFacts:
     )
 
 
-def _add_entries(app: Any, facts: Facts, redact: _Redact) -> Facts:
-    facts = replace(facts, locked_beat=is_ours(app))
+def _add_entries(app: Any, facts: Facts, redact: _Redact) -> None:
+    facts.locked_beat = is_ours(app)
     if facts.wrong_settings or facts.not_loaded is not None:
-        return facts
+        return
     try:
         entries = entries_of(app)
-        facts = replace(facts, entries=entries.tasks, broken=entries.broken)
-        return replace(facts, locks=locks_of_tasks(app))
+        facts.entries, facts.broken = entries.tasks, entries.broken
+        facts.locks = locks_of_tasks(app)
     except Exception as exc:  # noqa: BLE001  whatever a library, or what it is kept in, says
-        return replace(facts, entries_trouble=redact(exc))
+        facts.entries_trouble = redact(exc)
 
 
-def _add_broker(app: Any, facts: Facts, _redact: _Redact) -> Facts:
+def _add_broker(app: Any, facts: Facts, _redact: _Redact) -> None:
     try:
         connection = app.connection_for_write()
         name = str(connection.transport_cls)
         given = (connection.transport_options or {}).get("visibility_timeout")
-        again = DELIVERS_AGAIN.get(name.lower()) if given is None else float(given)
+        facts.delivers_again = DELIVERS_AGAIN.get(name.lower()) if given is None else float(given)
+        facts.broker = name
     except Exception:  # noqa: BLE001  a transport's own
-        name, again = "its broker", None
-    return replace(facts, broker=name, delivers_again=again)
+        facts.broker = "its broker"
 
 
-def _add_stores(app: Any, facts: Facts, redact: _Redact) -> Facts:
+def _add_stores(app: Any, facts: Facts, redact: _Redact) -> None:
     try:
         used = stores_of_locks(app, [task.lock for task in facts.tasks if task.lock is not None])
         min_replicas = AppOptions.read(app.conf).redis_min_replicas
     except ConfigurationError as exc:
-        return replace(facts, wrong_settings=tuple(dict.fromkeys((*facts.wrong_settings, redact(exc)))))
-    stores = tuple(replace(_store_facts(app, each, redact), min_replicas=min_replicas) for each in used)
-    facts = replace(facts, stores=stores, home=home_of(app))
-    if stores[0].trouble is not None:  # the first is that of the beats
-        return facts
+        facts.wrong_settings = tuple(dict.fromkeys((*facts.wrong_settings, redact(exc))))
+        return
+    facts.stores = tuple(replace(_store_facts(app, each, redact), min_replicas=min_replicas) for each in used)
+    facts.home = home_of(app)
+    if facts.stores[0].trouble is not None:  # the first is that of the beats
+        return
     home = used[0].store
     try:
         schedulers = announced_schedulers(app, home)
-        facts = replace(facts, beats=_named_beats(app, home, schedulers))
-        members, newest = _members(app, home)
-        facts = replace(facts, members=tuple(members), newest=newest)
-        return replace(facts, plain_redbeat=plain_redbeat(app, schedulers))
+        facts.beats = _named_beats(app, home, schedulers)
+        facts.members, facts.newest = _members(app, home)
+        facts.plain_redbeat = plain_redbeat(app, schedulers)
     except (StoreUnavailable, ConfigurationError) as exc:
-        return replace(facts, beats_trouble=redact(exc))
+        facts.beats_trouble = redact(exc)
 
 
 def _store_facts(app: Any, used: UsedStore, redact: _Redact) -> StoreFacts:
@@ -244,26 +244,23 @@ def _named_beats(app: Any, store: Store, schedulers: list[str]) -> Beats:
     return replace(beats, replicas=renamed)
 
 
-def _members(app: Any, store: Store) -> tuple[list[MemberFacts], dict[str, str]]:
+def _members(app: Any, store: Store) -> tuple[tuple[MemberFacts, ...], dict[str, str]]:
     """Return who has announced itself, and the newest definition of each entry of which there are several."""
     name = name_of(app)
     announced = store.announcements.announced(name, "member")
     groups = groups_of(store, name, announced)
     definitions = {beat: group.definitions for group in groups.values() for beat in group.beats}
     locks = {each.name: fields_of(each) for each in store.announcements.announced(name, "tasks")}
-    members = []
-    for each in announced:
-        fields = fields_of(each)
-        members.append(
-            MemberFacts(
-                name=each.name,
-                kind=str(fields.get("kind")),
-                silent_for=each.silent_for,
-                home=str(fields.get("home")),
-                locks=locks.get(str(fields.get("tasks")), {}),
-                definitions=definitions.get(each.name, {}),
-            )
+    members = [
+        MemberFacts(
+            name=each.name,
+            kind=str(fields.get("kind")),
+            silent_for=each.silent_for,
+            locks=locks.get(str(fields.get("tasks")), {}),
+            definitions=definitions.get(each.name, {}),
         )
+        for each, fields in zip(announced, map(fields_of, announced), strict=True)
+    ]
     several = {
         (key, one.definitions[key])
         for one, other in permutations(groups.values(), 2)
@@ -271,7 +268,7 @@ def _members(app: Any, store: Store) -> tuple[list[MemberFacts], dict[str, str]]
     }
     first = definitions_of(store, name, [named(*pair) for pair in several]) if several else {}
     newest = dict(sorted(several, key=lambda pair: (first.get(named(*pair), 0.0), pair[1])))
-    return [*members, *_elsewhere(app, {each.name for each in announced})], newest
+    return (*members, *_elsewhere(app, {each.name for each in announced})), newest
 
 
 def _elsewhere(app: Any, known: AbstractSet[str]) -> list[MemberFacts]:

@@ -16,7 +16,7 @@ from celery_lockbeat.cli.doctor.kinds import KINDS, LEVELS, Finding
 from celery_lockbeat.membership.members import enumerate_some
 from celery_lockbeat.membership.startup import LONG_LEASE
 from celery_lockbeat.options import written
-from celery_lockbeat.stores.base import ALIVE, Beats, Replica
+from celery_lockbeat.stores.base import ALIVE, Beats
 from celery_lockbeat.stores.redis.store import ServerFacts
 
 __all__ = ["CLEANUP", "examine"]
@@ -67,22 +67,25 @@ def _app(facts: Facts) -> _Found:
 
 def _stores(facts: Facts) -> _Found:
     for store in facts.stores:
-        if store.trouble is not None:
-            away = {"database": "database-unreachable", "memory": "memory-unusable"}
-            kind = "store-refuses" if store.refuses else away.get(store.driver, "store-unreachable")
-            yield kind, store.name, store.trouble
-        on_one_host = store.driver == "memory" and facts.broker not in ("memory", "filesystem")
-        for kind, found, what in (
-            ("unencrypted", store.remote and not store.encrypted, "the connection is not encrypted"),
-            ("unverified", not store.verified, "the certificate of the server is not verified"),
-            ("no-password", store.remote and not store.password, "there is no password for the server"),
-            ("one-host", on_one_host, f"locks are kept on this host, messages with {facts.broker}"),
-        ):
-            if found:
-                yield kind, store.name, what
+        for kind, what in _store(facts, store):
+            yield kind, store.name, what
     falling = [task.name for task in facts.tasks if task.falls_back]
     if falling:
         yield "fallback", "lock_driver", f"it is 'auto' for {enumerate_some(falling)}"
+
+
+def _store(facts: Facts, store: StoreFacts) -> Iterator[tuple[str, str]]:
+    if store.trouble is not None:
+        away = {"database": "database-unreachable", "memory": "memory-unusable"}
+        yield "store-refuses" if store.refuses else away.get(store.driver, "store-unreachable"), store.trouble
+    if store.remote and not store.encrypted:
+        yield "unencrypted", "the connection is not encrypted"
+    if not store.verified:
+        yield "unverified", "the certificate of the server is not verified"
+    if store.remote and not store.password:
+        yield "no-password", "there is no password for the server"
+    if store.driver == "memory" and facts.broker not in ("memory", "filesystem"):
+        yield "one-host", f"locks are kept on this host, messages with {facts.broker}"
 
 
 # -- servers -----------------------------------------------------------------------------------------------------------
@@ -170,72 +173,43 @@ def _times(store: StoreFacts, server: ServerFacts) -> Iterator[tuple[str, str]]:
 
 def _tasks(facts: Facts) -> _Found:
     scheduled = set(facts.entries.values()) - {CLEANUP}
-    late = [task for task in facts.tasks if task.acks_late and (task.lock or task.name in scheduled)]
-    for kind, tasks, what in (
-        *_delivered_again(facts, late),
-        (
-            "acks-late",
-            [task for task in late if not task.survives_its_worker],
-            "acks_late without reject_on_worker_lost",
-        ),
-        (
-            "reject-without-acks-late",
-            [task for task in facts.tasks if task.lock and task.survives_its_worker and not task.acks_late],
-            "reject_on_worker_lost without acks_late",
-        ),
-        (
-            "acks-early",
-            [task for task in facts.tasks if task.lock and not task.acks_late and task.name in scheduled],
-            "in the schedule, without acks_late",
-        ),
-        (
-            "outlives-lease",
-            [task for task in facts.tasks if _may_outlive_its_lease(task)],
-            "lock_auto_extend is off, and no time limit ends a run before its lock_ttl",
-        ),
-        (
-            "long-lease",
-            [task for task in facts.tasks if task.lock and task.lock.ttl > LONG_LEASE],
-            "lock_ttl is more than an hour",
-        ),
-        (
-            "unlocked-task",
-            [task for task in facts.tasks if not task.lock and task.name in scheduled],
-            "in the schedule, without a lock",
-        ),
-    ):
-        if tasks:
-            yield kind, enumerate_some(task.name for task in tasks), what
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for task in facts.tasks:
+        for kind_and_what in _task(facts, task, task.name in scheduled):
+            found[kind_and_what].append(task.name)
+    for (kind, what), tasks in found.items():
+        yield kind, enumerate_some(tasks), what
 
 
-def _delivered_again(facts: Facts, late: list[TaskFacts]) -> Iterator[tuple[str, list[TaskFacts], str]]:
-    """Judge runs that are acknowledged late by when the broker delivers their messages again, if it does."""
-    again = facts.delivers_again
-    if not again:
-        return
-    locked = [task for task in late if task.lock]
-    when = f"{written(again)} s, after which {facts.broker} delivers again"
-    yield (
-        "visibility-timeout",
-        # without a limit a run may take for ever; of a lock's run that is the next finding
-        [task for task in late if (task.time_limit or (0 if task.lock else math.inf)) > again],
-        f"acks_late, and a run may take longer than {when}",
-    )
-    yield (
-        "unbounded-run",
-        [task for task in locked if task.time_limit is None],
-        f"acks_late, and no time limit ends a run before {when}",
-    )
-    yield (
-        "forgets-copies",
-        [task for task in locked if task.lock and task.lock.dedupe_ttl < again],
-        f"acks_late, and a run is remembered for less than {when}",
-    )
+def _task(facts: Facts, task: TaskFacts, scheduled: bool) -> Iterator[tuple[str, str]]:
+    lock, limit = task.lock, task.time_limit
+    if task.acks_late and (lock or scheduled):
+        if facts.delivers_again:
+            yield from _delivered_again(task, facts.delivers_again, facts.broker)
+        if not task.survives_its_worker:
+            yield "acks-late", "acks_late without reject_on_worker_lost"
+    if lock and not task.acks_late and task.survives_its_worker:
+        yield "reject-without-acks-late", "reject_on_worker_lost without acks_late"
+    if lock and not task.acks_late and scheduled:
+        yield "acks-early", "in the schedule, without acks_late"
+    if lock and not lock.auto_extend and not (limit and limit <= lock.ttl):
+        yield "outlives-lease", "lock_auto_extend is off, and no time limit ends a run before its lock_ttl"
+    if lock and lock.ttl > LONG_LEASE:
+        yield "long-lease", "lock_ttl is more than an hour"
+    if scheduled and not lock:
+        yield "unlocked-task", "in the schedule, without a lock"
 
 
-def _may_outlive_its_lease(task: TaskFacts) -> bool:
-    lock = task.lock
-    return lock is not None and not lock.auto_extend and not (task.time_limit and task.time_limit <= lock.ttl)
+def _delivered_again(task: TaskFacts, again: float, broker: str) -> Iterator[tuple[str, str]]:
+    """Judge a run that is acknowledged late by when the broker delivers its message again."""
+    when = f"{written(again)} s, after which {broker} delivers again"
+    # without a limit a run may take for ever; of a lock's run that is the next finding
+    if (task.time_limit or (0 if task.lock else math.inf)) > again:
+        yield "visibility-timeout", f"acks_late, and a run may take longer than {when}"
+    if task.lock and task.time_limit is None:
+        yield "unbounded-run", f"acks_late, and no time limit ends a run before {when}"
+    if task.lock and task.lock.dedupe_ttl < again:
+        yield "forgets-copies", f"acks_late, and a run is remembered for less than {when}"
 
 
 # -- beats and entries -------------------------------------------------------------------------------------------------
@@ -254,7 +228,8 @@ def _schedules(facts: Facts) -> _Found:
     """Judge who publishes the schedule, and whether all of them have the same."""
     if facts.beats is None:
         return
-    beats, own = _running(facts.beats), _listed(facts.entries)
+    beats = [beat for beat in facts.beats.replicas if beat.silent_for < ALIVE]
+    own = _listed(facts.entries)
     if own and not beats:
         if facts.locked_beat:
             yield "no-beat", f"app {facts.app!r}", _last_heard(facts.beats)
@@ -264,7 +239,7 @@ def _schedules(facts: Facts) -> _Found:
         yield "plain-redbeat", "RedBeat's Redis", facts.plain_redbeat
     lists = {f"beat {beat.name}": _listed(beat.entries) for beat in beats if beat.complete} | {"this app": own}
     pairs = list(combinations([who for who, names in lists.items() if names], 2))
-    for kind, differ in (("shared-app", set.isdisjoint), ("lists-differ", _neither_has_all)):
+    for kind, differ in (("shared-app", set.isdisjoint), ("lists-differ", lambda one, two: one - two and two - one)):
         pair = next(((one, two) for one, two in pairs if differ(lists[one], lists[two])), None)
         if pair is not None:
             ways = (pair, pair[::-1])
@@ -273,25 +248,17 @@ def _schedules(facts: Facts) -> _Found:
             return
 
 
-def _running(beats: Beats) -> list[Replica]:
-    return [beat for beat in beats.replicas if beat.silent_for < ALIVE]
-
-
 def _last_heard(beats: Beats) -> str:
-    silent = [beat for beat in beats.replicas if math.isfinite(beat.silent_for)]
+    silent = [(beat.silent_for, beat.name) for beat in beats.replicas if math.isfinite(beat.silent_for)]
     if not silent:
         return "beat_scheduler is ours, and no beat is running"
-    last = min(silent, key=lambda beat: beat.silent_for)
-    return f"beat_scheduler is ours, and the last beat, {last.name}, was heard of {last.silent_for:.0f} s ago"
+    silence, name = min(silent)
+    return f"beat_scheduler is ours, and the last beat, {name}, was heard of {silence:.0f} s ago"
 
 
 def _listed(keys: Iterable[str]) -> set[str]:
     """Return the names of entries, without what a scheduler has added to make them keys."""
     return {re.sub(r"@[0-9a-f.]+$", "", key) for key in keys} - {CLEANUP}
-
-
-def _neither_has_all(one: set[str], two: set[str]) -> bool:
-    return not (one <= two or two <= one)
 
 
 # -- members -----------------------------------------------------------------------------------------------------------
@@ -307,9 +274,8 @@ def _members(facts: Facts) -> _Found:
     locks = {f"{member.kind} {member.name}": member.locks for member in living} | {"this app": facts.locks}
     for task in sorted({task for each in locks.values() for task in each}):
         holders: dict[str, list[str]] = defaultdict(list)
-        for who, each in locks.items():
-            if task in each:
-                holders[each[task]].append(who)
+        for who in (who for who, each in locks.items() if task in each):
+            holders[locks[who][task]].append(who)
         if len(holders) > 1:
             what = "; ".join(f"{lock} for {enumerate_some(who)}" for lock, who in sorted(holders.items()))
             yield "locks-differ", f"task {task}", what
