@@ -238,11 +238,11 @@ def test_what_was_kept_of_another_lease_counts_for_nothing(held, childs_page, cl
 def test_a_loss_is_on_the_page_before_it_is_told(held, driver, childs_page, monkeypatch):
     noted = []
     monkeypatch.setattr(
-        OwnLease, "tell_loss", lambda *_: noted.append([hold.token for hold in childs_page.held().values()])
+        OwnLease, "report_loss", lambda *_: noted.append([hold.token for hold in childs_page.held().values()])
     )
     held._own.lose("so says the test")
     monkeypatch.undo()
-    held._own._loss_is_told = True
+    held._own._loss_is_reported = True
     # the memory store needs no parent to free what is left
     assert noted == ([[0]] if driver == "redis" else [[]])
 

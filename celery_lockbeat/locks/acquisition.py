@@ -1,7 +1,7 @@
 """Asking a store for a key, from the first question until the store has nothing of ours any more.
 
 Promises: what the store may have of ours is never forgotten: from before it is asked until it is known to have nothing, a pool's
-parent knows of it (``child.py``); what the store could not be told at once it is told later, by the renewing thread, for as long
+parent knows of it (``child.py``); what the store could not be asked at once it is asked later, by the renewing thread, for as long
 as it matters. So a key that we have without having heard so is freed, too.
 """
 
@@ -73,12 +73,12 @@ class Acquisition:
         if note is not None:
             note.forget()
 
-    def tell_later(self, tell: Callable[[Store], object], *, until: float) -> None:
-        """Have the store told what ends it, once it answers, unless that is after ``until``."""
+    def ask_later(self, ask: Callable[[Store], object], *, until: float) -> None:
+        """Have the store asked to end it, once it answers, unless that is after ``until``."""
         note, self.note = self.note, None
         if note is not None:
             note.unrenewed()
-            self.renewer.errand(tell, until=until, then=note.forget)
+            self.renewer.errand(ask, until=until, then=note.forget)
 
     def abandon(self) -> None:
         """Have freed whatever the store may have of ours."""
@@ -87,7 +87,7 @@ class Acquisition:
         self.abandoned = True
         key, holder = self._key, self._story.execution_id
         until = monotonic() + self._options.ttl
-        self.tell_later(lambda store: store.locks.free(key, holder=holder), until=until)
+        self.ask_later(lambda store: store.locks.free(key, holder=holder), until=until)
 
     def _ask_or_fall_back(self) -> OwnLease | Held | Finished:
         try:

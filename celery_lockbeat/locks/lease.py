@@ -6,7 +6,7 @@ the margin covers two clocks that do not run at quite the same rate. After that 
 known: when you cannot know whether you still hold it, you do not. In a pool's child, ``t`` may be its parent's, who asks in the
 child's place while the GIL is held there (``keeping.py``).
 
-The renewer (``renewal.py``) says what becomes of it. No observer runs on the renewer's time: events of its own are told later.
+The renewer (``renewal.py``) says what becomes of it. No observer runs on the renewer's time: its events are delivered later.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class OwnLease:
     _ran_out = False
     #: whether the last attempt to extend it failed
     _failing = False
-    #: whether the loss is told, or will be
-    _loss_is_told = False
+    #: whether the loss has been reported
+    _loss_is_reported = False
 
     def __init__(self, lease: Lease, started: float, options: LockOptions, story: Story, note: Note, pid: int) -> None:
         self.lease: Final = lease
@@ -150,7 +150,7 @@ class OwnLease:
             self.state = "lost"
             self.next_action = None
             self._note.unrenewed()  # before it is told
-        self.tell_loss(why)
+        self.report_loss(why)
         if self.abort is not None:
             self.abort.fire()
 
@@ -170,21 +170,21 @@ class OwnLease:
         with self._mutex:
             self.state, self.next_action = "released", None
 
-    def tell_loss(self, why: str) -> None:
-        """Have it told that this is lost."""
+    def report_loss(self, why: str) -> None:
+        """Have the events of the loss delivered."""
         self.state = "lost"
         try:
             if self.auto_extend and not self._failing:
                 self._story.later("lock_extend_failed", error_name=LockLost.__name__, error_message=why)
             self._story.later("lock_expired_before_finish", error_name=LockLost.__name__, error_message=why)
         finally:
-            self._loss_is_told = True
+            self._loss_is_reported = True
 
-    def wait_until_loss_is_told(self) -> None:
-        """See that the loss is told before the end of the run; bounded, as observers are not."""
+    def wait_until_loss_is_reported(self) -> None:
+        """See that the events of the loss come before those of the end of the run; bounded, as observers are not."""
         # the renewer may have lost it this very moment; by turns, for under gevent it shares no Event with this thread
         for _ in range(1000):
-            if self._loss_is_told:
+            if self._loss_is_reported:
                 break
             time.sleep(0.001)
         self._story.flush()

@@ -2,7 +2,7 @@
 
 Promises: of a key that we have, or may have without having heard so, nothing is left behind, whatever strikes in between:
 what cannot be released is freed, and where the store does not answer, its lease runs out. What becomes of a lease while
-it is held is told in ``lease.py``.
+it is held is in ``lease.py``.
 
 Not promised: that a body stops when its lock is lost, but with ``on_lost="abort"``. It can ask (``check``), and it can
 guard its writes with ``token``.
@@ -232,7 +232,7 @@ class Lock:
             return False  # but what has struck a release before it came to its end lets it be begun again
         self._acquisition.renewer.discard(own)
         if not own.end():
-            own.wait_until_loss_is_told()
+            own.wait_until_loss_is_reported()
             # a server that hung may yet carry out an extension, and keep the key for a whole ttl
             self.abandon()
             return False
@@ -252,13 +252,13 @@ class Lock:
             # the latter: what was right when the lock was acquired is wrong now
             text = "lock %r ends by its ttl of %s s, unless the store comes back before, for its release failed: %s"
             logger.warning(text, self.key, written(self.ttl), exc)
-            self._acquisition.tell_later(release, until=own.until())
+            self._acquisition.ask_later(release, until=own.until())
             return True
         self._acquisition.settle()
         if released:
             self._story.emit("lock_released")
         else:
-            own.tell_loss("the store says at the release that the lock is not ours")
+            own.report_loss("the store says at the release that the lock is not ours")
             self._story.flush()
         return released
 

@@ -2,7 +2,7 @@
 
 Promises: a lease is extended every ``extends_every`` seconds for as long as it is held; all that are due go into one round
 trip; a round that failed is tried again while the leases last. The thread ends for nothing that is raised in it, and no
-observer runs on its time (see ``observers.py``). What a store that did not answer has still to be told of locks that are
+observer runs on its time (see ``observers.py``). What a store that did not answer has still to be asked of locks that are
 over (errands) goes the same way. A pool child whose parent is dead renews nothing more.
 
 Not promised: that a lock which nobody references any more is kept; it is dropped, and its lease runs out.
@@ -75,12 +75,12 @@ class Renewable(Protocol):
 
 
 class _Errand:
-    """What is still to be told to the store, until it has been, or until ``until``."""
+    """What a store is still to be asked, until it has answered, or until ``until``."""
 
     def __init__(
-        self, store: Store, tell: Callable[[Store], object], then: Callable[[], None], at: float, until: float
+        self, store: Store, ask: Callable[[Store], object], then: Callable[[], None], at: float, until: float
     ) -> None:
-        self.store, self.tell, self.then, self.at, self.until = store, tell, then, at, until
+        self.store, self.ask, self.then, self.at, self.until = store, ask, then, at, until
 
 
 class Renewer:
@@ -116,12 +116,12 @@ class Renewer:
             if action is not None:
                 self._wake_by(action)
 
-    def errand(self, tell: Callable[[Store], object], *, until: float, then: Callable[[], None]) -> None:
-        """Call ``tell`` with the store, now and as long as it raises StoreUnavailable, until ``until``; in the end, ``then``."""
+    def errand(self, ask: Callable[[Store], object], *, until: float, then: Callable[[], None]) -> None:
+        """Call ``ask`` with the store, now and as long as it raises StoreUnavailable, until ``until``; in the end, ``then``."""
         now = self._clock()
         store = self._home()
         assert store is not None  # whoever asks has it  # noqa: S101
-        errand = _Errand(store, tell, then, now, until)
+        errand = _Errand(store, ask, then, now, until)
         with self._mutex:
             self._errands.append(errand)
             try:
@@ -209,7 +209,7 @@ class Renewer:
         return True
 
     def _wait_for_due(self) -> tuple[list[Renewable], _Errand | None] | None:
-        """Sleep until a lock has something to do, or the store is to be told something; return what it is.
+        """Sleep until a lock has something to do, or the store is to be asked something; return what it is.
 
         None: nothing is held any more, and nobody is there to hold anything; this thread is to end.
         """
@@ -218,13 +218,13 @@ class Renewer:
                 planned = [(lock, lock.next_action) for lock in self._locks]
                 actions = [action for _, action in planned if action is not None]
                 now = self._clock()
-                told = next((errand for errand in self._errands if errand.at <= now), None)
-                if told is not None or any(action <= now for action in actions):
+                errand = next((each for each in self._errands if each.at <= now), None)
+                if errand is not None or any(action <= now for action in actions):
                     # whoever is due soon comes along: one round trip for all
                     due = [lock for lock, action in planned if action is not None and action <= now + lock.ttl / 20]
-                    return due, told
+                    return due, errand
                 del planned  # a reference from here would keep a dropped lock alive
-                actions += [errand.at for errand in self._errands]
+                actions += [each.at for each in self._errands]
                 if not self._locks and not self._errands and self._may_end():
                     self._running = False
                     return None
@@ -240,7 +240,7 @@ class Renewer:
 
     def _run_errand(self, errand: _Errand) -> None:
         try:
-            errand.tell(self._twin or errand.store)
+            errand.ask(self._twin or errand.store)
         except (StoreUnavailable, ConfigurationError):
             errand.at = self._clock() + RETRY_EVERY
             if errand.at < errand.until:

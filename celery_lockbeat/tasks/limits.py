@@ -7,7 +7,7 @@ that, a success that Celery counts as failed. A log handler that it strikes has 
 Promises: while a run is :func:`ending` here, no soft time limit strikes; where the run is that of a message, none strikes until
 Celery has done with that message; else it strikes as soon as that run is over, for it is that of a body around it.
 
-Not promised: the same for what else may raise anything anywhere, such as a signal handler of a user's (see ``task.py``).
+Not promised: the same for what else may raise anything anywhere, such as a signal handler of a user's (see ``run.py``).
 """
 
 from __future__ import annotations
