@@ -63,6 +63,7 @@ class Claimer:
         self._agenda = agenda
         self._planner = planner
         self._clocks = clocks
+        self._clock = clocks.now
         self._replica = replica
         self._ledger = ledger
         self._ttl = ttl
@@ -75,11 +76,11 @@ class Claimer:
 
         Raises StoreUnavailable, and later from :meth:`check` where it is only others' ticks that could not be asked for.
         """
-        read = self._clocks.now()
+        read = self._clock()
         items = list(islice(iter(self._agenda.due, None), limit)) if read >= self._next_batch else []
         try:
             due = self._due(items)
-            asked = self._clocks.now()
+            asked = self._clock()
             if due:
                 self._next_batch = asked + self._scheduler.gather if len(items) < limit else 0.0
             elif asked < self._next_poll:
@@ -110,7 +111,7 @@ class Claimer:
 
     def until_next(self) -> float:
         """Seconds until there is something to claim, or it is time to ask what others have left."""
-        until_due, now = self._agenda.until_next(), self._clocks.now()
+        until_due, now = self._agenda.until_next(), self._clock()
         until_poll = self._next_poll - now
         return until_poll if until_due is None else min(max(until_due, self._next_batch - now), until_poll)
 
@@ -121,12 +122,12 @@ class Claimer:
         due: list[Item] = []
         for item in self._unchanged(items):
             if self._leaves(item.key):
-                self._agenda.plan(item, self._clocks.now() + LEFT_FOR)
+                self._agenda.plan(item, self._clock() + LEFT_FOR)
                 continue
-            late = self._clocks.now() - item.when
+            late = self._clock() - item.when
             is_due, item.delay = (True, 0.0) if isinstance(item.schedule, Timeout) else self._planner.is_due(item.entry)
             if not is_due:
-                self._agenda.plan(item, self._clocks.now() + item.delay)
+                self._agenda.plan(item, self._clock() + item.delay)
                 continue
             now = item.entry.default_now()
             run = item.entry.total_run_count + 1
@@ -162,7 +163,7 @@ class Claimer:
         until = min(self._ttl, ALIVE) / 4
         if answer.next_overdue is not None:
             until = min(until, answer.next_overdue)
-        self._next_poll = self._clocks.now() + until
+        self._next_poll = self._clock() + until
         return answer
 
     def _granted(self, item: Item, asked: float, read: float) -> Tick:
@@ -186,7 +187,7 @@ class Claimer:
         if item.key not in self._agenda:
             return
         if backlog:
-            self._agenda.plan(item, self._clocks.now() + self._ttl / 4)
+            self._agenda.plan(item, self._clock() + self._ttl / 4)
         else:
             self._planner.plan(item)
 
@@ -196,7 +197,7 @@ class Claimer:
         left = self._left_to_us(answer.overdue, limit)
         if not left:
             return []
-        self._next_poll = asked = self._clocks.now()  # there may be more
+        self._next_poll = asked = self._clock()  # there may be more
         ids = [each.task_id for each, _ in left]
         self._ledger.ask(ids)
         try:

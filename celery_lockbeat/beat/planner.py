@@ -34,12 +34,13 @@ class Planner:
         self._scheduler = scheduler
         self._agenda = agenda
         self._clocks = clocks
+        self._clock = clocks.now
         self._complaints = complaints
         self.cold_start = 0.0
 
     def plan(self, item: Item) -> None:
         """Plan an entry by its schedule and its last run."""
-        now = self._clocks.now()
+        now = self._clock()
         if isinstance(item.schedule, Timeout):
             if not item.entry.total_run_count:
                 self._agenda.plan(item, self.cold_start + item.schedule.seconds)

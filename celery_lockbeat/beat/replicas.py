@@ -55,6 +55,7 @@ class Replica:
         self._agenda = agenda
         self._planner = planner
         self._clocks = clocks
+        self._clock = clocks.now
         #: the name of this process among the beats, once it has joined
         self.name = ""
         #: whether the store knows this replica and what it lists
@@ -68,12 +69,12 @@ class Replica:
     def join(self, store: BeatStore) -> None:
         """Become one of the replicas, or be one again. Raises StoreUnavailable."""
         name = self.name or f"{socket.gethostname()}-{os.getpid()}-{uuid()[:8]}"
-        asked = self._clocks.now()
+        asked = self._clock()
         earlier = None if self._joined is None else self._joined.cold_start
         joined = store.join(self.app, name, cold_start=earlier)
         self._clocks.compare(joined.server_time, asked)
         self._joined = joined
-        self._planner.cold_start = self._clocks.now() - (joined.server_time - joined.cold_start)
+        self._planner.cold_start = self._clock() - (joined.server_time - joined.cold_start)
         self.name, self.known = name, True
         self._listed_at = None
         self._unlisted = {item.key: item for item in self._agenda}
@@ -93,7 +94,7 @@ class Replica:
 
     def until_look(self) -> float:
         """Seconds until it is time to look for changed entries."""
-        return self._next_look - self._clocks.now()
+        return self._next_look - self._clock()
 
     def look_soon(self) -> None:
         """Look for changed entries in the next round."""
@@ -101,7 +102,7 @@ class Replica:
 
     def look_for_changes(self) -> None:
         """Find the entries that were added, changed or removed since the last look, if it is time to. Raises StoreUnavailable."""
-        started = self._clocks.now()
+        started = self._clock()
         if started < self._next_look:
             return
         self._scheduler.refresh_schedule()
@@ -117,13 +118,13 @@ class Replica:
             self._removed.append(key)
         for key in [key for key in self._unlisted if key not in entries]:
             del self._unlisted[key]
-        pause = max(LOOK_EVERY, 100 * (self._clocks.now() - started))
-        self._next_look = self._clocks.now() + min(pause, float(self._scheduler.max_interval))
+        pause = max(LOOK_EVERY, 100 * (self._clock() - started))
+        self._next_look = self._clock() + min(pause, float(self._scheduler.max_interval))
 
     def list_entries(self, store: BeatStore) -> None:
         """List some of the entries that are new here, and take over what the store knows of them. Raises StoreUnavailable."""
         items = list(islice(self._unlisted.values(), LIST_AT_ONCE))
-        keep = self._listed_at is None or self._clocks.now() - self._listed_at > KEEP_EVERY
+        keep = self._listed_at is None or self._clock() - self._listed_at > KEEP_EVERY
         if not (items or self._removed or keep):
             return
         complete = len(items) == len(self._unlisted)
@@ -141,7 +142,7 @@ class Replica:
             self._agenda.add(item)
             self._planner.plan(item)
         if complete:
-            self._listed_at = self._clocks.now()
+            self._listed_at = self._clock()
 
     def leave(self, store: BeatStore) -> None:
         """Be none of the replicas any more. Raises StoreUnavailable."""

@@ -334,7 +334,7 @@ MUTANTS = [
         "a claim is fresh from its answer on",
         "beat/claims.py",
         "claim.task_id, claim.details, asked, sure_until)",
-        "claim.task_id, claim.details, self._clocks.now(), sure_until)",
+        "claim.task_id, claim.details, self._clock(), sure_until)",
         (REPLICAS + "test_a_replica_that_was_frozen_for_longer_than_its_claims_last_publishes_none_of_them",),
     ),
     Mutant(
