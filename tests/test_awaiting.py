@@ -13,10 +13,11 @@ import celery
 import pytest
 from celery import Task, states
 from celery.app.trace import build_tracer
+from held import is_free
 from pydantic import BaseModel
 from servers import wait_until
 
-from celery_lockbeat import ConfigurationError, Lock, LockedTask, LockLost, LockNotAcquired, TaskSkipped, current_lock
+from celery_lockbeat import ConfigurationError, Lock, LockedTask, LockLost, TaskSkipped, current_lock
 from celery_lockbeat.tasks.awaiting import refuse_what_nothing_awaits
 
 
@@ -33,14 +34,6 @@ class Runs(Task):
 
 class RunsLocked(Runs, LockedTask):
     abstract = True
-
-
-def is_free(app, key) -> bool:
-    try:
-        with Lock(key, app=app, logging=False):
-            return True
-    except LockNotAcquired:
-        return False
 
 
 def test_whoever_awaits_a_task_holds_its_lock_until_the_coroutine_has_ended(app):

@@ -8,10 +8,11 @@ import threading
 import time
 
 import pytest
+from held import is_free
 from proxy import Proxy
 from servers import wait_until
 
-from celery_lockbeat import Lock, LockedTask, LockNotAcquired, StoreUnavailable
+from celery_lockbeat import Lock, LockedTask, StoreUnavailable
 from celery_lockbeat.stores import stores_of
 
 PATIENCE = {"lockbeat_redis_options": {"socket_timeout": 0.2, "socket_connect_timeout": 0.2}}
@@ -32,14 +33,6 @@ def app(make_app, proxy):
 def direct(make_app, spare_server):
     """The same store on another way."""
     return make_app(lockbeat_redis_url=spare_server.url, lockbeat_driver="redis")
-
-
-def is_free(app, key) -> bool:
-    try:
-        with Lock(key, app=app, logging=False):
-            return True
-    except LockNotAcquired:
-        return False
 
 
 def events(caplog) -> list[str]:

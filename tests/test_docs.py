@@ -90,17 +90,18 @@ def assert_each_in_its_second(sent):
     assert sent[-1] - sent[0] > 0.9 * (len(sent) - 1)
 
 
-def test_what_redbeat_has_begun_several_of_our_beats_go_on_with(run_page, server):
-    before = run_page("migrate-from-redbeat", "Before")["app"]
+def go_on_with_ours(run_page, server, page, alter=lambda _plain: None):
+    """Let the scheduler that a page begins with send two ticks, and two of ours three more; return the messages' headers."""
+    before = run_page(page, "Before")["app"]
     sent = []
     with server.client() as client:
         tick = partial(tick_and_count, client, sent)
 
         plain = Service(before, scheduler_cls=before.conf.beat_scheduler).scheduler
-        plain.lock_key = None  # it is taken by a signal of a beat that is a process
+        alter(plain)
         wait_until(lambda: len(tick(plain)) == 2)
         plain.close()
-        after = run_page("migrate-from-redbeat", "After")["app"]
+        after = run_page(page, "After")["app"]
         ours = [Service(after, scheduler_cls=after.conf.beat_scheduler).scheduler for _ in range(2)]
         wait_until(lambda: len(tick(*ours)) == 5)
         for scheduler in ours:
@@ -109,6 +110,12 @@ def test_what_redbeat_has_begun_several_of_our_beats_go_on_with(run_page, server
         headers = [json.loads(message)["headers"] for message in client.lrange("celery", 0, -1)]
     runs = Counter(each["lockbeat"]["run"] for each in headers if "lockbeat" in each)
     assert runs == {3: 1, 4: 1, 5: 1}
+    return headers
+
+
+def test_what_redbeat_has_begun_several_of_our_beats_go_on_with(run_page, server):
+    # its lock is taken by a signal of a beat that is a process
+    go_on_with_ours(run_page, server, "migrate-from-redbeat", lambda plain: setattr(plain, "lock_key", None))
 
 
 @pytest.fixture
@@ -126,23 +133,7 @@ def django_project(tmp_path):
 def test_what_django_celery_beat_has_begun_several_of_our_beats_go_on_with(run_page, server, django_project):
     from django_celery_beat.models import PeriodicTask
 
-    before = run_page("migrate-from-django-celery-beat", "Before")["app"]
-    sent = []
-    with server.client() as client:
-        tick = partial(tick_and_count, client, sent)
-
-        plain = Service(before, scheduler_cls=before.conf.beat_scheduler).scheduler
-        wait_until(lambda: len(tick(plain)) == 2)
-        plain.close()
-        after = run_page("migrate-from-django-celery-beat", "After")["app"]
-        ours = [Service(after, scheduler_cls=after.conf.beat_scheduler).scheduler for _ in range(2)]
-        wait_until(lambda: len(tick(*ours)) == 5)
-        for scheduler in ours:
-            scheduler.close()
-        assert_each_in_its_second(sent)
-        headers = [json.loads(message)["headers"] for message in client.lrange("celery", 0, -1)]
-    runs = Counter(each["lockbeat"]["run"] for each in headers if "lockbeat" in each)
-    assert runs == {3: 1, 4: 1, 5: 1}
+    headers = go_on_with_ours(run_page, server, "migrate-from-django-celery-beat")
     assert {each["periodic_task_name"] for each in headers} == {"sync-7"}
     assert PeriodicTask.objects.get(name="sync-7").total_run_count == 5
 

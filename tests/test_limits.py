@@ -15,20 +15,13 @@ from billiard.pool import soft_timeout_sighandler
 from celery.app.trace import build_tracer
 from celery.exceptions import Ignore
 from celery.utils import uuid
+from held import is_free
 from servers import wait_until
 
-from celery_lockbeat import Lock, LockedTask, LockNotAcquired, signals
+from celery_lockbeat import Lock, LockedTask, signals
 from celery_lockbeat.tasks import limits
 
 OF_A_RUN = ("task_started", "task_succeeded", "task_failed", "task_retried", "task_skipped", "task_finished")
-
-
-def is_free(app, key) -> bool:
-    try:
-        with Lock(key, app=app, logging=False):
-            return True
-    except LockNotAcquired:
-        return False
 
 
 def becomes_free(app, key) -> None:

@@ -11,6 +11,7 @@ import pytest
 from celery import _state, shared_task, states
 from celery.app.trace import build_tracer
 from celery.exceptions import Ignore, Reject, Retry, TaskRevokedError
+from held import is_free
 from pydantic import BaseModel
 
 import celery_lockbeat
@@ -27,14 +28,6 @@ def events(caplog):
 
 def names(events) -> list[str]:
     return [event["event"] for event in events()]
-
-
-def is_free(app, key) -> bool:
-    try:
-        with Lock(key, app=app, logging=False):
-            return True
-    except LockNotAcquired:
-        return False
 
 
 # -- how tasks are made and called -------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import signal
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
@@ -202,6 +203,37 @@ class Beats:
         for beat in self.running:
             wait_until(lambda beat=beat: beat.process.poll() is not None, 20, f"it ends: {beat.log()[-3000:]}")
             assert beat.process.returncode == 0, beat.log()[-3000:]
+
+
+def change_while_beats_die(beats: Beats, change: Callable[[], object], chance: random.Random) -> None:
+    """Let three beats be killed and frozen while the user changes entries, for twenty seconds and until there were some."""
+    for _ in range(3):
+        beats.start()
+    wait_until(lambda: len(beats.awake()) == 3, 60, "three beats have joined")
+    end = time.monotonic() + 20
+    while time.monotonic() < end or min(beats.kills, beats.freezes) < 3:
+        # the moments are what is random here: there is nothing to wait for
+        time.sleep(chance.uniform(0.02, 0.3))
+        change()
+        if chance.random() < 0.25:
+            beats.do_something()
+
+
+def assert_each_has_run_as_it_should(
+    user: User, beats: Beats, steady: Iterable[Life], arrivals: Mapping[int, list[Arrival]]
+) -> None:
+    for life in user.lives:
+        assert_nothing_is_doubled(life, arrivals[life.number])
+        assert_nothing_runs_after_its_end(life, arrivals[life.number])
+        assert_nothing_is_lost(life, arrivals[life.number])
+    for life in steady:
+        assert_is_on_time(arrivals[life.number])
+    print(
+        f"{beats.kills} kills, {beats.freezes} freezes, {len(user.lives)} lives, {sum(map(len, arrivals.values()))} messages"
+    )
+    assert beats.kills >= 3
+    assert beats.freezes >= 3
+    assert len([life for life in user.lives if life.deleted]) >= 10
 
 
 def assert_nothing_is_doubled(life: Life, arrivals: list[Arrival]) -> None:

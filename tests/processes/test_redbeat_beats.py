@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -16,10 +15,8 @@ from entries import (
     Life,
     Reader,
     User,
-    assert_is_on_time,
-    assert_nothing_is_doubled,
-    assert_nothing_is_lost,
-    assert_nothing_runs_after_its_end,
+    assert_each_has_run_as_it_should,
+    change_while_beats_die,
 )
 from fleet import Fleet
 from redbeat import RedBeatSchedulerEntry
@@ -82,32 +79,10 @@ def test_entries_change_while_beats_die_and_nothing_is_lost_doubled_or_run_after
     beats = Beats(fleet, chance, "celery_lockbeat.contrib.redbeat:LockedRedBeatScheduler")
     steady = [user.create(f"steady-{n}", 1.0) for n in range(5)]
     names = [f"entry-{n}" for n in range(8)]
-    for _ in range(3):
-        beats.start()
-    wait_until(lambda: len(beats.awake()) == 3, 60, "three beats have joined")
-    end = time.monotonic() + 20
-    while time.monotonic() < end or min(beats.kills, beats.freezes) < 3:
-        # the moments are what is random here: there is nothing to wait for
-        time.sleep(chance.uniform(0.02, 0.3))
-        user.do_something(names, [0.7, 1.0, 1.5])
-        if chance.random() < 0.25:
-            beats.do_something()
+    change_while_beats_die(beats, lambda: user.do_something(names, [0.7, 1.0, 1.5]), chance)
     _wait_until_all_is_settled(fleet, locks)
     beats.stop()
-
-    arrivals = reader.arrivals()
-    for life in user.lives:
-        assert_nothing_is_doubled(life, arrivals[life.number])
-        assert_nothing_runs_after_its_end(life, arrivals[life.number])
-        assert_nothing_is_lost(life, arrivals[life.number])
-    for life in steady:
-        assert_is_on_time(arrivals[life.number])
-    print(
-        f"{beats.kills} kills, {beats.freezes} freezes, {len(user.lives)} lives, {sum(map(len, arrivals.values()))} messages"
-    )
-    assert beats.kills >= 3
-    assert beats.freezes >= 3
-    assert len([life for life in user.lives if life.deleted]) >= 10
+    assert_each_has_run_as_it_should(user, beats, steady, reader.arrivals())
 
 
 def _wait_until_all_is_settled(fleet: Fleet, locks: Server) -> None:
