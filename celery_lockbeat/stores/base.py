@@ -1,6 +1,7 @@
 """What a store promises: a store of locks, one of the beats, and one of announcements, which share a client.
 
-Promises, each a test in ``tests/stores/test_contract.py`` and ``test_beat_contract.py``, on every store:
+Promises, each a test in ``test_contract.py``, ``test_beat_contract.py`` or ``test_announcement_contract.py`` of ``tests/stores``, on
+every store:
 
 - each operation is atomic, and at most one lease per key is live at any moment of the store's own clock;
 - tokens only grow per key: after expiry, after a release, and after the store has forgotten the key;
@@ -64,26 +65,25 @@ ALIVE: Final = 10.0
 #: bound, each broker outage and each entry that cannot be sent would pile them up.
 BACKLOG: Final = 8
 
-#: As many claims that nobody has settled in time are told at once.
+#: As many claims that nobody has settled in time are returned at once.
 OVERDUE_AT_ONCE: Final = 100
 
-#: What members of an app announce to each other: that they are there, what their tasks and entries are, all of them in one
-#: text, each definition of an entry, for when it was first heard of, to those after them, how they knew an entry, and, where
-#: those with other settings look, their store.
+#: The kinds of announcements: that a member is there; the locks of its tasks; all its entries, in one text; each definition of an
+#: entry, for when it was first heard of; for those to come, what an entry was like; and, for those with other settings, one's store.
 ANNOUNCED: Final = ("member", "tasks", "entries", "definition", "past", "home")
 
 #: As many announcements are made at once.
 ANNOUNCED_AT_ONCE: Final = 500
 
-#: As many locks, entries, or entries of one replica are told to an operator, unless more are asked for.
+#: As many locks, entries, or entries of one replica are listed for an operator, unless more are asked for.
 LISTED_AT_MOST: Final = 10_000
 
 
 class Lease(NamedTuple):
     """A granted lock: what its owner needs to extend or to release it.
 
-    ``holder`` is unique per execution, ``run`` names what is executed (None: nothing to remember), ``whole`` what that is
-    a try of (None: of nothing), and ``token`` is the fencing token, greater than every earlier one of this key.
+    ``holder`` is unique per execution. ``run`` names the attempt that is executed (None: nothing to remember), ``whole`` the
+    task that it is an attempt of (None: of none). ``token`` is the fencing token, greater than every earlier one of this key.
     """
 
     key: str
@@ -98,7 +98,7 @@ class Held:
     """A refusal: the key is another holder's for ``remaining`` more seconds, unless that one extends or releases it.
 
     ``same_run``: the other holder executes the very run that was asked for (a redelivered copy of its message).
-    ``description`` is what that holder told about itself, ``run`` what it executes ("" for none, and once released).
+    ``description`` is what that holder says of itself, ``run`` what it executes ("" for none, and once released).
     """
 
     description: str
@@ -109,7 +109,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A refusal: this run, or the ``whole`` that it is a try of, has been released as finished, and is remembered."""
+    """A refusal: this run, or the ``whole`` that it is an attempt of, was released as finished: there is a tombstone of it."""
 
     whole: bool = False
 
@@ -177,7 +177,7 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class LiveLock:
-    """What an operator is told of a lock that is held; ``holder`` is "" where its lease is over and its key still held.
+    """A lock that is held, as an operator sees it; ``holder`` is "" where its lease is over and its key still held.
 
     The ``key`` is as it was given, or, where the store keeps long ones cut, what it has of it.
     """
@@ -216,7 +216,7 @@ class StoredEntry:
 
 @dataclass(frozen=True, slots=True)
 class Beats:
-    """What an operator is told of the beats of one app; ``overdue`` of the pending claims may be taken over."""
+    """The beats of one app, as an operator sees them; ``overdue`` of the pending claims may be taken over."""
 
     replicas: list[Replica]
     entries: list[StoredEntry]
@@ -273,9 +273,9 @@ class LockStore(abc.ABC):
         """End a lease; False: it was lost before.
 
         ``hold_for``: keep the key held for so much longer (the lease itself is over: it cannot be extended any more).
-        ``remember_for``: answer :class:`Finished` for ``lease.run`` during so long, or, if the ``whole`` is finished, for
-        whatever is a try of ``lease.whole``; ignored where that is None or the lease was lost. Releasing again gives the
-        first release's answer, at least as long as the token or the run is remembered and nobody else has taken the key.
+        ``remember_for``: answer :class:`Finished` for ``lease.run`` during so long, or, if the ``whole`` is finished, for every
+        attempt of ``lease.whole``; ignored where that is None or the lease was lost. Releasing again gives the first release's
+        answer, at least as long as the token or the run is remembered and nobody else has taken the key.
         """
 
     @abc.abstractmethod
@@ -330,7 +330,7 @@ class BeatStore(abc.ABC):
         """Claim ticks, one per entry at most, each only if its run is the next one of its entry.
 
         An entry whose state was lost, wholly or in part, is granted. What was granted before to this replica under the
-        same task id is granted again, for a fresh ``ttl`` seconds. ``skip`` so many of the overdue claims when telling.
+        same task id is granted again, for a fresh ``ttl`` seconds. ``skip``: leave out so many of the overdue claims.
         """
 
     @abc.abstractmethod
@@ -359,8 +359,8 @@ class AnnouncementStore(abc.ABC):
     """What beats and workers let each other know: nothing that decides about a lock or a claim. ``app`` as above."""
 
     @abc.abstractmethod
-    def announce(self, app: str, kind: str, told: Mapping[str, str], *, ttl: float) -> None:
-        """Let others know ``told``, a text of ASCII by each name, for ``ttl`` seconds from now; 0: not any more.
+    def announce(self, app: str, kind: str, texts: Mapping[str, str], *, ttl: float) -> None:
+        """Let others know ``texts``, one of ASCII by each name, for ``ttl`` seconds from now; 0: not any more.
 
         ``kind`` is one of :data:`ANNOUNCED`. What is announced again before it is forgotten keeps when it was first.
         At most :data:`ANNOUNCED_AT_ONCE` names.
@@ -370,7 +370,7 @@ class AnnouncementStore(abc.ABC):
     def announced(
         self, app: str, kind: str, names: Sequence[str] | None = None, *, limit: int = LISTED_AT_MOST
     ) -> list[Announcement]:
-        """Tell what is announced now, of all names or of these, in no order."""
+        """Return what is announced now, under all names or these, in no order."""
 
 
 class Store(abc.ABC):

@@ -331,6 +331,13 @@ def test_keys_of_a_beat_that_hold_another_type_are_set_aside_and_it_goes_on(shop
     plants()
 
 
+@pytest.mark.parametrize("end", [1e308, float("inf")])
+def test_a_planted_end_that_no_server_can_keep_stops_no_announcement(shop, client, end):
+    client.zadd(f"{BEAT}until:member", {"planted": end})
+    shop.announcements.announce("shop", "member", {"a": "{}"}, ttl=60)
+    assert [each.told for each in shop.announcements.announced("shop", "member")] == ["{}"]
+
+
 @pytest.mark.timeout(300)
 def test_a_planted_cold_start_keeps_a_new_beat_out_only_while_others_work(shop, client):
     a = Beat(shop, "a")

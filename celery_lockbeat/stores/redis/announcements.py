@@ -31,9 +31,9 @@ class RedisAnnouncements(AnnouncementStore):
         self._keys = AppKeys(client, TYPES)
         self._announce, self._announced = Script.of("announce"), Script.of("announced")
 
-    def announce(self, app: str, kind: str, told: Mapping[str, str], *, ttl: float) -> None:
+    def announce(self, app: str, kind: str, texts: Mapping[str, str], *, ttl: float) -> None:
         args: list[Any] = [ms(ttl)]
-        for name, text in told.items():
+        for name, text in texts.items():
             args += (exact(name), text)
         self._keys.call(app, self._announce, (f"announced:{kind}", f"until:{kind}"), args)
 

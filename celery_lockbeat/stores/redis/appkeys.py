@@ -14,7 +14,7 @@ from redis.exceptions import ResponseError
 from celery_lockbeat.exceptions import StoreUnavailable
 from celery_lockbeat.stores.base import STATE_MEMORY
 from celery_lockbeat.stores.redis.client import Client
-from celery_lockbeat.stores.redis.names import ms, plain, shown
+from celery_lockbeat.stores.redis.names import app_keys, ms, shown
 from celery_lockbeat.stores.redis.scripts import Script, to_word
 
 __all__ = ["AppKeys"]
@@ -61,5 +61,5 @@ class AppKeys:
         return self._client.call(script, keys, words, replicated=replicated, within=within)
 
     def of(self, app: str, *names: str) -> tuple[str, ...]:
-        """Name keys of an app's beats; what stands before the app's name keeps the tag from being empty."""
-        return tuple(f"{self._client.prefix}{{beat:{plain(app)}}}:{name}" for name in names)
+        """Name keys of an app's beats."""
+        return app_keys(self._client.prefix, app, *names)

@@ -154,27 +154,17 @@ class RedisBeats(BeatStore):
             node, ("ZCOUNT", pending, "-inf", f"{now * 1000:.0f}"), *(("ZSCORE", replicas, name) for name in names)
         )
         incomplete = set(self._client.members(node, "SSCAN", listing, limit=limit))
+        prefix = self._keys.of(app, "names:")[0]
         lists = [
-            self._client.members(
-                node, "SSCAN", f"{self._keys.of(app, 'names:')[0]}{name.decode('latin-1')}", limit=limit
-            )
-            for name in names
+            self._client.members(node, "SSCAN", f"{prefix}{name.decode('latin-1')}", limit=limit) for name in names
         ]
         fields = self._client.members(node, "HSCAN", entries, limit=2 * limit)
         try:
             told = [
-                Replica(
-                    unquoted(name),
-                    now - float(last) / 1000 if float(self._client.accepted(last) or 0) else math.inf,
-                    frozenset(map(read, listed)),
-                    name not in incomplete,
-                )
-                for name, last, listed in zip(names, heard, lists, strict=True)
+                Replica(unquoted(name), _silent_for(now, last), frozenset(map(read, listed)), name not in incomplete)
+                for name, last, listed in zip(names, map(self._client.accepted, heard), lists, strict=True)
             ]
-            states = dict(zip(fields[::2], fields[1::2], strict=True))
-            stored = [
-                StoredEntry(read(name), _state(text), int(text.split(b" ", 2)[1])) for name, text in states.items()
-            ]
+            stored = _stored(fields)
         except ValueError as exc:
             raise StoreUnavailable(
                 f"{self._client.where} has what no beat wrote, in {entries} or near it: {exc}"
@@ -198,6 +188,15 @@ class RedisBeats(BeatStore):
             logger.error(text, shown(task_id), where, told[:64])
         pairs = [part[:CLAIM_AT_MOST] for pair in unreadable for part in pair]
         self._keys.call(app, self._drop, ("claims", "pending"), pairs)
+
+
+def _silent_for(now: float, last: bytes | None) -> float:
+    return now - float(last) / 1000 if last and float(last) else math.inf
+
+
+def _stored(fields: Sequence[bytes]) -> list[StoredEntry]:
+    states = dict(zip(fields[::2], fields[1::2], strict=True))  # HSCAN may tell a field twice
+    return [StoredEntry(read(name), _state(text), int(text.split(b" ", 2)[1])) for name, text in states.items()]
 
 
 def _state(text: bytes) -> EntryState:

@@ -25,7 +25,7 @@ class SQLAnnouncements(AnnouncementStore):
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def announce(self, app: str, kind: str, told: Mapping[str, str], *, ttl: float) -> None:
+    def announce(self, app: str, kind: str, texts: Mapping[str, str], *, ttl: float) -> None:
         whose = self._database.row_key(app)
 
         def write(connection: sqlite3.Connection, now: float) -> None:
@@ -36,7 +36,7 @@ class SQLAnnouncements(AnnouncementStore):
             connection.executemany(
                 "INSERT INTO lockbeat_announced VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (app, kind, name) DO UPDATE SET"
                 " told = excluded.told, last = excluded.last, until = excluded.until",
-                [(whose, kind, as_blob(name), text, wall, now, now + ttl) for name, text in told.items()],
+                [(whose, kind, as_blob(name), text, wall, now, now + ttl) for name, text in texts.items()],
             )
 
         self._database.atomically(write)

@@ -18,8 +18,8 @@ class PostgresAnnouncements(AnnouncementStore):
     def __init__(self, client: Client) -> None:
         self._client = client
 
-    def announce(self, app: str, kind: str, told: Mapping[str, str], *, ttl: float) -> None:
-        rows = [(short(name), exact(name).hex(), value) for name, value in told.items()]
+    def announce(self, app: str, kind: str, texts: Mapping[str, str], *, ttl: float) -> None:
+        rows = [(short(name), exact(name).hex(), value) for name, value in texts.items()]
         self._client.call("lockbeat_announce", self._client.row_key(app), kind, json.dumps(rows), us(ttl))
 
     def announced(

@@ -32,7 +32,8 @@ end
 -- where nobody comes any more, nothing is left behind
 local newest = redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')
 if newest[2] then
-  local rest = string.format('%.0f', tonumber(newest[2]) - now)
+  -- an end that no store has written may be more than PEXPIRE takes
+  local rest = string.format('%.0f', math.min(tonumber(newest[2]) - now, 1e12))
   redis.call('PEXPIRE', KEYS[1], rest)
   redis.call('PEXPIRE', KEYS[2], rest)
 end
