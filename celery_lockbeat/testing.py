@@ -25,7 +25,7 @@ from celery_lockbeat.stores.sqlite.store import MemoryStore
 __all__ = ["Clock", "OwnStore", "own_store"]
 
 #: Who reads the clock of leases, beside the store.
-_READERS = ("celery_lockbeat.locks.lock.monotonic", "celery_lockbeat.locks.renewal.monotonic")
+_READERS = tuple(f"celery_lockbeat.locks.{module}.monotonic" for module in ("acquisition", "lease", "renewal"))
 
 
 class Clock:
