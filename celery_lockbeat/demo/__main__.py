@@ -113,9 +113,9 @@ class _Scenes:
         while not until():
             if self.signals:
                 raise FailedError("Stopped. Nothing is left behind.", 128 + self.signals[0])
+            self._look()
             if self.tally.age() > latest:
                 return False
-            self._look()
             time.sleep(0.1)
         return True
 
