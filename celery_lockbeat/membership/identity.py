@@ -14,6 +14,7 @@ from typing import Any, Final
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.options import AppOptions, LockOptions
 from celery_lockbeat.stores import Store, open_store, stores_of
+from celery_lockbeat.stores.sqlite.store import MemoryStore
 from celery_lockbeat.tasks.plan import LockPlan
 from celery_lockbeat.tasks.task import LockedTask
 
@@ -56,7 +57,8 @@ def home_of(app: Any) -> str:
     arguments = options.connection(locks.driver, locks.connection)
     place = place_of(arguments)
     if arguments is None:
-        place = f"the memory store of this host, {getattr(home_store_of(app), '_path', '')}"
+        home = home_store_of(app)
+        place = f"the memory store of this host, {home.place if isinstance(home, MemoryStore) else ''}"
     return f"{place}, under {options.key_prefix!r}"
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import ClassVar, Final
 
 from celery_lockbeat.clock import monotonic
@@ -40,6 +41,11 @@ class SQLStore(Store):
         self.locks = locks.SQLLocks(database)
         self.beats = beats.SQLBeats(database)
         self.announcements = announcements.SQLAnnouncements(database)
+
+    @property
+    def place(self) -> Path:
+        """Where it is, as its user knows it."""
+        return self.database.place
 
     def check(self) -> None:
         self.database.atomically(lambda _connection, _now: None)
