@@ -283,3 +283,21 @@ def test_an_exception_from_outside_at_any_moment_of_the_way_out_leaves_no_key_th
     held = [key for key in locks if not is_free(app, key)]
     wait_until(lambda: all(is_free(app, key) for key in held), 5, message=str(held))
     assert current_lock() is None
+
+
+def test_a_lock_that_somebody_has_is_not_renewed_wherever_the_way_out_of_its_block_is_struck(app, caplog):
+    """One that nobody has is not renewed anyway; a traceback may have it for long."""
+    caplog.set_level(logging.CRITICAL)
+    locks: list[Lock] = []
+
+    def block(armed):
+        locks.append(Lock(f"kept {len(locks)}", app=app, ttl=0.5))
+        with locks[-1]:
+            armed.append(True)
+
+    # the first moment is before anything of ours has begun on the way out
+    while strike(len(locks) + 2, block):
+        pass
+    assert len(locks) > 20
+    keys = [lock.key for lock in locks]
+    wait_until(lambda: all(is_free(app, key) for key in keys), 5, message=str(keys))

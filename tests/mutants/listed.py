@@ -449,7 +449,7 @@ MUTANTS = [
         "locks/lock.py",
         "            self.abandon()  # what the release was kept from\n",
         "",
-        (WAYS_OUT + "test_an_exception_from_outside_at_any_moment_of_the_way_out_leaves_no_key_that_is_renewed",),
+        (WAYS_OUT + "test_a_lock_that_somebody_has_is_not_renewed_wherever_the_way_out_of_its_block_is_struck",),
     ),
     Mutant(
         "a forked child holds its parent's lock",
