@@ -95,16 +95,23 @@ def test_what_finished_runs_leave_takes_little_memory(request, debian):
     store, runs = RedisStore(server.url), 2000
     with server.client() as client:
 
+        def used() -> int:
+            told = client.info("memory")
+            # the server is one for all tests of this process, and has buffers for each of its clients
+            return int(told["used_memory"] - told["mem_clients_normal"])
+
         def grown(key_of) -> float:
             client.execute_command("FLUSHALL", "SYNC")
-            before = client.info("memory")["used_memory"]
+            before = used()
             for number in range(runs):
                 name = f"8f14e45f-ceea-467f-a0e6-{number:012d}"
                 finish(store, key_of(number), run=f"{name}:0:0~Zm9vYmFyYmF6cXV4", whole=f"{name}::0~Zm9vYmFyYmF6cXV4")
-            return (client.info("memory")["used_memory"] - before) / runs
+            return (used() - before) / runs
 
         finish(store)  # the scripts and connections are there
-        own, shared = grown(lambda number: f"report:{number}"), grown(lambda number: "report")
+        # what else a server does meanwhile, to its tables or for an earlier test's connections, it does once
+        own = min(grown(lambda number: f"report:{number}") for _ in range(2))
+        shared = min(grown(lambda number: "report") for _ in range(2))
     store.close()
     # the tables of Redis 7, and of any server that has just doubled them, are larger
     allowed = 200 if debian else 160
