@@ -6,11 +6,14 @@ Promises: all three are right in a forked child from its first line on.
 from __future__ import annotations
 
 import os
+import socket
 import threading
 from collections.abc import Callable
 from typing import Final
 
-__all__ = ["stopping", "this_process", "when_a_worker_has_ended", "worker_has_ended"]
+from celery.utils import uuid
+
+__all__ = ["name_of_its_own", "stopping", "this_process", "when_a_worker_has_ended", "worker_has_ended"]
 
 #: Set while a worker in this process shuts down. A prefork child does not hear of it; its parent waits for it.
 stopping: Final = threading.Event()
@@ -29,6 +32,11 @@ class _Process:
 
 
 this_process: Final = _Process()
+
+
+def name_of_its_own() -> str:
+    """Make a name that this process alone has, among those of all hosts, and that tells people where it is."""
+    return f"{socket.gethostname()}-{os.getpid()}-{uuid()[:8]}"
 
 
 def when_a_worker_has_ended(do: Callable[[], None]) -> Callable[[], None]:

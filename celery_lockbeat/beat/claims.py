@@ -22,6 +22,7 @@ from celery_lockbeat.beat.planner import Planner
 from celery_lockbeat.beat.replicas import Replica
 from celery_lockbeat.beat.seams import Seams
 from celery_lockbeat.exceptions import StoreUnavailable
+from celery_lockbeat.options import MARGIN
 from celery_lockbeat.schedules.when import Timeout
 from celery_lockbeat.stores.base import ALIVE, OVERDUE_AT_ONCE, BeatStore, Claim, Claims, EntryState, Overdue
 
@@ -32,9 +33,6 @@ BATCH: Final = 100
 
 #: Seconds until an entry that is left to others is looked at again.
 LEFT_FOR: Final = 2.0
-
-#: What the local clock may gain on the store's while a claim lives (see lock.py).
-MARGIN: Final = 0.01
 
 
 class Claimer:

@@ -8,18 +8,15 @@ kept for as long as there are beats; a store that has forgotten them is joined a
 from __future__ import annotations
 
 import logging
-import os
-import socket
 from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Any, Final
-
-from celery.utils import uuid
 
 from celery_lockbeat.beat.agenda import Agenda, Item
 from celery_lockbeat.beat.clocks import Clocks
 from celery_lockbeat.beat.planner import Planner
 from celery_lockbeat.beat.seams import Seams
+from celery_lockbeat.process import name_of_its_own
 from celery_lockbeat.schedules.when import Timeout
 from celery_lockbeat.stores.base import BeatStore, Joined
 
@@ -68,7 +65,7 @@ class Replica:
 
     def join(self, store: BeatStore) -> None:
         """Become one of the replicas, or be one again. Raises StoreUnavailable."""
-        name = self.name or f"{socket.gethostname()}-{os.getpid()}-{uuid()[:8]}"
+        name = self.name or name_of_its_own()
         asked = self._clock()
         earlier = None if self._joined is None else self._joined.cold_start
         joined = store.join(self.app, name, cold_start=earlier)

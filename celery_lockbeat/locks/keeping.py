@@ -4,7 +4,7 @@ Promises: what a child holds is extended in its place once it is late, by its ow
 nothing is asked of a store while no child is late. Not of a child that is stopped or dead, or of which that cannot be told (where there
 is no /proc: not on macOS); never once the child has told the loss, the store has, or the lease has run out.
 
-A child that comes to itself looks on its page (``page.py``) before it believes that its lease has run out (``lock.py``), and goes on
+A child that comes to itself looks on its page (``page.py``) before it believes that its lease has run out (``lease.py``), and goes on
 by itself.
 
 Not promised: that a store that hangs delays nothing in another. Each attempt may take half of what is left of the leases.

@@ -16,11 +16,10 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from typing import Any, Final
 
-from celery.utils import uuid
-
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import LockbeatError
 from celery_lockbeat.membership.identity import digest_of, home_of, locks_of_tasks, meeting_store_of, work_of
+from celery_lockbeat.process import name_of_its_own
 from celery_lockbeat.stores import Store
 from celery_lockbeat.stores.base import Announcement
 
@@ -71,7 +70,7 @@ class Member:
     def __init__(
         self, app: Any, kind: str, name: str | None = None, *, clock: Callable[[], float] = monotonic, **more: Any
     ) -> None:
-        self.name = name or f"{socket.gethostname()}-{os.getpid()}-{uuid()[:8]}"
+        self.name = name or name_of_its_own()
         self.more = more
         self._clock = clock
         self._app_name = str(app.main or "")

@@ -27,7 +27,7 @@ __all__ = [
 
 TASK_PREFIX: Final = "lock_"
 
-#: What a lease may end earlier by the local clock, as a part of it: 1 % is far beyond what NTP lets a clock do.
+#: What a lease, or a claim, may end earlier by the local clock, as a part of it: 1 % is far beyond what NTP lets a clock do.
 MARGIN: Final = 0.01
 
 #: Seconds between two attempts to extend, after one that failed, or less where the lease is short.

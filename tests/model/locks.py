@@ -174,7 +174,7 @@ class Locks:
             failed = run._replace(answered=1)
             yield f"{who} ends run {r + 1}, lost", self.put(state, r=r, run=failed, w=w, worker=idle, lock=left)
 
-    # -- free.lua and lifecycle.py -------------------------------------------------------------------------------------
+    # -- free.lua and orphans.py -------------------------------------------------------------------------------------
 
     def kill_child(self, state: State, w: int, who: str) -> Iterator[tuple[str, State]]:
         lock, worker = state[0], state[2][w]
