@@ -25,6 +25,7 @@ from celery_lockbeat.cli.doctor.rules import examine
 from celery_lockbeat.cli.schedulers import entries_of, names_of
 from celery_lockbeat.contrib import redbeat as contrib
 from celery_lockbeat.contrib.redbeat import LockedRedBeatScheduler
+from celery_lockbeat.contrib.redbeat.hashes import Look
 
 
 @pytest.fixture
@@ -397,13 +398,14 @@ def test_of_two_beats_that_put_an_entry_back_the_later_one_undoes_no_run(make_wo
     world.redis.flushall()
     world.simulation.world.run(one, seconds=10)
     assert world.load("static").total_run_count == 2
-    look = late.scheduler._look
+    hashes = late.scheduler._hashes
+    look = hashes.look
 
     def look_too_early():
-        late.scheduler._look = look
-        return {}, False
+        hashes.look = look
+        return Look({}, has_statics=False, lock_rest=None)
 
-    late.scheduler._look = look_too_early
+    hashes.look = look_too_early
     world.run(2)
     assert world.load("static").total_run_count == 2
     world.run(8)

@@ -375,14 +375,14 @@ MUTANTS = [
     ),
     Mutant(
         "RedBeat's entries are put back though nothing is lost",
-        "contrib/redbeat.py",
-        "if not has_kept if self._has_kept else",
-        "if True if self._has_kept else",
+        "contrib/redbeat/entries.py",
+        "if not has_statics if self._statics.are_named else",
+        "if True if self._statics.are_named else",
         ("tests/contrib/test_redbeat.py::test_what_is_deleted_stays_deleted_until_the_next_start",),
     ),
     Mutant(
         "RedBeat's entries are put back over what is there",
-        "contrib/redbeat.py",
+        "contrib/redbeat/hashes.py",
         "if redis.call('HEXISTS', KEYS[1], 'definition') == 1 then",
         "if false then",
         ("tests/contrib/test_redbeat.py::test_of_two_beats_that_put_an_entry_back_the_later_one_undoes_no_run",),
