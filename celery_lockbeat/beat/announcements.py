@@ -1,4 +1,4 @@
-"""What the beats of an app tell each other about the entries that they list, and which definition of an entry counts.
+"""What the beats of an app announce to each other of the entries that they list, and which definition of an entry counts.
 
 Promises: beats that list an entry with another task, schedule, arguments or options say so within a minute, and as an error
 when it lasts; the definition that was first announced later is the newer one, and who has an older one leaves the entry's
@@ -53,21 +53,21 @@ DEPTH: Final = 20
 
 
 def definition_of(entry: Any, when: Any) -> str:
-    """Tell an entry from another definition of it, by what its messages are made of; the same in all processes."""
+    """Return the digest of an entry's definition, that is of what its messages are made of; the same in all processes."""
     what = _canonical((entry.task, when, entry.args or (), entry.kwargs or {}, entry.options or {}), DEPTH)
     return hashlib.sha1(repr(what).encode("utf-8", "replace"), usedforsecurity=False).hexdigest()[:12]
 
 
 def _canonical(value: Any, depth: int) -> Any:
-    """Return what has the same ``repr`` wherever an equal value is made, as far as that can be told."""
+    """Return what has the same ``repr`` wherever an equal value is made, as far as that can be known."""
     if value is None or type(value) in (str, int, float, bool, bytes):
         return value
     kind = type(value).__qualname__
     if depth <= 0:
         return kind
-    for types, tell in _FORMS:
+    for types, form in _FORMS:
         if isinstance(value, types):
-            return tell(value, depth - 1)
+            return form(value, depth - 1)
     if callable(value) and hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__}"
     text = repr(value)
@@ -101,7 +101,7 @@ def _of_set(values: Iterable[Any], depth: int) -> Any:
     return "set", sorted(repr(_canonical(value, depth)) for value in values)
 
 
-#: What has no ``repr`` that is the same in all processes, and how it is told instead.
+#: What has no ``repr`` that is the same in all processes, and what stands for it instead.
 _FORMS: Final[tuple[tuple[Any, Callable[[Any, int], Any]], ...]] = (
     (crontab, _of_crontab),
     (schedule, _of_schedule),
@@ -133,9 +133,9 @@ def groups_of(
     known = {} if known is None else known
     beats = defaultdict(list)
     for member in members:
-        told = fields_of(member)
-        if told.get("kind") == "beat" and member.silent_for < ALIVE and told.get("entries"):
-            beats[str(told["entries"])].append(member.name)
+        fields = fields_of(member)
+        if fields.get("kind") == "beat" and member.silent_for < ALIVE and fields.get("entries"):
+            beats[str(fields["entries"])].append(member.name)
     missing = [digest for digest in beats if digest not in known]
     for each in store.announcements.announced(app, "entries", missing) if missing else ():
         known[each.name] = fields_of(each)
@@ -143,7 +143,7 @@ def groups_of(
 
 
 def definitions_of(store: Store, app: str, names: Iterable[str]) -> dict[str, float]:
-    """Tell when each of these, made by :func:`named`, was announced first. Raises StoreUnavailable."""
+    """Return when each of these, made by :func:`named`, was announced first. Raises StoreUnavailable."""
     return {each.name: each.first for each in store.announcements.announced(app, "definition", sorted(names))}
 
 
@@ -153,7 +153,7 @@ def named(key: str, digest: str) -> str:
 
 
 def differing(one: Mapping[str, str], other: Mapping[str, str]) -> Iterator[str]:
-    """Tell the entries that are in both, with another definition."""
+    """Yield the entries that are in both, with another definition."""
     return (key for key, digest in one.items() if other.get(key, digest) != digest)
 
 
@@ -186,17 +186,16 @@ class Announcements:
         self._known: dict[str, Mapping[str, str]] = {}
         self._firsts: dict[str, float] = {}
         self._differences: dict[str, _Difference] = {}
-        self._told: dict[str, int] = {}  # the level at which a group was told, by its digest
+        self._logged: dict[str, int] = {}  # the level at which a group's differences were logged, by its digest
         self._changed = False
         self._unreachable = False
         self._begun_at = 0.0
         self._there: set[str] = set()  # the beats that were heard of, by the last look
         self._gone: set[str] = set()  # those that fell silent, until they are forgotten
         self._read_firsts_at = 0.0
-        self._edition = (
-            0  # of the agenda, when it was read: how many entries there are costs nothing while they do not change
-        )
-        #: whether there is more to announce at once: a round does a part of it, so that no tick waits for the whole
+        # of the agenda, when it was read: how many entries there are costs nothing while they do not change
+        self._edition = 0
+        #: whether there is more to announce at once: a round does a part of it, so that no tick waits for all of it
         self.unfinished = False
 
     def begin(self, replica: str) -> None:
@@ -216,7 +215,7 @@ class Announcements:
     def look(self, store: Store, agenda: Agenda, *, wanted: Callable[[Any], bool], complete: bool) -> list[str]:
         """Announce what there is to announce, and look at what the others have, each in its time.
 
-        ``wanted`` tells the entries whose definitions are this beat's own; unless ``complete``, there are more to come.
+        ``wanted`` picks the entries whose definitions are this beat's own; unless ``complete``, there are more to come.
         Returns the entries that are not left to others any more.
         """
         now = self._clock()
@@ -282,7 +281,7 @@ class Announcements:
         """Announce this beat and, where they have changed, its definitions; False: there are more than in one round."""
         assert self._member is not None  # it has begun  # noqa: S101
         if self._unannounced:
-            # before they are told as a whole, so that whoever compares them finds out when
+            # before the complete list, so that whoever compares it finds when each of them was first announced
             some = self._unannounced[:ANNOUNCED_AT_ONCE]
             store.announcements.announce(self._name, "definition", dict.fromkeys(some, ""), ttl=STATE_MEMORY)
             del self._unannounced[: len(some)]
@@ -321,7 +320,7 @@ class Announcements:
         for key, newer in theirs.items():
             since = before[key].since if key in before else now
             self._differences[key] = _Difference(since, newer)
-        self._tell({digest: (others[digest], keys) for digest, keys in differ.items() if keys}, now)
+        self._log_differences({digest: (others[digest], keys) for digest, keys in differ.items() if keys}, now)
         return [key for key, difference in before.items() if difference.theirs and not self.leaves(key)]
 
     def _notice_who_is_gone(self, members: Iterable[Announcement]) -> None:
@@ -330,7 +329,7 @@ class Announcements:
         there = {name for name, seconds in silent_for.items() if seconds < ALIVE}
         here_for = self._clock() - self._begun_at + HEARD_EVERY
         for name in sorted(silent_for.keys() - there - self._gone):
-            if silent_for[name] < here_for:  # who fell silent before this beat was there is told by others
+            if silent_for[name] < here_for:  # who fell silent before this beat was there is logged by others
                 self._gone.add(name)
                 text = "beat %s is gone: nothing was heard of it for %.0f s; its ticks go on without it"
                 logger.warning(text, name, silent_for[name])
@@ -355,18 +354,19 @@ class Announcements:
         """Order definitions by when they were first announced; of what is forgotten nobody knows, so it is the oldest."""
         return self._firsts.get(named(key, digest), 0.0), digest
 
-    def _tell(self, differ: Mapping[str, tuple[Group, list[str]]], now: float) -> None:
+    def _log_differences(self, differ: Mapping[str, tuple[Group, list[str]]], now: float) -> None:
+        """Log how others define entries otherwise, as a warning, and as an error once that lasts."""
         for digest, (group, keys) in differ.items():
-            lasting = now - min(self._differences[key].since for key in keys) >= LASTS
-            level = logging.ERROR if lasting else logging.WARNING
-            if self._told.get(digest, 0) >= level:
+            lasted_for = now - min(self._differences[key].since for key in keys)
+            level = logging.ERROR if lasted_for >= LASTS else logging.WARNING
+            if self._logged.get(digest, 0) >= level:
                 continue
-            self._told[digest] = level
+            self._logged[digest] = level
             left, ours = [key for key in keys if self.leaves(key)], [key for key in keys if not self.leaves(key)]
             sent = [f"{enumerate_some(left)}: left to them, theirs being newer"] if left else []
             sent += [f"{enumerate_some(ours)}: sent here, ours being newer"] if ours else []
             lasts = (
-                f"; it has lasted for {now - min(self._differences[key].since for key in keys):.0f} s: the release is not"
+                f"; it has lasted for {lasted_for:.0f} s: the release is not"
                 f' finished, or two apps are called {self._name!r}: give each a name of its own, Celery("shop"), or a'
                 f" lockbeat_key_prefix of its own"
             )
@@ -374,10 +374,10 @@ class Announcements:
                 level,
                 "entries of %r are defined otherwise by %s than by this beat, %s: %s%s",
                 *(self._name, enumerate_some(group.beats), self._member and self._member.name, "; ".join(sent)),
-                lasts if lasting else "",
+                lasts if level == logging.ERROR else "",
             )
-        gone = self._told.keys() - differ.keys()
+        gone = self._logged.keys() - differ.keys()
         for digest in gone:
-            del self._told[digest]
-        if gone and not self._told:
+            del self._logged[digest]
+        if gone and not self._logged:
             logger.info("all beats of %r define their entries alike again", self._name)

@@ -1,8 +1,8 @@
 """A pool's parent renews what its living children are late to renew: the GIL of theirs is held, by one long regular expression.
 
 Promises: what a child holds is extended in its place once it is late, by its own lease and token, for as long as it can run;
-nothing is asked of a store while no child is late. Not of a child that is stopped or dead, or of which that cannot be told (where there
-is no /proc: not on macOS); never once the child has told the loss, the store has, or the lease has run out.
+nothing is asked of a store while no child is late. Not for a child that is stopped or dead, or of which that cannot be known (where
+there is no /proc, as on macOS); never once the child has noted the loss, the store has refused, or the lease has run out.
 
 A child that comes to itself looks on its page (``page.py``) before it believes that its lease has run out (``lease.py``), and goes on
 by itself.
@@ -35,13 +35,13 @@ CAN_RUN: Final = frozenset("RSDIWKP")
 
 
 def can_run(pid: int) -> bool:
-    """Whether this process is neither stopped nor dead; False, too, where that cannot be told."""
+    """Whether this process is neither stopped nor dead; False, too, where that cannot be known."""
     try:
-        told = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
+        stat = Path(f"/proc/{pid}/stat").read_text("ascii", "replace")
     except OSError:
         return False
     # '<pid> (<name>) <state> ...', and a name may have all but a NUL
-    return told.rpartition(")")[2].strip()[:1] in CAN_RUN
+    return stat.rpartition(")")[2].strip()[:1] in CAN_RUN
 
 
 @dataclass
@@ -106,7 +106,7 @@ class Keeper:
         try:
             held = page.held() if pid else {}
         except (ValueError, TypeError, EOFError):
-            return  # it is written just now, or broken: nothing is renewed of which that is not sure
+            return  # it is written just now, or broken: what is not known to be held is not renewed
         for (holder, driver), hold in held.items():
             if hold.token:
                 name = (pid, holder, driver, hold.token)
@@ -128,7 +128,7 @@ class Keeper:
             if isinstance(answer, StoreUnavailable):
                 ward.again_at = self._clock() + min(RETRY_EVERY, ward.hold.ttl / 10)
             else:
-                self._told(ward, started, extended=answer)
+                self._answered(ward, started, extended=answer)
         for page in {id(ward.page): ward.page for ward in wards}.values():
             page.keep(
                 {
@@ -138,7 +138,8 @@ class Keeper:
                 }
             )
 
-    def _told(self, ward: _Ward, started: float, *, extended: bool) -> None:
+    def _answered(self, ward: _Ward, started: float, *, extended: bool) -> None:
+        """Take over the store's answer to an extension that was asked for at ``started``."""
         if not extended:
             ward.refused, ward.kept_since = True, -math.inf
             return

@@ -669,8 +669,8 @@ MUTANTS = [
     Mutant(
         "an entry is left to a beat that is dead",
         "beat/announcements.py",
-        'if told.get("kind") == "beat" and member.silent_for < ALIVE and told.get("entries"):',
-        'if told.get("kind") == "beat" and told.get("entries"):',
+        'if fields.get("kind") == "beat" and member.silent_for < ALIVE and fields.get("entries"):',
+        'if fields.get("kind") == "beat" and fields.get("entries"):',
         (ANNOUNCED + "test_when_the_last_beat_with_the_newer_definition_is_gone_the_older_one_goes_on_within_seconds",),
     ),
     Mutant(
