@@ -7,8 +7,6 @@ StoreUnavailable, in the terms of whoever looks after the server, and no passwor
 from __future__ import annotations
 
 import copy
-import os
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -16,6 +14,7 @@ from urllib.parse import urlsplit
 from redis.exceptions import RedisError, ResponseError
 
 from celery_lockbeat.exceptions import ConfigurationError, StoreRefused, StoreUnavailable
+from celery_lockbeat.process import leaves_its_parents
 from celery_lockbeat.stores.redis.cluster import Cluster
 from celery_lockbeat.stores.redis.node import Node
 from celery_lockbeat.stores.redis.refusals import TooFewReplicas, WrongServer, why
@@ -47,17 +46,18 @@ class Client:
         self.spelled = spell
         self.prefix = prefix
         self.min_replicas = min_replicas
-        _clients.add(self)
+        leaves_its_parents(self)
 
     def twin(self) -> Client:
         """Return a client of the same servers, without a connection to them."""
         twin = copy.copy(self)
         twin.servers = self.servers.anew()
-        _clients.add(twin)
+        leaves_its_parents(twin)
         return twin
 
     def leave_the_parents(self) -> object:
         """Start anew in a forked child; returns what must not be touched there."""
+        # redis-py would wait for its own locks, which a thread that is not there may hold; its destructors take them, too
         parents, self.servers = self.servers, self.servers.anew()
         return parents
 
@@ -172,17 +172,3 @@ def where(url: str) -> str:
         part.path if part.scheme == "unix" else f"{part.hostname or 'localhost'}:{part.port or port}" for part in parts
     ]
     return f"the Redis {'that Sentinels name ' if sentinels else ''}at {', '.join(places)}"
-
-
-# In a forked child redis-py waits for its own locks, which a thread that is not there may hold: each client gets new
-# connections, and the parent's are kept, unused, for their destructors take those locks too.
-_clients: weakref.WeakSet[Client] = weakref.WeakSet()
-_inherited: list[object] = []
-
-
-def _leave_the_parents() -> None:
-    _inherited.extend([client.leave_the_parents() for client in _clients])
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_the_parents)

@@ -8,11 +8,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import re
 import select
 import time
-import weakref
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
@@ -21,6 +19,7 @@ from django.db import connections
 
 from celery_lockbeat.contrib.django.postgresql.names import cut, exact
 from celery_lockbeat.exceptions import ConfigurationError, StoreRefused, StoreUnavailable
+from celery_lockbeat.process import leaves_its_parents
 
 __all__ = ["Client"]
 
@@ -60,7 +59,7 @@ class Client:
         #: connections that nobody uses
         self._idle: deque[Any] = deque()
         self._operations = 0
-        _clients.add(self)
+        leaves_its_parents(self)
 
     def twin(self) -> Client:
         """Return a client of the same database, without a connection to it."""
@@ -216,16 +215,3 @@ def _wait(pgconn: Any, events: int, deadline: float) -> None:
 
 def _given(arg: bytes | str | int | None) -> bytes | None:
     return arg if arg is None or isinstance(arg, bytes) else str(arg).encode()
-
-
-# What a forked child has of its parent's connections it must neither use nor close.
-_clients: weakref.WeakSet[Client] = weakref.WeakSet()
-_inherited: list[object] = []
-
-
-def _leave_the_parents() -> None:
-    _inherited.extend([client.leave_the_parents() for client in _clients])
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_the_parents)

@@ -1,0 +1,52 @@
+"""What is in django-celery-beat's tables, for those who only look: ``doctor``, ``entries`` and ``status``. It writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from django.db import router
+from django.db.utils import DatabaseError, InterfaceError
+from django_celery_beat.schedulers import DatabaseScheduler
+
+from celery_lockbeat.contrib.django.rows import KINDS, json, pks_of
+from celery_lockbeat.exceptions import StoreUnavailable
+
+__all__ = ["names_of", "stored_entries"]
+
+#: So many names are asked for in one query.
+NAMED_AT_ONCE: Final = 500
+
+
+def names_of(_app: Any, keys: Sequence[str]) -> dict[str, str]:
+    """Return the names of rows by their keys in our store. Raises Django's errors."""
+    pks = pks_of(keys)
+    names: dict[int, str] = {}
+    model, wanted = DatabaseScheduler.Model, sorted(set(pks.values()))
+    for start in range(0, len(wanted), NAMED_AT_ONCE):
+        rows = model.objects.using(router.db_for_write(model)).filter(pk__in=wanted[start : start + NAMED_AT_ONCE])
+        names.update(rows.values_list("pk", "name"))
+    return {key: names[pk] for key, pk in pks.items() if pk in names}
+
+
+def stored_entries(_app: Any) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the tasks of enabled rows by name, and why others are no entries. Raises StoreUnavailable."""
+    model = DatabaseScheduler.Model
+    tasks: dict[str, str] = {}
+    broken: dict[str, str] = {}
+    try:
+        rows = model.objects.using(router.db_for_write(model)).filter(enabled=True)
+        for name, task, args, kwargs, *schedule in rows.values_list(
+            "name", "task", "args", "kwargs", *(f"{kind}_id" for kind in KINDS)
+        ):
+            try:
+                if not task or not any(schedule):
+                    raise ValueError("it has no task or no schedule")
+                json.loads(args or "[]"), json.loads(kwargs or "{}")
+            except Exception as exc:  # noqa: BLE001, PERF203  whatever is in there
+                broken[name] = f"{type(exc).__name__}: {exc}"
+            else:
+                tasks[name] = task
+    except (DatabaseError, InterfaceError) as exc:
+        raise StoreUnavailable(f"Django's database does not answer: {type(exc).__name__}: {exc}") from exc
+    return tasks, broken
