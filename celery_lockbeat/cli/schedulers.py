@@ -96,7 +96,7 @@ def _places(schedulers: Iterable[type]) -> list[ModuleType]:
 
         places.append(redbeat)
     if "django_celery_beat.schedulers:DatabaseScheduler" in bases:
-        from celery_lockbeat.contrib.django import listing as django  # noqa: PLC0415  as above
+        from celery_lockbeat.contrib.django import inspection as django  # noqa: PLC0415  as above
 
         places.append(django)
     return places

@@ -182,7 +182,7 @@ class Rows:
     # -- make entries --------------------------------------------------------------------------------------------------
 
     def _load(self, definitions: Mapping[int, tuple[Any, ...]]) -> None:
-        """Make the entries of these rows, and tell of those that are broken."""
+        """Make the entries of these rows, and complain of those that are broken."""
         last_change = self._database.last_change()
         for pk, model in self._fetch(list(definitions)).items():
             definition, known = definitions[pk], self._rows.get(pk)

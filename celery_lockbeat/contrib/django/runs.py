@@ -37,7 +37,7 @@ class Runs:
     def __len__(self) -> int:
         return len(self._unwritten)
 
-    def add(self, pk: int, entry: Any) -> None:
+    def note(self, pk: int, entry: Any) -> None:
         """Write down that this entry has run, next time."""
         self._unwritten[pk] = entry
 
@@ -45,7 +45,7 @@ class Runs:
         """Disable a row whose time is over, next time."""
         self._expired.add(pk)
 
-    def write(self) -> None:
+    def write_down(self) -> None:
         """Write down all that there is, or complain."""
         self.failed = False
         try:

@@ -30,7 +30,7 @@ from celery_lockbeat.contrib.django.entry import RowEntry, pass_over
 from celery_lockbeat.contrib.django.history import History
 from celery_lockbeat.contrib.django.rows import Rows, pks_of
 from celery_lockbeat.contrib.django.runs import Runs
-from celery_lockbeat.contrib.django.static import StaticEntries
+from celery_lockbeat.contrib.django.statics import Statics
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
 
 __all__ = ["LockedDatabaseScheduler"]
@@ -60,7 +60,7 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
         super()._furnish(app)
         self._database = Database(self.Model, self.Changes)
         self._outage = Outage(self._clock)
-        self._statics = StaticEntries(app, self.Entry, self._database)
+        self._statics = Statics(app, self.Entry, self._database)
         self._history = History(
             app,
             lambda: self._store,
@@ -127,7 +127,7 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
         self._history.recall()
         self._rows.announce()
         changed = self._database.query(self._database.last_change, within=ANSWERS_WITHIN)
-        self._runs.write()
+        self._runs.write_down()
         if self._rows.follow(changed, anew=self._outage.lasts):
             self._rows.announce()
 
@@ -161,7 +161,7 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
         return found
 
     def is_due(self, entry: Any) -> tuple[bool, float | None]:
-        """Tell (is due, seconds until the next look), as the entry does, but without its queries."""
+        """Return (is due, seconds until the next look), as the entry does, but without its queries."""
         model = getattr(entry, "model", None)
         if model is not None:
             if model.one_off and entry.total_run_count > 0:
@@ -177,7 +177,7 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
         return due
 
     def reserve(self, entry: Any) -> Any:
-        """Keep the entry; :meth:`record_runs` tells its row of the run."""
+        """Keep the entry; :meth:`record_runs` writes its run into its row."""
         return entry
 
     def adopted(self, entry: Any) -> None:
@@ -196,9 +196,9 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
         """Write down last runs and counts, and disable what was to run once; what cannot be written now is with the next look."""
         for pk in pks_of(keys).values():
             if row := self._rows.get(pk):
-                self._runs.add(pk, row.entry)
+                self._runs.note(pk, row.entry)
         if not (self._outage.lasts or self._runs.failed):
-            self._runs.write()
+            self._runs.write_down()
 
     def sync(self) -> None:
         """Write down what is not written yet; Celery calls it at the end."""

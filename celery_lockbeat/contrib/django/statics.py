@@ -19,7 +19,7 @@ from celery_lockbeat.contrib.django.database import Database
 from celery_lockbeat.contrib.django.rows import KINDS, json
 from celery_lockbeat.contrib.django.times import equal, schedule_of, storable
 
-__all__ = ["StaticEntries"]
+__all__ = ["Statics"]
 
 logger: Final = logging.getLogger("celery_lockbeat.beat")
 
@@ -27,7 +27,7 @@ logger: Final = logging.getLogger("celery_lockbeat.beat")
 CELERYS_FIELDS: Final = ("task", "schedule", "args", "kwargs", "options", "relative")
 
 
-class StaticEntries:
+class Statics:
     """The static entries of one app; ``entry`` is the class of the entries of rows."""
 
     def __init__(self, app: Any, entry: Any, database: Database) -> None:

@@ -1,4 +1,4 @@
-"""What is in django-celery-beat's tables, for those who only look: ``doctor``, ``entries`` and ``status``. It writes nothing."""
+"""django-celery-beat's tables for those who look at them: the commands and ``doctor``. Nothing is changed."""
 
 from __future__ import annotations
 
