@@ -1,7 +1,7 @@
-"""What a store promises: a store of locks, one of the beats, and one of announcements, which share a client.
+"""What a store promises: a store of locks, one of the beats, one of announcements, and a journal, which share a client.
 
-Promises, each a test in ``test_contract.py``, ``test_beat_contract.py`` or ``test_announcement_contract.py`` of ``tests/stores``, on
-every store:
+Promises, each a test in ``test_contract.py``, ``test_beat_contract.py``, ``test_announcement_contract.py`` or
+``test_journal_contract.py`` of ``tests/stores``, on every store:
 
 - each operation is atomic, and at most one lease per key is live at any moment of the store's own clock;
 - tokens only grow per key: after expiry, after a release, and after the store has forgotten the key;
@@ -41,7 +41,10 @@ __all__ = [
     "EntryState",
     "Finished",
     "Held",
+    "JOURNALED_AT_ONCE",
+    "JOURNAL_MEMORY",
     "Joined",
+    "JournalStore",
     "Lease",
     "LiveLock",
     "LockStore",
@@ -49,6 +52,7 @@ __all__ = [
     "Replica",
     "Store",
     "StoredEntry",
+    "StoredRecord",
 ]
 
 #: Seconds for which a store remembers the last token of a key after its last use. Only a server clock that was set
@@ -74,6 +78,12 @@ ANNOUNCED: Final = ("member", "tasks", "entries", "definition", "past", "home")
 
 #: As many announcements are made at once.
 ANNOUNCED_AT_ONCE: Final = 500
+
+#: Seconds for which a record of the journal is kept at most: longer than any entry should be silent.
+JOURNAL_MEMORY: Final = 90 * 86400.0
+
+#: As many records are written, or read, in one round trip.
+JOURNALED_AT_ONCE: Final = 500
 
 #: As many locks, entries, or entries of one replica are listed for an operator, unless more are asked for.
 LISTED_AT_MOST: Final = 10_000
@@ -237,6 +247,18 @@ class Announcement:
     silent_for: float
 
 
+@dataclass(frozen=True, slots=True)
+class StoredRecord:
+    """A record of the journal. ``written`` is when, by the store's wall clock, in seconds since the epoch.
+
+    ``position`` tells it from all others of its app, and is opaque: another may be read ``after`` or ``before`` it.
+    """
+
+    position: str
+    written: float
+    text: str
+
+
 class LockStore(abc.ABC):
     """Who holds which key. Keys, holders, runs and descriptions are non-empty text of any content and length."""
 
@@ -373,6 +395,50 @@ class AnnouncementStore(abc.ABC):
         """Return what is announced now, under all names or these, in no order."""
 
 
+class JournalStore(abc.ABC):
+    """What has happened to the ticks and runs of an app, in the order in which it was written: nothing that decides anything.
+
+    Texts are ASCII. ``app`` as above.
+    """
+
+    @abc.abstractmethod
+    def append(
+        self,
+        app: str,
+        batch: str,
+        texts: Sequence[str],
+        *,
+        keep: int,
+        remember_for: float = 3600.0,
+        forget: str | None = None,
+        within: float | None = None,
+    ) -> bool:
+        """Write records, and drop the oldest: at least ``keep`` are kept, a tenth more at most (and some hundreds).
+
+        False: that ``batch``, an ASCII name, was appended in the last ``remember_for`` seconds, and is not again. ``forget`` is
+        an earlier batch that nobody will append again. At most :data:`JOURNALED_AT_ONCE` texts; none are a batch too. Nobody
+        waits for an answer for longer than ``within`` seconds.
+        """
+
+    @abc.abstractmethod
+    def records(
+        self,
+        app: str,
+        *,
+        after: str | None = None,
+        before: str | None = None,
+        since: float | None = None,
+        newest_first: bool = False,
+        limit: int = JOURNALED_AT_ONCE,
+    ) -> list[StoredRecord]:
+        """Return records: from the oldest on, or from the newest back.
+
+        Only those ``after`` and ``before`` a position, and written ``since`` a time of the store's wall clock; of these the
+        first ``limit``, at most :data:`JOURNALED_AT_ONCE`. A position that has been dropped meanwhile is still a place in the
+        order; what no store has returned is no position, and nothing is found by it.
+        """
+
+
 class Store(abc.ABC):
     """Its parts, which share a client. A further part is one more attribute.
 
@@ -387,6 +453,7 @@ class Store(abc.ABC):
     locks: LockStore
     beats: BeatStore
     announcements: AnnouncementStore
+    journal: JournalStore
 
     def check(self) -> None:  # noqa: B027  most stores have nothing to look after
         """Look at what a beat or a worker should know before it begins, once; a harm that is not certain is logged.

@@ -16,6 +16,7 @@ from celery_lockbeat.stores.redis.announcements import RedisAnnouncements
 from celery_lockbeat.stores.redis.beats import RedisBeats
 from celery_lockbeat.stores.redis.client import Client
 from celery_lockbeat.stores.redis.inspection import Inspection, ServerFacts
+from celery_lockbeat.stores.redis.journal import RedisJournal
 from celery_lockbeat.stores.redis.locks import RedisLocks
 
 __all__ = ["RedisStore", "ServerFacts"]
@@ -51,6 +52,7 @@ class RedisStore(Store):
         self.locks = RedisLocks(client)
         self.beats = RedisBeats(client)
         self.announcements = RedisAnnouncements(client)
+        self.journal = RedisJournal(client)
         self._inspection = Inspection(client)
 
     def check(self) -> None:

@@ -19,7 +19,7 @@ from typing import ClassVar, Final
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.stores.base import Store
-from celery_lockbeat.stores.sqlite import announcements, beats, locks
+from celery_lockbeat.stores.sqlite import announcements, beats, journal, locks
 from celery_lockbeat.stores.sqlite.database import Database, Tables
 
 try:
@@ -30,7 +30,7 @@ except ImportError:  # Windows, which has no fcntl, and where Celery has no pref
 __all__ = ["TABLES", "MemoryStore", "SQLStore"]
 
 #: What all parts keep.
-TABLES: Final[Sequence[Tables]] = (locks.TABLES, beats.TABLES, announcements.TABLES)
+TABLES: Final[Sequence[Tables]] = (locks.TABLES, beats.TABLES, announcements.TABLES, journal.TABLES)
 
 
 class SQLStore(Store):
@@ -41,6 +41,7 @@ class SQLStore(Store):
         self.locks = locks.SQLLocks(database)
         self.beats = beats.SQLBeats(database)
         self.announcements = announcements.SQLAnnouncements(database)
+        self.journal = journal.SQLJournal(database)
 
     @property
     def place(self) -> Path:

@@ -44,6 +44,11 @@ try('ZRANGE', key, 0, 0)
 try('ZRANGEBYSCORE', key, '-inf', '+inf')
 try('ZSCORE', key, 'm')
 try('ZMSCORE', key, 'm')
+try('ZREMRANGEBYSCORE', key, '-inf', 0)
+try('XADD', key, '*', 'f', '')
+try('XRANGE', key, '-', '+')
+try('XREVRANGE', key, '+', '-')
+try('XTRIM', key, 'MAXLEN', '~', 0)
 if can_end then
   redis.call('DEL', key)
 end
