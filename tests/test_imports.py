@@ -28,6 +28,7 @@ ROOMS = [
     "tasks",
     "locks",
     "observe",
+    "journal",
     "stores",
     "options",
     "exceptions",

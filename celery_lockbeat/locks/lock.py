@@ -24,6 +24,7 @@ from celery_lockbeat.exceptions import (
     LockNotAcquired,
     StoreUnavailable,
 )
+from celery_lockbeat.journal.writer import journal_of
 from celery_lockbeat.locks.abort import Abort
 from celery_lockbeat.locks.acquisition import Acquisition, Asker
 from celery_lockbeat.locks.lease import OwnLease
@@ -73,7 +74,7 @@ class Lock:
         check_key("the key of Lock", key)
         resolved = LockOptions.read(app.conf, options, owner=f"Lock({key!r})", without=_OF_TASKS_ONLY)
         # a weak reference: once nobody has the lock any more it is not renewed, without waiting for a garbage collection
-        story = Story(weakref.ref(self), resolved.logging, kind=None)
+        story = Story(weakref.ref(self), resolved.logging, journal_of(app), kind=None)
         stores = stores_of(app)
         stores.options.check_timeouts(resolved, owner=f"Lock({key!r})")
         self._prepare(key, resolved, stores, story, Asker(f"{socket.gethostname()} {this_process.pid}"))

@@ -19,10 +19,10 @@ from typing import Any, Final
 
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError
-from celery_lockbeat.membership.identity import home_store_of, place_of
+from celery_lockbeat.membership.identity import place_of
 from celery_lockbeat.membership.members import fields_of
 from celery_lockbeat.options import AppOptions, LockOptions
-from celery_lockbeat.stores import Lease, Store, stores_of
+from celery_lockbeat.stores import Lease, Store, home_store_of, stores_of
 
 __all__ = ["TOUCHED_EVERY", "Health", "HealthFile", "health_of"]
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.options import AppOptions, LockOptions
-from celery_lockbeat.stores import Store, open_store, stores_of
+from celery_lockbeat.stores import Store, home_store_of, open_store
 from celery_lockbeat.stores.sqlite.store import MemoryStore
 from celery_lockbeat.tasks.plan import LockPlan
 from celery_lockbeat.tasks.task import LockedTask
@@ -21,7 +21,6 @@ from celery_lockbeat.tasks.task import LockedTask
 __all__ = [
     "digest_of",
     "home_of",
-    "home_store_of",
     "is_loopback",
     "lock_options_of",
     "locks_of_tasks",
@@ -60,12 +59,6 @@ def home_of(app: Any) -> str:
         home = home_store_of(app)
         place = f"the memory store of this host, {home.place if isinstance(home, MemoryStore) else ''}"
     return f"{place}, under {options.key_prefix!r}"
-
-
-def home_store_of(app: Any) -> Store:
-    """Return the store of the beats, and of the tasks that name no other. Raises ConfigurationError."""
-    locks = LockOptions.read(app.conf, {}, owner="the app")
-    return stores_of(app).choose(locks.driver, locks.connection)[0]
 
 
 def lock_options_of(app: Any) -> Iterator[tuple[str, LockOptions | None]]:

@@ -15,9 +15,9 @@ from celery import signals
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError, LockbeatError
 from celery_lockbeat.membership.health import TOUCHED_EVERY, HealthFile
-from celery_lockbeat.membership.identity import home_store_of
 from celery_lockbeat.membership.members import HEARD_EVERY, Member
 from celery_lockbeat.membership.startup import say_what_is_set
+from celery_lockbeat.stores import home_store_of
 
 __all__ = ["Membership"]
 

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from celery_lockbeat import signals
 from celery_lockbeat.clock import monotonic
+from celery_lockbeat.journal.records import ENDINGS
+from celery_lockbeat.journal.writer import Journal
 from celery_lockbeat.observe.observers import Pending, pending_of
 from celery_lockbeat.observe.vocabulary import EVENTS, Event, Fields, still_running
 
@@ -42,6 +44,9 @@ _KINDS: Final = {event: (how, getattr(signals, event)) for event, how in EVENTS.
 #: The events of an attempt, of which each is sent once.
 _ONCE: Final = frozenset(event for event in EVENTS if event.startswith("task_"))
 
+#: The events that go into the journal, whatever is logged; an end of an attempt says all that ``task_finished`` does.
+_JOURNALED: Final = frozenset({"task_started", *ENDINGS, "lock_expired_before_finish", "driver_fallback"})
+
 #: How all events are written in this process, if somebody has asked for a form: by :func:`log_json_lines`, or by
 #: :func:`log_fields`.
 _form: str | None = None
@@ -54,19 +59,32 @@ _Made = tuple[Event | None, Any, dict[str, Any]]
 class Story:
     """Who a run, or a lock outside of tasks, is in the log: the fields that all of its events share.
 
-    ``sender``, of its Signals, is the task, or a weak reference to the lock.
+    ``sender``, of its Signals, is the task, or a weak reference to the lock. ``journal`` is where it is written; None: nowhere.
     """
 
-    __slots__ = ("_began", "_logging", "_sender", "emitted", "execution_id", "fields", "pending")
+    __slots__ = (
+        "_began",
+        "_journal",
+        "_logging",
+        "_sender",
+        "emitted",
+        "execution_id",
+        "fields",
+        "journaled",
+        "pending",
+    )
 
-    def __init__(self, sender: Any, logging: str | bool, **fields: Any) -> None:
+    def __init__(self, sender: Any, logging: str | bool, journal: Journal | None = None, **fields: Any) -> None:
         self.execution_id = new_id()
         self.fields = fields
         self._sender = sender
+        self._journal = journal
         self._logging = _what_suits_the_log() if logging == "auto" else logging
         self._began: float | None = None
         #: which events of an attempt have been logged, and which Signals sent: each is so once, whatever strikes in between
         self.emitted: dict[Any, bool] = {}
+        #: which events of an attempt have been put into the journal
+        self.journaled: tuple[str, ...] = ()
         #: events that others have found out, and that are not yet delivered (see observers.py)
         self.pending: Pending | None = None
 
@@ -91,7 +109,11 @@ class Story:
             self.pending.flush()
 
     def _made(self, event: str, details: dict[str, Any]) -> _Made | None:
-        """An event as of now; None where nobody listens."""
+        """An event as of now, which is put into the journal; None where nobody listens."""
+        if self._journal is not None and event in _JOURNALED and event not in self.journaled:
+            self._journal.put(event, self.fields, details, self.execution_id)
+            if event in _ONCE:
+                self.journaled += (event,)
         how, signal = _KINDS[event]
         if self._logging == "brief":
             how = self._in_brief(event, how)

@@ -45,6 +45,7 @@ class AppOptions:
     memory_path: str | None = None
     django_run_missed_when_changed: bool = False
     health_file: str | None = None
+    journal: int = 10_000
     #: writes the settings in a text as the user does
     spell: Callable[[str], str] = field(default=str, repr=False, compare=False)
 
@@ -198,4 +199,5 @@ _APP_RULES: Final[dict[str, Rule]] = {
     "memory_path": path,
     "django_run_missed_when_changed": flag,
     "health_file": _health_file,
+    "journal": count,
 }

@@ -8,12 +8,24 @@ from functools import partial
 from typing import Any, Final
 
 from celery_lockbeat.exceptions import ConfigurationError
-from celery_lockbeat.options import AppOptions
+from celery_lockbeat.options import AppOptions, LockOptions
 from celery_lockbeat.stores.base import Finished, Held, Lease, Store
 from celery_lockbeat.stores.redis.store import RedisStore
 from celery_lockbeat.stores.sqlite.store import MemoryStore
 
-__all__ = ["Finished", "Held", "Lease", "Store", "Stores", "on_close", "open_store", "redirected", "stores_of"]
+__all__ = [
+    "Finished",
+    "Held",
+    "Lease",
+    "Store",
+    "Stores",
+    "before_redirection_ends",
+    "home_store_of",
+    "on_close",
+    "open_store",
+    "redirected",
+    "stores_of",
+]
 
 #: The one attribute that is hung on an app, beside its ``close``.
 _ATTRIBUTE: Final = "lockbeat_stores"
@@ -74,7 +86,18 @@ def redirected(choose: Callable[[Stores, str, str], tuple[Store, Store | None]])
     try:
         yield
     finally:
+        for callback in _before_redirection_ends:
+            callback()
         _elsewhere = before
+
+
+#: What whoever writes later wants to be called before it would write somewhere else.
+_before_redirection_ends: Final[list[Callable[[], object]]] = []
+
+
+def before_redirection_ends(callback: Callable[[], object]) -> None:
+    """Call ``callback`` at the end of each block of :func:`redirected`."""
+    _before_redirection_ends.append(callback)
 
 
 def open_store(options: AppOptions, connection: Mapping[str, Any] | None, setting: str = "") -> Store:
@@ -111,6 +134,12 @@ def stores_of(app: Any) -> Stores:
         # the only way to learn of it: Celery has no signal for it
         vars(app)["close"] = partial(_close, app.close, stores)
     return stores
+
+
+def home_store_of(app: Any) -> Store:
+    """Return the store of the beats, of the journal, and of the tasks that name no other. Raises ConfigurationError."""
+    locks = LockOptions.read(app.conf, {}, owner="the app")
+    return stores_of(app).choose(locks.driver, locks.connection)[0]
 
 
 #: What whoever begins something for a store wants to be called with it when its app is closed.

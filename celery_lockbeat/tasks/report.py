@@ -12,6 +12,7 @@ from typing import Any, Final
 from celery.exceptions import Ignore, Retry
 
 from celery_lockbeat.exceptions import TaskSkipped
+from celery_lockbeat.journal.writer import journal_of
 from celery_lockbeat.locks.lock import Lock
 from celery_lockbeat.observe.events import Story
 from celery_lockbeat.tasks.copies import tick_of
@@ -40,6 +41,7 @@ class Report:
         self.story: Final = Story(
             task,
             logging,
+            journal_of(task.app),
             task_id=request and request.id,
             task_name=task.name,
             kind=tick.get("kind", "task"),
@@ -77,7 +79,8 @@ class Report:
     @property
     def has_outcome(self) -> bool:
         """Whether somebody may have heard how the attempt ends."""
-        return self._outcome_is_emitted or not _OUTCOMES.isdisjoint(self.story.emitted)
+        story = self.story
+        return self._outcome_is_emitted or not _OUTCOMES.isdisjoint((*story.emitted, *story.journaled))
 
     def _outcome(self, ending: BaseException | None, spent: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
         if isinstance(ending, TaskSkipped):

@@ -83,7 +83,18 @@ class MemoryKind:
 
     def forget_all(self) -> None:
         with contextlib.closing(sqlite3.connect(self.file, timeout=10)) as connection, connection:
-            for table in ("lock", "done", "entry", "claim", "replica", "listed", "cold_start", "announced", "journal", "batch"):
+            for table in (
+                "lock",
+                "done",
+                "entry",
+                "claim",
+                "replica",
+                "listed",
+                "cold_start",
+                "announced",
+                "journal",
+                "batch",
+            ):
                 connection.execute(f"DELETE FROM lockbeat_{table}")
 
 

@@ -1,0 +1,266 @@
+"""The journal, as it is written: what happens is put into memory, and a thread writes it in batches.
+
+Promises: to put something costs no round trip, raises nothing, and waits for nobody; a batch is written twice a second where there
+is something, and once (see :meth:`JournalStore.append`), so a process that is killed takes a second of it along; a run that
+began and ended within one batch is one record, its end. While the store is away :data:`AT_MOST` records are kept, then the
+oldest are dropped, and how many is written in their place. A fork takes nothing along.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import weakref
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from celery import signals
+
+from celery_lockbeat import threads
+from celery_lockbeat.clock import monotonic
+from celery_lockbeat.exceptions import LockbeatError
+from celery_lockbeat.journal.records import ENDINGS, encode
+from celery_lockbeat.options import AppOptions
+from celery_lockbeat.process import name_of_its_own, when_a_worker_has_ended
+from celery_lockbeat.stores import Store, before_redirection_ends, home_store_of
+from celery_lockbeat.stores.base import JOURNALED_AT_ONCE
+
+__all__ = ["Journal", "finish", "journal_of"]
+
+logger: Final = logging.getLogger("celery_lockbeat")
+
+#: The attribute that is hung on an app.
+_ATTRIBUTE: Final = "lockbeat_journal_writer"
+
+#: So many records wait for a store that is away.
+AT_MOST: Final = 10_000
+
+#: Seconds for which records are gathered into a batch, until a store that did not answer is asked again, and after which
+#: a thread that has nothing to do ends.
+GATHERED_FOR: Final = 0.5
+AWAY_FOR: Final = 2.0
+IDLE_FOR: Final = 5.0
+
+#: Seconds for which the end of a process waits for the store.
+LAST_PATIENCE: Final = 2.0
+
+_NO_FIELDS: Final[Mapping[str, Any]] = {}
+
+
+class _Put(NamedTuple):
+    """What was put: an event, when it happened on the local clock, and its fields, of which the later ones count."""
+
+    event: str
+    at: float
+    shared: Mapping[str, Any]
+    own: Mapping[str, Any]
+    execution_id: str | None
+
+
+class _Batch(NamedTuple):
+    """What is written at once, under one name until the store has answered."""
+
+    name: str
+    records: Sequence[_Put]
+
+
+class Journal:
+    """What one process writes into the journal of its app. Kept by the app; the thread lives while there is something to write."""
+
+    def __init__(self, app: Any, keep: int) -> None:
+        self._app = weakref.ref(app)
+        self._name: Final = str(app.main or "")
+        self._keep: Final = keep
+        self.begin_anew()
+        _journals.add(self)
+
+    def begin_anew(self) -> None:
+        """Have nothing to write, in a process that is new."""
+        self._waiting: deque[_Put] = deque()
+        self._dropped = 0
+        self._batch: _Batch | None = None
+        self._written: str | None = None  # the last batch
+        self._writer = ""
+        self._batches = 0
+        self._is_away = False
+        self._running = False
+        self._beginning = threads.new_lock()
+        self._writing = threads.new_lock()
+        self._bell = threads.new_lock()  # locked, until it rings
+        self._bell.acquire()
+        self._twin: Store | None = None
+
+    # -- whoever something happens to ----------------------------------------------------------------------------------
+
+    def put(
+        self,
+        event: str,
+        shared: Mapping[str, Any],
+        own: Mapping[str, Any] = _NO_FIELDS,
+        execution_id: str | None = None,
+    ) -> None:
+        """Have an event written. Its fields are read when it is: those of a mapping that changes later count then."""
+        waiting = self._waiting
+        if len(waiting) >= AT_MOST:
+            self._drop_oldest()
+        waiting.append(_Put(event, monotonic(), shared, own, execution_id))
+        if not self._running:
+            self._begin()
+
+    def _drop_oldest(self) -> None:
+        try:
+            self._waiting.popleft()
+        except IndexError:  # it is being written just now
+            return
+        self._dropped += 1
+
+    def _begin(self) -> None:
+        # whoever finds it taken need not begin one
+        if not self._beginning.acquire(False):
+            return
+        try:
+            if not self._running:
+                threads.start(self._run, "lockbeat-journal")
+                self._running = True
+        except RuntimeError:  # no thread can be had now: with the next record, or at the end of the process
+            pass
+        finally:
+            self._beginning.release()
+
+    # -- the thread ----------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        idle_since = monotonic()
+        while True:
+            self._bell.acquire(timeout=AWAY_FOR if self._is_away else GATHERED_FOR)
+            if self._waiting or self._batch is not None:
+                try:
+                    self.write()
+                except Exception:  # the thread goes on, whatever it was
+                    logger.exception("the journal could not be written")
+                idle_since = monotonic()
+            elif monotonic() - idle_since > IDLE_FOR:
+                self._running = False
+                # what was put meanwhile found it running
+                if not self._waiting or not self._beginning.acquire(False):
+                    return
+                self._running = True
+                self._beginning.release()
+
+    def write(self, within: float | None = None) -> bool:
+        """Write all that there is; False: the store does not answer, or another thread is at it.
+
+        ``within``: seconds to wait for either; None: for the store alone, as long as it may take.
+        """
+        if not (self._writing.acquire(False) if within is None else self._writing.acquire(timeout=within)):
+            return False
+        try:
+            while self._take():
+                if not self._write_batch(within):
+                    return False
+        finally:
+            self._writing.release()
+        return True
+
+    def _take(self) -> _Batch | None:
+        """Return what is to be written next: what could not be written before, or what has come meanwhile."""
+        if self._batch is not None or not self._waiting:
+            return self._batch
+        self._writer = self._writer or name_of_its_own()
+        self._batches += 1
+        taken: list[_Put] = []
+        if self._dropped:
+            dropped, self._dropped = self._dropped, 0
+            taken.append(_Put("records_dropped", monotonic(), {"count": dropped, "hostname": self._writer}, {}, None))
+        while self._waiting and len(taken) < JOURNALED_AT_ONCE:
+            taken.append(self._waiting.popleft())
+        self._batch = _Batch(f"{self._writer}:{self._batches}", _without_short_runs(taken))
+        return self._batch
+
+    def _write_batch(self, within: float | None) -> bool:
+        batch = self._batch
+        assert batch is not None  # it was taken  # noqa: S101
+        now = monotonic()
+        texts = [_encoded(each, now - each.at) for each in batch.records]
+        try:
+            store = self._store()
+            if store is not None:
+                journal = store.journal
+                journal.append(self._name, batch.name, texts, keep=self._keep, forget=self._written, within=within)
+        except LockbeatError as exc:
+            self._complain(exc)
+            return False
+        self._batch, self._written = None, batch.name
+        if self._is_away:
+            self._is_away = False
+            logger.info("the journal is written again")
+        return True
+
+    def _store(self) -> Store | None:
+        """Return where it is written; None: its app is gone. Raises LockbeatError."""
+        app = self._app()
+        if app is None:
+            return None
+        if not threads.gevent_has_patched():
+            return home_store_of(app)
+        if self._twin is None:
+            self._twin = home_store_of(app).twin()
+        return self._twin
+
+    def _complain(self, exc: LockbeatError) -> None:
+        if not self._is_away:
+            text = "the journal is not written, and %d records are kept until it is: %s"
+            logger.warning(text, AT_MOST, exc)
+        self._is_away = True
+
+
+def _encoded(put: _Put, ago: float) -> str:
+    fields = {**put.shared, **put.own}
+    if put.execution_id is not None:
+        fields["execution_id"] = put.execution_id
+    return encode(put.event, fields, ago)
+
+
+def _without_short_runs(taken: Sequence[_Put]) -> Sequence[_Put]:
+    """Leave out the start of each run whose end is there too, which tells how long it took."""
+    ended = {put.execution_id for put in taken if put.event in ENDINGS}
+    return [put for put in taken if put.event != "task_started" or put.execution_id not in ended]
+
+
+# -- one for each app --------------------------------------------------------------------------------------------------
+
+_journals: Final[weakref.WeakSet[Journal]] = weakref.WeakSet()
+
+
+def journal_of(app: Any) -> Journal | None:
+    """Return the journal that this process writes for an app; None: ``lockbeat_journal`` is 0. Raises ConfigurationError."""
+    known = vars(app)
+    if _ATTRIBUTE not in known:
+        keep = AppOptions.read(app.conf).journal
+        # two threads may both come here: the first one's is kept
+        known.setdefault(_ATTRIBUTE, Journal(app, keep) if keep else None)
+    journal: Journal | None = known[_ATTRIBUTE]
+    return journal
+
+
+def finish(**_: Any) -> None:
+    """Write what is there, or try to for :data:`LAST_PATIENCE`."""
+    deadline = monotonic() + LAST_PATIENCE
+    for journal in list(_journals):
+        if (rest := deadline - monotonic()) > 0:
+            journal.write(within=rest)
+
+
+def _begin_anew() -> None:
+    for journal in list(_journals):
+        journal.begin_anew()
+
+
+atexit.register(finish)
+signals.worker_process_shutdown.connect(finish)  # a pool's child runs no atexit
+when_a_worker_has_ended(finish)
+before_redirection_ends(finish)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
