@@ -1,4 +1,6 @@
-"""One Celery signal per event. Receivers get the event's fields as keywords; ``sender`` is the task, or the Lock.
+"""One Celery signal per event. Receivers get the event's fields as keywords.
+
+``sender`` is the task, the Lock, or the beat's scheduler.
 
 A receiver can slow a run but never break it: ``Signal.send`` logs what a receiver raises, and nothing depends on it.
 """
@@ -9,17 +11,21 @@ from celery.utils.dispatch import Signal
 
 __all__ = [
     "driver_fallback",
+    "entry_silent",
     "lock_acquired",
     "lock_expired_before_finish",
     "lock_extend_failed",
     "lock_extended",
     "lock_released",
+    "run_overdue",
     "task_failed",
     "task_finished",
     "task_retried",
     "task_skipped",
     "task_started",
     "task_succeeded",
+    "tick_late",
+    "tick_missed",
 ]
 
 task_started = Signal(name="lockbeat_task_started")
@@ -34,3 +40,7 @@ lock_released = Signal(name="lockbeat_lock_released")
 lock_extend_failed = Signal(name="lockbeat_lock_extend_failed")
 lock_expired_before_finish = Signal(name="lockbeat_lock_expired_before_finish")
 driver_fallback = Signal(name="lockbeat_driver_fallback")
+run_overdue = Signal(name="lockbeat_run_overdue")
+tick_late = Signal(name="lockbeat_tick_late")
+tick_missed = Signal(name="lockbeat_tick_missed")
+entry_silent = Signal(name="lockbeat_entry_silent")

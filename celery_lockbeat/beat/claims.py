@@ -19,6 +19,7 @@ from celery_lockbeat.beat.agenda import Agenda, Item
 from celery_lockbeat.beat.clocks import Clocks
 from celery_lockbeat.beat.ledger import Ledger, Tick
 from celery_lockbeat.beat.planner import Planner
+from celery_lockbeat.beat.recorder import Recorder
 from celery_lockbeat.beat.replicas import Replica
 from celery_lockbeat.beat.seams import Seams
 from celery_lockbeat.exceptions import StoreUnavailable
@@ -53,6 +54,7 @@ class Claimer:
         clocks: Clocks,
         replica: Replica,
         ledger: Ledger,
+        recorder: Recorder,
         ttl: float,
     ) -> None:
         self._scheduler = scheduler
@@ -64,6 +66,7 @@ class Claimer:
         self._clock = clocks.now
         self._replica = replica
         self._ledger = ledger
+        self._recorder = recorder
         self._ttl = ttl
         self._skip = 0  # so many overdue claims, which none but another release knows
         self._next_poll = self._next_batch = 0.0
@@ -167,6 +170,7 @@ class Claimer:
     def _granted(self, item: Item, asked: float, read: float) -> Tick:
         claim, item.claim = item.claim, None
         assert claim is not None  # it was asked for  # noqa: S101
+        self._recorder.claimed(item, claim.details["due"], asked - item.when)
         self._planner.advance(item, claim.state)
         if item.key in self._agenda and not isinstance(item.schedule, Timeout):
             self._agenda.plan(item, asked + item.delay)
@@ -174,9 +178,18 @@ class Claimer:
         return self._take(item, claim.state.total_run_count, claim.task_id, claim.details, asked, sure_until)
 
     def _take(
-        self, item: Item, run: int, task_id: str, details: Mapping[str, Any], asked: float, sure_until: float
+        self,
+        item: Item,
+        run: int,
+        task_id: str,
+        details: Mapping[str, Any],
+        asked: float,
+        sure_until: float,
+        *,
+        taken_over: bool = False,
     ) -> Tick:
-        return self._ledger.take(Tick(item, run, task_id, details, asked + self._ttl * (1 - MARGIN), sure_until))
+        fresh_until = asked + self._ttl * (1 - MARGIN)
+        return self._ledger.take(Tick(item, run, task_id, details, fresh_until, sure_until, taken_over))
 
     def _refused(self, item: Item, state: EntryState) -> None:
         """The tick is another's, or the entry has too many that are not yet published."""
@@ -185,7 +198,9 @@ class Claimer:
         if item.key not in self._agenda:
             return
         if backlog:
+            due = item.when
             self._agenda.plan(item, self._clock() + self._ttl / 4)
+            item.when = due  # it is looked at later, and is due since then
         else:
             self._planner.plan(item)
 
@@ -210,7 +225,7 @@ class Claimer:
         # the entry may have been deleted since it was claimed
         sure_until = asked if math.isfinite(self._scheduler.trusted_for) else math.inf
         ticks = [
-            self._take(item, each.run, each.task_id, each.details, asked, sure_until)
+            self._take(item, each.run, each.task_id, each.details, asked, sure_until, taken_over=True)
             for (each, item), ours in zip(left, taken, strict=True)
             if ours
         ]

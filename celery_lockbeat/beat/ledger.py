@@ -33,6 +33,8 @@ class Tick(NamedTuple):
     details: Mapping[str, Any]
     fresh_until: float
     sure_until: float
+    #: whether another replica had claimed it
+    taken_over: bool = False
 
 
 class Ledger:

@@ -21,6 +21,7 @@ from kombu.exceptions import OperationalError
 from celery_lockbeat.beat.ledger import Ledger, Tick
 from celery_lockbeat.beat.messages import copied
 from celery_lockbeat.beat.planner import Planner
+from celery_lockbeat.beat.recorder import Recorder
 from celery_lockbeat.beat.seams import Seams
 from celery_lockbeat.beat.trouble import Backoff, Complaints
 from celery_lockbeat.exceptions import StoreUnavailable
@@ -60,6 +61,7 @@ class Publisher:
         disconnect: Callable[[], None],
         planner: Planner,
         ledger: Ledger,
+        recorder: Recorder,
         complaints: Complaints,
         backoff: Backoff,
         clock: Callable[[], float],
@@ -68,6 +70,7 @@ class Publisher:
         self._disconnect = disconnect
         self._planner = planner
         self._ledger = ledger
+        self._recorder = recorder
         self._complaints = complaints
         self._backoff = backoff
         self._clock = clock
@@ -109,23 +112,21 @@ class Publisher:
         while ticks := self._wanted(ticks):
             try:
                 with self._scheduler.producer.batch():
-                    for tick in ticks:
-                        self._send(tick)
+                    sent = [tick for tick in ticks if self._send(tick)]
                     now = self._clock()
                     if any(now >= min(tick.fresh_until, tick.sure_until) for tick in ticks):
                         # we were frozen while the batch was made: it must not be flushed
                         raise _Stale
             except _Stale:
                 continue
-            self._published(ticks)
+            self._published(ticks, sent)
             return
 
     def _publish_one_by_one(self, ticks: Sequence[Tick]) -> None:
         for tick in ticks:
             try:
                 for wanted in self._wanted([tick]):
-                    self._send(wanted)
-                    self._published([wanted])
+                    self._published([wanted], [wanted] if self._send(wanted) else [])
             except StoreUnavailable:  # noqa: PERF203
                 raise
             except Exception as exc:  # noqa: BLE001  as above
@@ -155,18 +156,24 @@ class Publisher:
                 wanted.append(tick._replace(sure_until=now + self._scheduler.trusted_for))
             else:
                 logger.info("tick %s of %r is not sent: it was deleted or disabled", dict(tick.details), tick.item.key)
+                self._recorder.not_published(tick, "its entry was deleted or disabled")
                 # settled like those that are sent, or others would take it over
                 self._ledger.sent(tick)
         return wanted
 
-    def _published(self, ticks: Sequence[Tick]) -> None:
+    def _published(self, ticks: Sequence[Tick], sent: Sequence[Tick]) -> None:
+        """Settle these ticks, of which those have been ``sent`` that could be made a message of."""
         for tick in ticks:
             self._ledger.sent(tick)
+        self._recorder.published(sent)
         self._refusals = 0
         self._recovered()
 
-    def _send(self, tick: Tick) -> None:
-        """Send the message of one tick by the ways of Celery's beat. Raises what the broker's client raises."""
+    def _send(self, tick: Tick) -> bool:
+        """Send the message of one tick by the ways of Celery's beat; False: there can be none.
+
+        Raises what the broker's client raises.
+        """
         producer = self._scheduler.producer
         self.sending = sending = Sending(tick)
         try:
@@ -180,12 +187,14 @@ class Publisher:
             self.sending = None
         error = sending.error
         if error is None:
-            return
+            return True
         if self._is_brokers(error):
             raise error
         # no other replica could send it either
         text = "tick %s of entry %r is lost: its message cannot be made: %s: %s"
         logger.error(text, dict(tick.details), tick.item.entry.name, type(error).__name__, error, exc_info=error)
+        self._recorder.not_published(tick, f"its message cannot be made: {type(error).__name__}: {error}")
+        return False
 
     # -- trouble -------------------------------------------------------------------------------------------------------
 

@@ -29,10 +29,13 @@ from celery_lockbeat.beat.ledger import Ledger
 from celery_lockbeat.beat.messages import message_of
 from celery_lockbeat.beat.planner import Planner
 from celery_lockbeat.beat.publisher import NotSent, Publisher, limited
+from celery_lockbeat.beat.recorder import Recorder
 from celery_lockbeat.beat.replicas import Replica
 from celery_lockbeat.beat.trouble import Backoff, Complaints
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
+from celery_lockbeat.journal.writer import finish as finish_journal
+from celery_lockbeat.journal.writer import journal_of
 from celery_lockbeat.membership.health import HealthFile
 from celery_lockbeat.membership.startup import say_what_is_set
 from celery_lockbeat.options import AppOptions, LockOptions
@@ -126,6 +129,8 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         self._planner = Planner(self, self._agenda, self._clocks, self._complaints)
         self._replica = Replica(self._name, self, self._entries_by_key, self._agenda, self._planner, self._clocks)
         self._ledger = Ledger()
+        late_after = self._options.late_after or None
+        recorder = Recorder(self, journal_of(app), self._replica.name, time.time, late_after)
         self._claimer = Claimer(
             self,
             self._stand_in,
@@ -135,10 +140,18 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             self._clocks,
             self._replica,
             self._ledger,
+            recorder,
             ttl=self._options.claim_ttl,
         )
         self._publisher = Publisher(
-            self, self._disconnect, self._planner, self._ledger, self._complaints, self._backoff, self._clock
+            self,
+            self._disconnect,
+            self._planner,
+            self._ledger,
+            recorder,
+            self._complaints,
+            self._backoff,
+            self._clock,
         )
 
     def _say_what_is_set(self) -> HealthFile:
@@ -249,6 +262,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
                 self._announcements.end(self._store)
             except StoreUnavailable as exc:
                 logger.warning("beat leaves without a word, for the store does not answer: %s", exc)
+        finish_journal()
         self._disconnect()
         super().close()
 

@@ -9,11 +9,12 @@ oldest are dropped, and how many is written in their place. A fork takes nothing
 from __future__ import annotations
 
 import atexit
+import hashlib
 import logging
 import os
 import weakref
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from celery import signals
@@ -37,6 +38,10 @@ _ATTRIBUTE: Final = "lockbeat_journal_writer"
 #: So many records wait for a store that is away.
 AT_MOST: Final = 10_000
 
+#: So many cases wait to be said, and for so many seconds nobody says one again.
+CASES_AT_MOST: Final = 1_000
+CASE_MEMORY: Final = 86400.0
+
 #: Seconds for which records are gathered into a batch, until a store that did not answer is asked again, and after which
 #: a thread that has nothing to do ends.
 GATHERED_FOR: Final = 0.5
@@ -59,6 +64,14 @@ class _Put(NamedTuple):
     execution_id: str | None
 
 
+class _Case(NamedTuple):
+    """Something that many see, and one of them says: ``then``."""
+
+    name: str
+    put: _Put
+    then: Callable[[], object]
+
+
 class _Batch(NamedTuple):
     """What is written at once, under one name until the store has answered."""
 
@@ -67,7 +80,10 @@ class _Batch(NamedTuple):
 
 
 class Journal:
-    """What one process writes into the journal of its app. Kept by the app; the thread lives while there is something to write."""
+    """What one process writes into the journal of its app, which keeps so many records; 0: nothing but its cases are known.
+
+    The app keeps it. The thread lives while there is something to write.
+    """
 
     def __init__(self, app: Any, keep: int) -> None:
         self._app = weakref.ref(app)
@@ -79,6 +95,7 @@ class Journal:
     def begin_anew(self) -> None:
         """Have nothing to write, in a process that is new."""
         self._waiting: deque[_Put] = deque()
+        self._cases: deque[_Case] = deque(maxlen=CASES_AT_MOST)
         self._dropped = 0
         self._batch: _Batch | None = None
         self._written: str | None = None  # the last batch
@@ -102,10 +119,21 @@ class Journal:
         execution_id: str | None = None,
     ) -> None:
         """Have an event written. Its fields are read when it is: those of a mapping that changes later count then."""
+        if not self._keep:
+            return
         waiting = self._waiting
         if len(waiting) >= AT_MOST:
             self._drop_oldest()
         waiting.append(_Put(event, monotonic(), shared, own, execution_id))
+        if not self._running:
+            self._begin()
+
+    def case(self, name: str, event: str, fields: Mapping[str, Any], then: Callable[[], object]) -> None:
+        """Have an event written once, however many processes see the case of this ``name``, and ``then`` called by the first.
+
+        Where the store does not answer it is called by each: an alarm that comes twice is better than none.
+        """
+        self._cases.append(_Case(name, _Put(event, monotonic(), fields, _NO_FIELDS, None), then))
         if not self._running:
             self._begin()
 
@@ -135,7 +163,7 @@ class Journal:
         idle_since = monotonic()
         while True:
             self._bell.acquire(timeout=AWAY_FOR if self._is_away else GATHERED_FOR)
-            if self._waiting or self._batch is not None:
+            if self._waiting or self._cases or self._batch is not None:
                 try:
                     self.write()
                 except Exception:  # the thread goes on, whatever it was
@@ -144,7 +172,7 @@ class Journal:
             elif monotonic() - idle_since > IDLE_FOR:
                 self._running = False
                 # what was put meanwhile found it running
-                if not self._waiting or not self._beginning.acquire(False):
+                if not (self._waiting or self._cases) or not self._beginning.acquire(False):
                     return
                 self._running = True
                 self._beginning.release()
@@ -157,6 +185,8 @@ class Journal:
         if not (self._writing.acquire(False) if within is None else self._writing.acquire(timeout=within)):
             return False
         try:
+            while self._cases:
+                self._write_case(self._cases.popleft(), within)
             while self._take():
                 if not self._write_batch(within):
                     return False
@@ -198,6 +228,20 @@ class Journal:
             logger.info("the journal is written again")
         return True
 
+    def _write_case(self, case: _Case, within: float | None) -> None:
+        texts = [_encoded(case.put, monotonic() - case.put.at)] if self._keep else []
+        name = hashlib.blake2b(case.name.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+        try:
+            store = self._store()
+            if store is not None and not store.journal.append(
+                self._name, f"case:{name}", texts, keep=self._keep, remember_for=CASE_MEMORY, within=within
+            ):
+                return
+        except LockbeatError as exc:
+            self._complain(exc)
+            self._waiting.append(case.put)
+        case.then()
+
     def _store(self) -> Store | None:
         """Return where it is written; None: its app is gone. Raises LockbeatError."""
         app = self._app()
@@ -234,14 +278,12 @@ def _without_short_runs(taken: Sequence[_Put]) -> Sequence[_Put]:
 _journals: Final[weakref.WeakSet[Journal]] = weakref.WeakSet()
 
 
-def journal_of(app: Any) -> Journal | None:
-    """Return the journal that this process writes for an app; None: ``lockbeat_journal`` is 0. Raises ConfigurationError."""
-    known = vars(app)
-    if _ATTRIBUTE not in known:
-        keep = AppOptions.read(app.conf).journal
+def journal_of(app: Any) -> Journal:
+    """Return the journal that this process writes for an app. Raises ConfigurationError."""
+    journal: Journal | None = vars(app).get(_ATTRIBUTE)
+    if journal is None:
         # two threads may both come here: the first one's is kept
-        known.setdefault(_ATTRIBUTE, Journal(app, keep) if keep else None)
-    journal: Journal | None = known[_ATTRIBUTE]
+        journal = vars(app).setdefault(_ATTRIBUTE, Journal(app, AppOptions.read(app.conf).journal))
     return journal
 
 

@@ -74,6 +74,20 @@ def _why_skipped(fields: Fields) -> str:
     return "held by " + _UUID.sub(r"[\1]", holder.replace(f"{fields.get('task_name')}[", "["))
 
 
+def _entry(fields: Fields) -> str:
+    return str(fields.get("schedule"))
+
+
+def _late(fields: Fields) -> str:
+    return f"{took(fields['late'])} after {fields.get('tick')}: {fields.get('reason')}"
+
+
+def _missed(fields: Fields) -> str:
+    ticks = "a tick" if fields.get("count") == 1 else f"{fields.get('count')} ticks"
+    until = f", {fields['tick']}" if fields.get("tick") else f", the last of {fields.get('last_due')}"
+    return f"{ticks}{until}: {fields.get('reason')}"
+
+
 _BY_ALL: Final[frozenset[str | bool]] = frozenset({"brief", "default", "verbose"})
 _BY_BRIEF: Final[frozenset[str | bool]] = frozenset({"brief"})
 _BY_DEFAULT: Final[frozenset[str | bool]] = frozenset({"default", "verbose"})
@@ -95,6 +109,14 @@ EVENTS: Final[Mapping[str, Event]] = {
     "task_retried": Event(INFO, _BY_ALL, "%s retries%s", lambda fields: (_who(fields), _next_try(fields))),
     "task_skipped": Event(INFO, _BY_ALL, "%s skipped: %s", lambda fields: (_who(fields), _why_skipped(fields))),
     "task_finished": Event(INFO, _BY_DEFAULT, "%s is over: %s", lambda fields: (_who(fields), fields["status"])),
+    "run_overdue": Event(
+        WARNING, _BY_ALL, "%s is overdue: %s", lambda fields: (_who(fields), str(fields.get("reason")))
+    ),
+    "tick_late": Event(WARNING, _BY_ALL, "%s was published late: %s", lambda fields: (_entry(fields), _late(fields))),
+    "tick_missed": Event(WARNING, _BY_ALL, "%s has missed %s", lambda fields: (_entry(fields), _missed(fields))),
+    "entry_silent": Event(
+        WARNING, _BY_ALL, "%s is silent: %s", lambda fields: (_entry(fields), str(fields.get("reason")))
+    ),
     "driver_fallback": Event(
         ERROR, _BY_ALL | {False}, "%s falls back to memory: %s", lambda fields: (_who(fields), _error(fields))
     ),

@@ -14,7 +14,7 @@ from typing import Any, Final
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.options.lock import ATTEMPTS, LOCK_NAMES, LockOptions
 from celery_lockbeat.options.refusals import SETTING_PREFIX, refusal, refuse_unknown, spelled_for, spelling, written
-from celery_lockbeat.options.rules import Rule, count, flag, path, seconds
+from celery_lockbeat.options.rules import LONGEST, Rule, count, flag, path, seconds
 from celery_lockbeat.options.servers import (
     carried_by,
     client_arguments,
@@ -46,6 +46,7 @@ class AppOptions:
     django_run_missed_when_changed: bool = False
     health_file: str | None = None
     journal: int = 10_000
+    late_after: float = 30.0
     #: writes the settings in a text as the user does
     spell: Callable[[str], str] = field(default=str, repr=False, compare=False)
 
@@ -200,4 +201,5 @@ _APP_RULES: Final[dict[str, Rule]] = {
     "django_run_missed_when_changed": flag,
     "health_file": _health_file,
     "journal": count,
+    "late_after": seconds(0, high=LONGEST),
 }

@@ -1,0 +1,85 @@
+"""What a beat writes into the journal of its ticks: each that it has published, and each that nobody will publish.
+
+Promises: all that is due and is not published is recorded, with why; each of the ticks that are late, or missed, is an event of
+its own, once. Nothing of this costs a round trip, or time of a tick beyond some microseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from celery_lockbeat.beat.agenda import Item
+from celery_lockbeat.beat.ledger import Tick
+from celery_lockbeat.journal.writer import Journal
+from celery_lockbeat.observe.events import Story
+from celery_lockbeat.schedules.dues import dues_between
+
+__all__ = ["Recorder"]
+
+#: Seconds by which a tick must be late before others may have been due meanwhile.
+WORTH_COUNTING: Final = 1.0
+
+
+class Recorder:
+    """Records for one beat, ``replica``; ``wall`` is its host's clock. A tick is late after so many seconds; None: never."""
+
+    def __init__(
+        self, sender: Any, journal: Journal, replica: str, wall: Callable[[], float], late_after: float | None
+    ) -> None:
+        self._sender = sender
+        self._journal = journal
+        self._replica = replica
+        self._wall = wall
+        self._late_after = late_after
+
+    def published(self, ticks: Sequence[Tick]) -> None:
+        """Record that these have been published."""
+        now = self._wall()
+        for tick in ticks:
+            due = tick.details.get("due")
+            late = now - _seconds(due, now)
+            fields = {**self._fields(tick.item, due), "task_id": tick.task_id, "run": tick.run}
+            fields["late"] = round(late, 3)
+            if tick.taken_over:
+                fields["taken_over"] = True
+            self._journal.put("tick_published", fields)
+            if self._late_after is not None and late > self._late_after:
+                reason = "another beat had left it" if tick.taken_over else "no beat could publish it before"
+                self._say(f"late:{tick.task_id}", "tick_late", {**fields, "reason": reason})
+
+    def not_published(self, tick: Tick, reason: str) -> None:
+        """Record that a tick, which is ours, will not be published."""
+        fields = {**self._fields(tick.item, tick.details.get("due")), "run": tick.run, "count": 1, "reason": reason}
+        self._say(f"missed:{tick.task_id}", "tick_missed", fields)
+
+    def claimed(self, item: Item, due: Any, late: float) -> None:
+        """Record which ticks are missed as this one, the first that was due, stands for them, too: it is ``late`` seconds late."""
+        if late < WORTH_COUNTING:
+            return
+        try:
+            first = datetime.fromisoformat(due)
+            missed = dues_between(item.schedule, first, first + timedelta(seconds=late))
+        except (TypeError, ValueError, OverflowError):  # a schedule of somebody's own
+            return
+        if missed is None:
+            return
+        fields = {**self._fields(item, None), "count": missed.ticks, "last_due": missed.last.isoformat()}
+        fields["reason"] = f"nobody published them in time: the run of {due} stands for them"
+        self._say(f"missed:{item.key}:{due}", "tick_missed", fields)
+
+    def _fields(self, item: Item, due: Any) -> dict[str, Any]:
+        entry = item.entry
+        return {"schedule": entry.name, "task_name": entry.task, "tick": due, "hostname": self._replica}
+
+    def _say(self, case: str, event: str, fields: Mapping[str, Any]) -> None:
+        story = Story(self._sender, "default", None, **fields)
+        self._journal.case(case, event, fields, lambda: story.later(event))
+
+
+def _seconds(due: Any, otherwise: float) -> float:
+    try:
+        return datetime.fromisoformat(due).timestamp()
+    except (TypeError, ValueError, OverflowError, OSError):  # another release has claimed it
+        return otherwise

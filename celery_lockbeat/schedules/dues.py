@@ -1,0 +1,87 @@
+"""How many ticks a schedule has between two moments: what nobody has fired in time is counted, not gone through one by one.
+
+Promises: the count is exact by the wall clock of the schedule's zone, whatever the span, in a time that grows with its days;
+an hour that a clock change leaves out or repeats is counted as the wall clock shows it.
+"""
+
+from __future__ import annotations
+
+from calendar import monthrange
+from datetime import date, datetime, timedelta
+from typing import Any, NamedTuple
+
+from celery.schedules import crontab, schedule, solar
+
+__all__ = ["Dues", "dues_between"]
+
+
+class Dues(NamedTuple):
+    """So many ticks, of which this was the last."""
+
+    ticks: int
+    last: datetime
+
+
+def dues_between(when: Any, after: datetime, until: datetime) -> Dues | None:
+    """Count the ticks that were due after one aware moment and until another; None: none, or nobody can tell."""
+    if isinstance(when, crontab):
+        return _of_crontab(when, after.astimezone(when.tz), until.astimezone(when.tz))
+    if isinstance(when, solar):
+        return _one_by_one(when, after, until)
+    if isinstance(when, schedule):
+        return _of_interval(when.run_every, after, until)
+    return None
+
+
+def _of_interval(every: timedelta, after: datetime, until: datetime) -> Dues | None:
+    count = (until - after) // every if every > timedelta(0) else 0
+    return Dues(count, after + count * every) if count > 0 else None
+
+
+def _of_crontab(when: crontab, after: datetime, until: datetime) -> Dues | None:
+    # by the wall clock alone: a zone would make the hour of a change an hour longer or shorter
+    first, last = after.replace(tzinfo=None), until.replace(tzinfo=None)
+    hours, minutes = sorted(when.hour), sorted(when.minute)
+    times = [timedelta(hours=hour, minutes=minute) for hour in hours for minute in minutes]
+    count, newest = 0, None
+    day = first.date()
+    while day <= last.date():
+        if _is_on(when, day):
+            midnight = datetime(day.year, day.month, day.day)  # noqa: DTZ001  the wall clock's
+            if first.date() < day < last.date():
+                count, newest = count + len(times), midnight + times[-1]
+            else:
+                due = [midnight + time for time in times if first < midnight + time <= last]
+                count, newest = count + len(due), due[-1] if due else newest
+        day += timedelta(days=1)
+    return None if newest is None else Dues(count, newest.replace(tzinfo=until.tzinfo))
+
+
+def _is_on(when: crontab, day: date) -> bool:
+    return (
+        day.month in when.month_of_year
+        and day.day in when.day_of_month
+        and day.day <= monthrange(day.year, day.month)[1]
+        and day.isoweekday() % 7 in when.day_of_week
+    )
+
+
+def _one_by_one(when: Any, after: datetime, until: datetime) -> Dues | None:
+    """Count a few a day: sunrise, and its like."""
+    count, at = 0, after
+    while True:
+        try:
+            following = at + _until_next(when, at)
+        except Exception:  # noqa: BLE001  the sun does not rise there just now (celery 5.7, schedules.py)
+            break
+        if not at < following <= until:
+            break
+        count, at = count + 1, following
+    return Dues(count, at) if count else None
+
+
+def _until_next(when: Any, at: datetime) -> timedelta:
+    """The time from a moment to the next tick: Celery counts it from its own now."""
+    now = when.maybe_make_aware(when.now())
+    left: timedelta = now + when.remaining_estimate(at) - at
+    return left
