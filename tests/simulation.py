@@ -242,6 +242,7 @@ class Weak:
         self.calls: Counter[str] = Counter()
         self.locks, self.beats = WeakPart(self, "locks"), WeakPart(self, "beats")
         self.announcements = WeakPart(self, "announcements")
+        self.journal = store.journal  # it is written by threads, at moments that no simulation has
 
     def __getattr__(self, name: str) -> Any:
         return self.guarded(name, getattr(self.store, name))

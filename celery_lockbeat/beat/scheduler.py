@@ -31,6 +31,7 @@ from celery_lockbeat.beat.planner import Planner
 from celery_lockbeat.beat.publisher import NotSent, Publisher, limited
 from celery_lockbeat.beat.recorder import Recorder
 from celery_lockbeat.beat.replicas import Replica
+from celery_lockbeat.beat.silence import Silence
 from celery_lockbeat.beat.trouble import Backoff, Complaints
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
@@ -130,6 +131,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         self._replica = Replica(self._name, self, self._entries_by_key, self._agenda, self._planner, self._clocks)
         self._ledger = Ledger()
         late_after = self._options.late_after or None
+        self._silence = Silence(self, app, self._options.silent_after if self._options.journal else 0)
         recorder = Recorder(self, journal_of(app), self._replica.name, time.time, late_after)
         self._claimer = Claimer(
             self,
@@ -190,6 +192,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             store.check()
             self._replica.join(store.beats)
             self._announcements.begin(self._replica.name)
+            self._silence.begin()
         if self._clocks.has_stepped():
             # what was planned by the wall clock as it was is wrong
             self._planner.plan_all()
@@ -262,6 +265,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
                 self._announcements.end(self._store)
             except StoreUnavailable as exc:
                 logger.warning("beat leaves without a word, for the store does not answer: %s", exc)
+        self._silence.end()
         finish_journal()
         self._disconnect()
         super().close()

@@ -55,6 +55,7 @@ WRITTEN_AS: Final[Mapping[str, str]] = {
     "last_due": "last",
     "signal": "sig",
     "taken_over": "over",
+    "where": "where",
 }
 
 #: Characters that are kept of a text.
@@ -109,6 +110,8 @@ class Record:
     #: the signal that ended a process
     signal: int | None = None
     taken_over: bool | None = None
+    #: where the body of a run stood
+    where: str | None = None
     #: what a later release has written
     more: Mapping[str, Any] = field(default_factory=dict)
 

@@ -164,10 +164,7 @@ class Journal:
         while True:
             self._bell.acquire(timeout=AWAY_FOR if self._is_away else GATHERED_FOR)
             if self._waiting or self._cases or self._batch is not None:
-                try:
-                    self.write()
-                except Exception:  # the thread goes on, whatever it was
-                    logger.exception("the journal could not be written")
+                self.write()
                 idle_since = monotonic()
             elif monotonic() - idle_since > IDLE_FOR:
                 self._running = False
@@ -185,13 +182,20 @@ class Journal:
         if not (self._writing.acquire(False) if within is None else self._writing.acquire(timeout=within)):
             return False
         try:
-            while self._cases:
-                self._write_case(self._cases.popleft(), within)
-            while self._take():
-                if not self._write_batch(within):
-                    return False
+            return self._write_all(within)
+        except Exception:  # whoever comes to its end here, or the thread, goes on, whatever it was
+            logger.exception("the journal cannot be written")
+            self._batch = None
+            return False
         finally:
             self._writing.release()
+
+    def _write_all(self, within: float | None) -> bool:
+        while self._cases:
+            self._write_case(self._cases.popleft(), within)
+        while self._take():
+            if not self._write_batch(within):
+                return False
         return True
 
     def _take(self) -> _Batch | None:

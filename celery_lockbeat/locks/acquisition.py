@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import StoreRefused, StoreUnavailable, UnreadableKey
-from celery_lockbeat.locks.child import Note
+from celery_lockbeat.locks.child import Note, page
 from celery_lockbeat.locks.lease import OwnLease
 from celery_lockbeat.locks.renewal import Renewer, renewer_of
 from celery_lockbeat.observe.events import Story, new_id
@@ -106,7 +106,8 @@ class Acquisition:
         options, asker, holder = self._options, self._asker, self._story.execution_id
         note = self.note
         if note is None:
-            note = Note(holder, self._key, self.store.driver, options.connection, options.ttl)
+            what = self._story.journaled_fields() if page() is not None else ()
+            note = Note(holder, self._key, self.store.driver, options.connection, options.ttl, what)
             self.renewer = renewer_of(self.store)
             self.note = note
             # before it is asked for: a child may be killed before it hears that it was granted

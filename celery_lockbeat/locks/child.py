@@ -36,12 +36,21 @@ def orphaned() -> bool:
 class Note:
     """What is on the page of one lock in one store, under the name of its ``holder``."""
 
-    __slots__ = ("_connection", "_driver", "holder", "key", "ttl")
+    __slots__ = ("_connection", "_driver", "_what", "holder", "key", "ttl")
 
-    def __init__(self, holder: str, key: str, driver: str, connection: str, ttl: float) -> None:
+    def __init__(
+        self,
+        holder: str,
+        key: str,
+        driver: str,
+        connection: str,
+        ttl: float,
+        what: tuple[tuple[str, str], ...] = (),
+    ) -> None:
         self.holder = holder
         self.key = key
         self.ttl = ttl
+        self._what = what
         self._driver = driver
         self._connection = connection
 
@@ -57,7 +66,8 @@ class Note:
     def renewed(self, token: int, since: float, patience: float) -> None:
         """It is held, by a lease that was asked for at ``since``; the parent is to renew it after ``patience`` seconds."""
         if _page is not None:
-            _page.put(self.holder, Hold(self.key, self._driver, self._connection, self.ttl, token, since, patience))
+            hold = Hold(self.key, self._driver, self._connection, self.ttl, token, since, patience, self._what)
+            _page.put(self.holder, hold)
 
     def forget(self) -> None:
         """The store has nothing of it any more."""

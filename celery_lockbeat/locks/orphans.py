@@ -13,7 +13,7 @@ from typing import Final
 
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import LockbeatError
-from celery_lockbeat.locks.page import Page
+from celery_lockbeat.locks.page import Hold, Page
 from celery_lockbeat.stores import Store
 
 __all__ = ["OrphanedLocks"]
@@ -52,18 +52,19 @@ class OrphanedLocks:
     def __len__(self) -> int:
         return len(self._left)
 
-    def add(self, pid: int, page: Page) -> None:
-        """Take over what the dead child ``pid`` has noted last."""
+    def add(self, pid: int, page: Page) -> dict[tuple[str, str], Hold]:
+        """Take over what the dead child ``pid`` has noted last; return what that is."""
         try:
             held = page.held()
         except (ValueError, TypeError, EOFError):
             # the child has written over its own memory: what it held ends by its ttl
             logger.exception("nobody can tell what the dead child %d held", pid)
-            return
+            return {}
         for (holder, _), hold in held.items():
             if hold.driver != "memory":  # the kernel has freed that
                 until = monotonic() + hold.ttl
                 self._left.append(_OrphanedLock(pid, hold.key, holder, hold.driver, hold.connection, until))
+        return held
 
     def free(self) -> None:
         """Free those whose time has come."""

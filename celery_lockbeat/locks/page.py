@@ -24,7 +24,7 @@ TRIES: Final = 3
 class Hold(NamedTuple):
     """What a child may have in a store; with a ``token`` of 0 nobody is to renew it in its place.
 
-    ``since`` is when its last lease was asked for, on the host's clock, and ``patience`` after how many seconds the child is late to
+    ``what`` it is held for are fields of the journal, if it is a task's attempt. ``since`` is when its last lease was asked for, on the host's clock, and ``patience`` after how many seconds the child is late to
     renew it.
     """
 
@@ -35,6 +35,7 @@ class Hold(NamedTuple):
     token: int = 0
     since: float = 0.0
     patience: float = 0.0
+    what: tuple[tuple[str, str], ...] = ()
 
 
 class Page:

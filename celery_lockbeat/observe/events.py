@@ -45,7 +45,12 @@ _KINDS: Final = {event: (how, getattr(signals, event)) for event, how in EVENTS.
 _ONCE: Final = frozenset(event for event in EVENTS if event.startswith("task_"))
 
 #: The events that go into the journal, whatever is logged; an end of an attempt says all that ``task_finished`` does.
-_JOURNALED: Final = frozenset({"task_started", *ENDINGS, "lock_expired_before_finish", "driver_fallback"})
+_JOURNALED: Final = frozenset(
+    {"task_started", *ENDINGS, "lock_expired_before_finish", "driver_fallback", "run_overdue"}
+)
+
+#: The fields that say who a run is.
+_WHO: Final = ("task_id", "task_name", "kind", "schedule", "tick", "hostname")
 
 #: How all events are written in this process, if somebody has asked for a form: by :func:`log_json_lines`, or by
 #: :func:`log_fields`.
@@ -102,6 +107,12 @@ class Story:
         made = self._made(event, details)
         if made is not None:
             pending_of(self).put(partial(self._deliver, *made))
+
+    def journaled_fields(self) -> tuple[tuple[str, str], ...]:
+        """Return who the run is, for whoever writes in its place that its process has died."""
+        if self._journal is None or not self.fields.get("task_name"):
+            return ()
+        return tuple((name, str(self.fields[name])) for name in _WHO if self.fields.get(name) is not None)
 
     def flush(self) -> None:
         """Deliver what is still pending."""

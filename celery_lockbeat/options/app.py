@@ -47,6 +47,7 @@ class AppOptions:
     health_file: str | None = None
     journal: int = 10_000
     late_after: float = 30.0
+    silent_after: int = 5
     #: writes the settings in a text as the user does
     spell: Callable[[str], str] = field(default=str, repr=False, compare=False)
 
@@ -202,4 +203,5 @@ _APP_RULES: Final[dict[str, Rule]] = {
     "health_file": _health_file,
     "journal": count,
     "late_after": seconds(0, high=LONGEST),
+    "silent_after": count,
 }

@@ -74,6 +74,7 @@ class LockOptions:
     hold_at_least: float = 0.0
     on_lost: str = "fail"
     dedupe_ttl: float = REMEMBERED
+    expected_within: float | None = None
     logging: str | bool = "auto"
 
     @property
@@ -215,6 +216,7 @@ _LOCK_RULES: Final[dict[str, Rule]] = {
     "hold_at_least": seconds(0),
     "on_lost": one_of("fail", "abort", "warn"),
     "dedupe_ttl": seconds(0),
+    "expected_within": seconds(0.1),
     "logging": one_of("auto", "brief", "default", "verbose", False),
 }
 

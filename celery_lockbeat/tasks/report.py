@@ -6,6 +6,7 @@ Promises: each attempt logs one ``task_started``, one of ``task_succeeded``, ``t
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any, Final
 
@@ -15,7 +16,9 @@ from celery_lockbeat.exceptions import TaskSkipped
 from celery_lockbeat.journal.writer import journal_of
 from celery_lockbeat.locks.lock import Lock
 from celery_lockbeat.observe.events import Story
+from celery_lockbeat.options import LockOptions
 from celery_lockbeat.tasks.copies import tick_of
+from celery_lockbeat.tasks.overdue import unwatch, watch
 
 __all__ = ["Report", "ends_well", "ms_since"]
 
@@ -32,15 +35,17 @@ class Report:
     release_ms: float | None = None
 
     #: when the body was entered, on the local clock
-    _entered: float | None = None
+    entered: float | None = None
     _outcome_is_emitted = False
 
-    def __init__(self, task: Any, logging: str | bool, request: Any) -> None:
+    def __init__(self, task: Any, options: LockOptions, request: Any) -> None:
+        self.task: Final = task
+        self.expected_within: Final = options.expected_within
         self._is_direct: Final = request is None
         tick = tick_of(request)
         self.story: Final = Story(
             task,
-            logging,
+            options.logging,
             journal_of(task.app),
             task_id=request and request.id,
             task_name=task.name,
@@ -56,14 +61,16 @@ class Report:
         if lock is not None and lock.held:
             self.story.emit("lock_acquired")
 
-    def enter(self) -> None:
-        """The body is entered."""
-        self._entered = time.monotonic()
+    def enter(self, *, awaited: bool = False) -> None:
+        """The body is entered, in this thread, unless it is ``awaited``."""
+        self.entered = time.monotonic()
+        watch(self, None if awaited else threading.get_ident())
 
     def leave(self) -> None:
         """The body has ended, if it was entered."""
-        if self._entered is not None and not self.duration_ms:
-            self.duration_ms = ms_since(self._entered)
+        if self.entered is not None and not self.duration_ms:
+            self.duration_ms = ms_since(self.entered)
+            unwatch(self)
 
     def end(self, ending: BaseException | None, lock: Lock | None) -> None:
         """The attempt has ended with an exception, or with a result: log what is not yet logged of it."""

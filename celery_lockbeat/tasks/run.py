@@ -85,7 +85,7 @@ class _Steps:
         self.kwargs = kwargs
         if request is not None:
             unhide_headers(request)
-        self.report = Report(task, plan.options.logging, request)
+        self.report = Report(task, plan.options, request)
 
     # -- acquire -------------------------------------------------------------------------------------------------------
 
@@ -132,11 +132,11 @@ class _Steps:
 
     # -- start ---------------------------------------------------------------------------------------------------------
 
-    def _start(self) -> None:
+    def _start(self, *, awaited: bool = False) -> None:
         limits.ending(self)  # no line of the start may be lost, either
         self.report.start(self.lock)
         limits.over(self)
-        self.report.enter()
+        self.report.enter(awaited=awaited)
 
     # -- release -------------------------------------------------------------------------------------------------------
 
@@ -300,7 +300,7 @@ class AwaitedAttempt(_Steps):
     async def _run_body(self) -> Any:
         if self.options.enabled:
             await self._elsewhere(self._acquire)
-        self._start()
+        self._start(awaited=True)
         scope = Scope(self.lock)
         try:
             if self.lock is None:

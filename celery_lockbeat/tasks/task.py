@@ -87,6 +87,7 @@ class LockedTask(Task):  # type: ignore[misc]
     lock_hold_at_least: float | None = None
     lock_on_lost: str | None = None
     lock_dedupe_ttl: float | None = None
+    lock_expected_within: float | None = None
     lock_logging: str | bool | None = None
 
     #: by the name of the task, for two instances of one class may be registered under names of their own

@@ -14,6 +14,7 @@ from celery_lockbeat import StoreUnavailable
 from celery_lockbeat.beat.agenda import Agenda
 from celery_lockbeat.beat.clocks import Clocks
 from celery_lockbeat.beat.planner import Planner
+from celery_lockbeat.beat.recorder import Recorder
 from celery_lockbeat.beat.trouble import Backoff, Complaints
 from celery_lockbeat.stores.base import Claims, Joined
 
@@ -122,6 +123,25 @@ class Store:
         self._called("leave")
 
 
+class Journal:
+    """What a beat has written: (event, fields) each; who makes a case of something is the first."""
+
+    def __init__(self) -> None:
+        self.written: list[tuple[str, Any]] = []
+        self.cases: list[str] = []
+
+    def put(self, event: str, shared: Any, own: Any = None, execution_id: Any = None) -> None:
+        self.written.append((event, shared))
+
+    def case(self, name: str, event: str, fields: Any, then: Any) -> None:
+        self.cases.append(name)
+        self.written.append((event, fields))
+        then()
+
+    def events(self) -> list[str]:
+        return [event for event, _ in self.written]
+
+
 class Parts:
     """The parts that others are made of."""
 
@@ -134,3 +154,5 @@ class Parts:
         self.backoff = Backoff(self.clock)
         self.agenda = Agenda(self.clock)
         self.planner = Planner(self.scheduler, self.agenda, self.clocks, self.complaints)
+        self.journal = Journal()
+        self.recorder = Recorder("the scheduler", self.journal, "host-1-a", self.clock.wall, 30.0)

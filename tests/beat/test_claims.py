@@ -28,6 +28,7 @@ class One(Parts):
             self.clocks,
             self.replica,
             self.ledger,
+            self.recorder,
             TTL,
         )
 

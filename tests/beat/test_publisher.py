@@ -54,7 +54,14 @@ class One(Parts):
         self.ledger = Ledger()
         self.disconnected = 0
         self.publisher = Publisher(
-            self.scheduler, self.disconnect, self.planner, self.ledger, self.complaints, self.backoff, self.clock
+            self.scheduler,
+            self.disconnect,
+            self.planner,
+            self.ledger,
+            self.recorder,
+            self.complaints,
+            self.backoff,
+            self.clock,
         )
 
     def disconnect(self) -> None:

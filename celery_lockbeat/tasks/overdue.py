@@ -1,0 +1,173 @@
+"""Attempts that take longer than they should: each is said once, by the process that it is in, with where its body stands.
+
+An attempt should end within ``lock_expected_within`` or, where that is not set, within ten times the median of its task's last
+runs, as the journal has them. Promises: what ends within ten seconds, and is expected to, costs but an entry in a table; whatever goes
+wrong in looking, no attempt is the worse for it.
+
+Not promised: the median under gevent, whose sockets no thread of the kernel's may use; where a coroutine stands.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import statistics
+import sys
+import traceback
+from pathlib import PurePath
+from typing import Any, Final
+
+from celery_lockbeat import threads
+from celery_lockbeat.clock import monotonic
+from celery_lockbeat.exceptions import LockbeatError
+from celery_lockbeat.journal.reader import read
+from celery_lockbeat.observe.vocabulary import took
+
+__all__ = ["unwatch", "watch"]
+
+logger: Final = logging.getLogger("celery_lockbeat")
+
+#: Seconds between two looks, after which a thread that has nothing to look at ends, and for which a median counts.
+LOOKS_EVERY: Final = 1.0
+IDLE_FOR: Final = 5.0
+MEDIAN_COUNTS_FOR: Final = 60.0
+
+#: Shorter runs are never overdue by their median, of so many runs at most and at least; and how often that is too long.
+SHORTEST: Final = 10.0
+RUNS_AT_MOST: Final = 50
+RUNS_AT_LEAST: Final = 5
+TIMES: Final = 10
+
+#: So many frames say where a body stands.
+FRAMES: Final = 3
+
+
+class _Body:
+    """A body that runs: of ``report``, in ``thread`` (None: it is awaited)."""
+
+    __slots__ = ("began", "report", "thread", "when")
+
+    def __init__(self, report: Any, thread: int | None) -> None:
+        self.report = report
+        self.thread = thread
+        self.began = monotonic()
+        #: when to look at it, on the local clock; None: it has been said
+        self.when: float | None = self.began + (report.expected_within or SHORTEST)
+
+
+def watch(report: Any, thread: int | None) -> None:
+    """Look at this attempt, whose body is entered, until :func:`unwatch`."""
+    _watcher.bodies[id(report)] = _Body(report, thread)
+    if not _watcher.running:
+        _watcher.begin()
+
+
+def unwatch(report: Any) -> None:
+    """Its body has ended."""
+    _watcher.bodies.pop(id(report), None)
+
+
+class _Watcher:
+    """The thread, while there is something to look at."""
+
+    def __init__(self) -> None:
+        self.bodies: dict[int, _Body] = {}
+        self.running = False
+        self._beginning = threads.new_lock()
+        self._never = threads.new_lock()  # a sleep that gevent does not patch
+        self._never.acquire()
+        self._medians: dict[str, tuple[float, float | None]] = {}
+
+    def begin(self) -> None:
+        # whoever finds it taken need not begin one
+        if not self._beginning.acquire(False):
+            return
+        try:
+            if not self.running:
+                threads.start(self._run, "lockbeat-overdue")
+                self.running = True
+        except RuntimeError:  # no thread can be had now
+            pass
+        finally:
+            self._beginning.release()
+
+    def _run(self) -> None:
+        idle_since = monotonic()
+        while True:
+            self._never.acquire(timeout=LOOKS_EVERY)
+            now = monotonic()
+            if self.bodies:
+                idle_since = now
+                self._look(now)
+            elif now - idle_since > IDLE_FOR:
+                self.running = False
+                # what was entered meanwhile found it running
+                if not self.bodies or not self._beginning.acquire(False):
+                    return
+                self.running = True
+                self._beginning.release()
+
+    def _look(self, now: float) -> None:
+        for body in list(self.bodies.values()):
+            if body.when is None or now < body.when:
+                continue
+            try:
+                self._judge(body, now)
+            except Exception:  # as it says above
+                body.when = None
+                logger.exception("nobody can tell whether a run of %s is overdue", body.report.task.name)
+
+    def _judge(self, body: _Body, now: float) -> None:
+        expected, why = body.report.expected_within, "more than its lock_expected_within"
+        if expected is None:
+            median = self._median_of(body.report.task, now)
+            if median is None:
+                body.when = now + MEDIAN_COUNTS_FOR
+                return
+            expected, why = max(SHORTEST, TIMES * median), f"more than {TIMES} times its median"
+        if now - body.began < expected:
+            body.when = body.began + expected
+            return
+        body.when = None
+        lasts = now - body.began
+        fields = {"reason": f"it has run for {took(lasts)}, {why}", "where": _where(body.thread)}
+        body.report.story.later("run_overdue", duration_ms=round(lasts * 1000, 3), **fields)
+
+    def _median_of(self, task: Any, now: float) -> float | None:
+        """The median of the last runs' seconds; None: there are too few, or they cannot be asked for."""
+        asked, median = self._medians.get(task.name, (-MEDIAN_COUNTS_FOR, None))
+        if now - asked < MEDIAN_COUNTS_FOR or threads.gevent_has_patched():
+            return median
+        try:
+            runs = read(task.app, task=task.name, status="success", limit=RUNS_AT_MOST)
+        except LockbeatError as exc:
+            logger.debug("the median of %s cannot be asked for: %s", task.name, exc)
+            return median
+        lasted = [run.duration_ms / 1000 for run in runs if run.duration_ms is not None]
+        median = statistics.median(lasted) if len(lasted) >= RUNS_AT_LEAST else None
+        self._medians[task.name] = now, median
+        return median
+
+
+def _where(thread: int | None) -> str | None:
+    """Say in which lines a thread is, the innermost first."""
+    frame = None if thread is None else sys._current_frames().get(thread)
+    if frame is None:
+        return None
+    stack = traceback.extract_stack(frame)[-FRAMES:]
+    return " < ".join(
+        f"{'/'.join(PurePath(at.filename).parts[-2:])}:{at.lineno} in {at.name}" for at in reversed(stack)
+    )
+
+
+#: Of this process.
+_watcher = _Watcher()
+
+
+def _begin_anew() -> None:
+    global _watcher  # noqa: PLW0603  it is this process's, and that is another one now
+    _watcher = _Watcher()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
