@@ -48,7 +48,7 @@ def test_the_wheel_has_the_lua_files_the_migration_and_the_types_mark(wheel):
     assert len(migrations) == 6
     assert migrations <= set(names)
     written = {str(path.relative_to(ROOT)) for path in (ROOT / "celery_lockbeat").rglob("*.lua")}
-    assert len(written) == 17
+    assert len(written) == 19
     assert written | {"celery_lockbeat/py.typed"} <= set(names)
     assert not [name for name in names if name.startswith("tests")]
     assert "celery_lockbeat_pytest.py" in names

@@ -9,6 +9,7 @@ oldest are dropped, and how many is written in their place. A fork takes nothing
 from __future__ import annotations
 
 import atexit
+import contextlib
 import hashlib
 import logging
 import os
@@ -103,6 +104,8 @@ class Journal:
         self._batches = 0
         self._is_away = False
         self._running = False
+        self._rests = False
+        self._join: Callable[[float], None] | None = None
         self._beginning = threads.new_lock()
         self._writing = threads.new_lock()
         self._bell = threads.new_lock()  # locked, until it rings
@@ -150,7 +153,8 @@ class Journal:
             return
         try:
             if not self._running:
-                threads.start(self._run, "lockbeat-journal")
+                self._rests = False
+                self._join = threads.start(self._run, "lockbeat-journal")
                 self._running = True
         except RuntimeError:  # no thread can be had now: with the next record, or at the end of the process
             pass
@@ -166,13 +170,23 @@ class Journal:
             if self._waiting or self._cases or self._batch is not None:
                 self.write()
                 idle_since = monotonic()
-            elif monotonic() - idle_since > IDLE_FOR:
+            elif self._rests or monotonic() - idle_since > IDLE_FOR:
                 self._running = False
                 # what was put meanwhile found it running
                 if not (self._waiting or self._cases) or not self._beginning.acquire(False):
                     return
                 self._running = True
                 self._beginning.release()
+
+    def end(self, within: float) -> None:
+        """Write all that there is, and let the thread end, for so many seconds at most. What is put later begins another."""
+        deadline = monotonic() + within
+        self.write(within)
+        self._rests = True
+        with contextlib.suppress(RuntimeError):  # it rings already
+            self._bell.release()
+        if self._join is not None:
+            self._join(max(0.0, deadline - monotonic()))
 
     def write(self, within: float | None = None) -> bool:
         """Write all that there is; False: the store does not answer, or another thread is at it.
@@ -292,11 +306,11 @@ def journal_of(app: Any) -> Journal:
 
 
 def finish(**_: Any) -> None:
-    """Write what is there, or try to for :data:`LAST_PATIENCE`."""
+    """Write what is there, and end the threads, or try to for :data:`LAST_PATIENCE`."""
     deadline = monotonic() + LAST_PATIENCE
     for journal in list(_journals):
         if (rest := deadline - monotonic()) > 0:
-            journal.write(within=rest)
+            journal.end(within=rest)
 
 
 def _begin_anew() -> None:

@@ -9,11 +9,13 @@ Not promised: the median under gevent, whose sockets no thread of the kernel's m
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import statistics
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import PurePath
 from typing import Any, Final
 
@@ -22,6 +24,7 @@ from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import LockbeatError
 from celery_lockbeat.journal.reader import read
 from celery_lockbeat.observe.vocabulary import took
+from celery_lockbeat.process import when_a_worker_has_ended
 
 __all__ = ["unwatch", "watch"]
 
@@ -74,8 +77,10 @@ class _Watcher:
         self.bodies: dict[int, _Body] = {}
         self.running = False
         self._beginning = threads.new_lock()
-        self._never = threads.new_lock()  # a sleep that gevent does not patch
-        self._never.acquire()
+        self._bell = threads.new_lock()  # locked, until it rings
+        self._bell.acquire()
+        self._rests = False
+        self._join: Callable[[float], None] | None = None
         self._medians: dict[str, tuple[float, float | None]] = {}
 
     def begin(self) -> None:
@@ -84,22 +89,31 @@ class _Watcher:
             return
         try:
             if not self.running:
-                threads.start(self._run, "lockbeat-overdue")
+                self._rests = False
+                self._join = threads.start(self._run, "lockbeat-overdue")
                 self.running = True
         except RuntimeError:  # no thread can be had now
             pass
         finally:
             self._beginning.release()
 
+    def rest(self) -> None:
+        """Let the thread end, once there is nothing to look at."""
+        self._rests = True
+        with contextlib.suppress(RuntimeError):  # it rings already
+            self._bell.release()
+        if self._join is not None and not self.bodies:
+            self._join(LOOKS_EVERY)
+
     def _run(self) -> None:
         idle_since = monotonic()
         while True:
-            self._never.acquire(timeout=LOOKS_EVERY)
+            self._bell.acquire(timeout=LOOKS_EVERY)
             now = monotonic()
             if self.bodies:
                 idle_since = now
                 self._look(now)
-            elif now - idle_since > IDLE_FOR:
+            elif self._rests or now - idle_since > IDLE_FOR:
                 self.running = False
                 # what was entered meanwhile found it running
                 if not self.bodies or not self._beginning.acquire(False):
@@ -169,5 +183,10 @@ def _begin_anew() -> None:
     _watcher = _Watcher()
 
 
+def _rest() -> None:
+    _watcher.rest()
+
+
+when_a_worker_has_ended(_rest)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_begin_anew)
