@@ -265,7 +265,13 @@ MISUSES = {
 
 def test_the_keywords_of_a_lock_are_known_to_type_checkers_and_are_those_that_it_takes(tmp_path):
     pytest.importorskip("mypy")
-    assert LockKeywords.__annotations__.keys() == set(LOCK_NAMES) - {"enabled", "key", "skip_if_locked", "dedupe_ttl", "expected_within", "expected_within"}
+    assert LockKeywords.__annotations__.keys() == set(LOCK_NAMES) - {
+        "enabled",
+        "key",
+        "skip_if_locked",
+        "dedupe_ttl",
+        "expected_within",
+    }
     module = tmp_path / "users_module.py"
     module.write_text(USES_EACH_KEYWORD + "\n".join(MISUSES) + "\n")
     first = USES_EACH_KEYWORD.count("\n") + 1

@@ -26,7 +26,7 @@ from celery_lockbeat.exceptions import LockbeatError
 from celery_lockbeat.journal.records import ENDINGS, encode
 from celery_lockbeat.options import AppOptions
 from celery_lockbeat.process import name_of_its_own, when_a_worker_has_ended
-from celery_lockbeat.stores import Store, before_redirection_ends, home_store_of
+from celery_lockbeat.stores import Store, before_redirection_ends, home_store_of, on_close
 from celery_lockbeat.stores.base import JOURNALED_AT_ONCE
 
 __all__ = ["Journal", "finish", "journal_of"]
@@ -305,7 +305,7 @@ def journal_of(app: Any) -> Journal:
     return journal
 
 
-def finish(**_: Any) -> None:
+def finish(*_: Any, **__: Any) -> None:
     """Write what is there, and end the threads, or try to for :data:`LAST_PATIENCE`."""
     deadline = monotonic() + LAST_PATIENCE
     for journal in list(_journals):
@@ -321,6 +321,7 @@ def _begin_anew() -> None:
 atexit.register(finish)
 signals.worker_process_shutdown.connect(finish)  # a pool's child runs no atexit
 when_a_worker_has_ended(finish)
+on_close(finish)
 before_redirection_ends(finish)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_begin_anew)

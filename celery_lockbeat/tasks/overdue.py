@@ -25,6 +25,7 @@ from celery_lockbeat.exceptions import LockbeatError
 from celery_lockbeat.journal.reader import read
 from celery_lockbeat.observe.vocabulary import took
 from celery_lockbeat.process import when_a_worker_has_ended
+from celery_lockbeat.stores import on_close
 
 __all__ = ["unwatch", "watch"]
 
@@ -183,10 +184,11 @@ def _begin_anew() -> None:
     _watcher = _Watcher()
 
 
-def _rest() -> None:
+def _rest(*_: Any) -> None:
     _watcher.rest()
 
 
 when_a_worker_has_ended(_rest)
+on_close(_rest)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_begin_anew)
