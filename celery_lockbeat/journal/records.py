@@ -170,7 +170,7 @@ def read_record(stored: StoredRecord) -> Record:
     ago = told.pop("ago", 0)
     try:
         at = written - timedelta(seconds=ago if _is_number(ago) else 0)
-    except OverflowError:
+    except (OverflowError, ValueError):  # JSON as Python reads it has NaN
         at = written
     known, more = {}, {}
     event = told.pop("e")

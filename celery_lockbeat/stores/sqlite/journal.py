@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -9,7 +10,7 @@ from typing import Any, Final
 from celery_lockbeat.stores.base import JOURNAL_MEMORY, JOURNALED_AT_ONCE, JournalStore, StoredRecord
 from celery_lockbeat.stores.sqlite.database import Database, Tables
 
-__all__ = ["TABLES", "SQLJournal"]
+__all__ = ["TABLES", "SQLJournal", "is_position"]
 
 SCHEMA: Final = (
     """CREATE TABLE IF NOT EXISTS lockbeat_journal (
@@ -21,6 +22,9 @@ SCHEMA: Final = (
 
 #: The oldest are dropped when the positions come to a multiple of this: to count those that are kept takes its time.
 DROPPED_EVERY: Final = 256
+
+#: Whether a text can be the number of a row, which has 63 bits.
+is_position: Final = re.compile(r"\d{1,18}", re.ASCII).fullmatch
 
 
 class SQLJournal(JournalStore):
@@ -79,7 +83,7 @@ class SQLJournal(JournalStore):
         newest_first: bool = False,
         limit: int = JOURNALED_AT_ONCE,
     ) -> list[StoredRecord]:
-        if not all(position.isdecimal() for position in (after, before) if position is not None):
+        if not all(is_position(position) for position in (after, before) if position is not None):
             return []
         conditions, values = ["app = ?"], [self._database.row_key(app)]
         bounds: Sequence[tuple[str, Any]] = (
