@@ -45,7 +45,7 @@ def test_the_wheel_has_the_lua_files_the_migration_and_the_types_mark(wheel):
     migrations = {
         str(path.relative_to(ROOT)) for path in (ROOT / "celery_lockbeat/contrib/django/migrations").glob("0*")
     }
-    assert len(migrations) == 6
+    assert len(migrations) == 9
     assert migrations <= set(names)
     written = {str(path.relative_to(ROOT)) for path in (ROOT / "celery_lockbeat").rglob("*.lua")}
     assert len(written) == 19

@@ -152,3 +152,18 @@ def test_a_beat_whose_tables_are_not_there_yet_says_so_and_goes_on_when_they_are
         wait_until(lambda: "(has 'manage.py migrate' been run?)" in beat.log(), 60, "it says what is missing")
         project.migrate(IN_REDIS)
         wait_until(lambda: "Sending due task" in beat.log(), 60, "it goes on")
+
+
+def test_before_the_migration_of_the_journal_beats_and_workers_go_on_and_say_what_is_missing(project):
+    project.follow(IN_DATABASE)
+    project.migrate(IN_DATABASE)
+    project.python("manage.py", "migrate", "lockbeat", "0002")
+    with running([BEAT, WORKER], project.directory) as (beat, worker):
+        wait_until(lambda: worker.log().count('"event":"task_succeeded"') >= 3, 60, "entries run")
+        for each in (beat, worker):
+            wait_until(lambda log=each.log: "has 'manage.py migrate lockbeat' been run?" in log(), 30, "it says so")
+        project.migrate(IN_DATABASE)
+        for each in (beat, worker):
+            wait_until(lambda log=each.log: "the journal is written again" in log(), 30, "it is written")
+            assert each.log().count("migrate lockbeat") == 1
+            assert "Traceback" not in each.log()

@@ -130,10 +130,8 @@ class PostgresKind:
         self.cluster.query("SELECT pg_sleep(%s)", seconds + 0.002)
 
     def forget_all(self) -> None:
-        tables = [
-            f"lockbeat_{name}" for name in ("lock", "done", "app", "replica", "entry", "listed", "claim", "announced")
-        ]
-        self.cluster.query(f"TRUNCATE {', '.join(tables)}")
+        names = ("lock", "done", "app", "replica", "entry", "listed", "claim", "announced", "journal", "batch", "tail")
+        self.cluster.query(f"TRUNCATE {', '.join(f'lockbeat_{name}' for name in names)}")
 
 
 KINDS = {kind.name: kind for kind in (RedisKind, MemoryKind, Redis7Kind, ClusterKind, SQLiteKind, PostgresKind)}

@@ -12,11 +12,12 @@ transaction of the project has written and goes on, each operation of the store 
 from __future__ import annotations
 
 import copy
+import re
 import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar, Final, TypeVar
 
 import django
 from django.apps import apps
@@ -28,8 +29,9 @@ from celery_lockbeat.clock import monotonic
 from celery_lockbeat.contrib.django.postgresql.announcements import PostgresAnnouncements
 from celery_lockbeat.contrib.django.postgresql.beats import PostgresBeats
 from celery_lockbeat.contrib.django.postgresql.client import Client
+from celery_lockbeat.contrib.django.postgresql.journal import PostgresJournal
 from celery_lockbeat.contrib.django.postgresql.locks import PostgresLocks
-from celery_lockbeat.exceptions import ConfigurationError, StoreRefused
+from celery_lockbeat.exceptions import ConfigurationError, StoreRefused, StoreUnavailable
 from celery_lockbeat.stores.base import Store
 from celery_lockbeat.stores.sqlite.database import Database, files_at
 from celery_lockbeat.stores.sqlite.store import TABLES, SQLStore
@@ -39,6 +41,11 @@ __all__ = ["PostgresStore", "SQLiteStore", "open_database"]
 #: A server that does not answer is given up after so many seconds, and one that cannot be connected to after as many more
 #: (``OPTIONS["connect_timeout"]`` of the database). PostgreSQL's client would wait for ever.
 TIMEOUT: Final = 2.0
+
+#: What SQLite says of a table that is not there.
+_NO_TABLE: Final = re.compile(r"no such table: (.*)")
+
+_T = TypeVar("_T")
 
 
 def open_database(alias: str, *, key_prefix: str) -> Store:
@@ -83,6 +90,7 @@ class PostgresStore(Store):
         self.locks = PostgresLocks(client)
         self.beats = PostgresBeats(client)
         self.announcements = PostgresAnnouncements(client)
+        self.journal = PostgresJournal(client)
 
     def check(self) -> None:
         try:
@@ -138,6 +146,21 @@ class DjangosSQLite(Database):
         super().__init__(place, TABLES, kind="database", prefix=prefix, timeout=timeout, clock=clock, wall=wall)
         self._alias = alias
 
+    def atomically(self, work: Callable[[sqlite3.Connection, float], _T]) -> _T:
+        try:
+            return super().atomically(work)
+        except StoreUnavailable as exc:
+            missing = _NO_TABLE.match(str(exc.__cause__))
+            if missing is None:
+                raise
+            # it came with a later release than the last migration that was run; the other parts of the store go on without it
+            raise self._not_migrated(f"has no such table as {missing[1]}") from exc
+
+    def _not_migrated(self, why: str) -> StoreRefused:
+        return StoreRefused(
+            f"the database {self.place} (DATABASES[{self._alias!r}]) {why}; has 'manage.py migrate lockbeat' been run?"
+        )
+
     def connect(self) -> sqlite3.Connection:
         self.files = files_at(*self.watched)
         wrapper = connections[self._alias].copy()
@@ -151,10 +174,7 @@ class DjangosSQLite(Database):
             with connection:
                 connection.execute("BEGIN IMMEDIATE")
                 if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'lockbeat_host'").fetchone():
-                    raise StoreRefused(
-                        f"the database {self.place} (DATABASES[{self._alias!r}]) has no such tables; has 'manage.py migrate"
-                        " lockbeat' been run?"
-                    )
+                    raise self._not_migrated("has no such tables")
                 self.begin_a_new_boot(connection)
         except BaseException:
             connection.close()

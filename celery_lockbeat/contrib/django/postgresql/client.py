@@ -85,7 +85,7 @@ class Client:
         parents, self._idle = self._idle, deque()
         return parents
 
-    def call(self, function: str, *args: bytes | str | int | None, within: float = math.inf) -> Any:
+    def call(self, function: str, *args: bytes | str | float | None, within: float = math.inf) -> Any:
         """Call one function; what was not carried out for another's sake is tried once more. Raises StoreUnavailable."""
         answer = self.ask(function, args, min(within, self.timeout))
         self._operations += 1
@@ -94,7 +94,7 @@ class Client:
                 self.ask("lockbeat_purge", (PURGE_AT_MOST,), self.timeout)
         return answer
 
-    def ask(self, function: str, args: Sequence[bytes | str | int | None], within: float) -> Any:
+    def ask(self, function: str, args: Sequence[bytes | str | float | None], within: float) -> Any:
         """Call one function, within so many seconds for each try. Raises StoreUnavailable."""
         from psycopg import Error  # noqa: PLC0415  not everybody's database is PostgreSQL
 
@@ -171,7 +171,7 @@ class Client:
 
 
 def _carry_out(
-    pgconn: Any, function: str, args: Sequence[bytes | str | int | None], deadline: float
+    pgconn: Any, function: str, args: Sequence[bytes | str | float | None], deadline: float
 ) -> tuple[bytes, bytes]:
     """Call a function; return the SQLSTATE and message of its error, or b"" and its answer. Raises TimeoutError, psycopg's errors.
 
@@ -213,5 +213,5 @@ def _wait(pgconn: Any, events: int, deadline: float) -> None:
         raise TimeoutError("no answer in time")
 
 
-def _given(arg: bytes | str | int | None) -> bytes | None:
+def _given(arg: bytes | str | float | None) -> bytes | None:
     return arg if arg is None or isinstance(arg, bytes) else str(arg).encode()
