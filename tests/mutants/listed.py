@@ -312,8 +312,8 @@ MUTANTS = [
     Mutant(
         "take over under a new task id",
         "beat/claims.py",
-        "self._take(item, each.run, each.task_id, each.details, asked, sure_until)",
-        "self._take(item, each.run, uuid(), each.details, asked, sure_until)",
+        "self._take(item, each.run, each.task_id, each.details, asked, sure_until, taken_over=True)",
+        "self._take(item, each.run, uuid(), each.details, asked, sure_until, taken_over=True)",
         (REPLICAS + "test_what_a_replica_has_claimed_when_it_dies_is_taken_over_under_the_same_task_id",),
     ),
     Mutant(
