@@ -58,6 +58,9 @@ WRITTEN_AS: Final[Mapping[str, str]] = {
     "where": "where",
 }
 
+#: No number of seconds or milliseconds is larger.
+LARGEST: Final = 1e13
+
 #: Characters that are kept of a text.
 LONGEST: Final = 200
 
@@ -185,7 +188,7 @@ def read_record(stored: StoredRecord) -> Record:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def _text(value: Any) -> str | None:

@@ -25,7 +25,7 @@ from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import LockbeatError
 from celery_lockbeat.journal.records import ENDINGS, encode
 from celery_lockbeat.options import AppOptions
-from celery_lockbeat.process import name_of_its_own, when_a_worker_has_ended
+from celery_lockbeat.process import name_of_its_own, this_process, when_a_worker_has_ended
 from celery_lockbeat.stores import Store, before_redirection_ends, home_store_of, on_close
 from celery_lockbeat.stores.base import JOURNALED_AT_ONCE
 
@@ -279,7 +279,7 @@ class Journal:
 
 
 def _encoded(put: _Put, ago: float) -> str:
-    fields = {**put.shared, **put.own}
+    fields = {"pid": this_process.pid, **put.shared, **put.own}
     if put.execution_id is not None:
         fields["execution_id"] = put.execution_id
     return encode(put.event, fields, ago)

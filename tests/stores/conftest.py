@@ -94,6 +94,7 @@ class MemoryKind:
                 "announced",
                 "journal",
                 "batch",
+                "tail",
             ):
                 connection.execute(f"DELETE FROM lockbeat_{table}")
 

@@ -14,13 +14,14 @@ __all__ = ["TABLES", "SQLJournal", "is_position"]
 
 SCHEMA: Final = (
     """CREATE TABLE IF NOT EXISTS lockbeat_journal (
-        position INTEGER PRIMARY KEY AUTOINCREMENT, app BLOB, written REAL, text TEXT)""",
+        position INTEGER PRIMARY KEY, app BLOB, written REAL, text TEXT)""",
     "CREATE INDEX IF NOT EXISTS lockbeat_journal_of ON lockbeat_journal (app, position)",
     "CREATE TABLE IF NOT EXISTS lockbeat_batch (app BLOB, name TEXT, until REAL, PRIMARY KEY (app, name)) WITHOUT ROWID",
     "CREATE INDEX IF NOT EXISTS lockbeat_batch_until ON lockbeat_batch (app, until)",
+    "CREATE TABLE IF NOT EXISTS lockbeat_tail (app BLOB PRIMARY KEY, position INTEGER, added INTEGER) WITHOUT ROWID",
 )
 
-#: The oldest are dropped when the positions come to a multiple of this: to count those that are kept takes its time.
+#: The oldest are dropped when so many have been added: to count those that are kept takes its time.
 DROPPED_EVERY: Final = 256
 
 #: Whether a text can be the number of a row, which has 63 bits.
@@ -52,26 +53,30 @@ class SQLJournal(JournalStore):
             sql = "INSERT OR IGNORE INTO lockbeat_batch VALUES (?, ?, ?)"
             if not connection.execute(sql, (whose, batch, now + remember_for)).rowcount:
                 return False
-            written = self._database.wall()
-            rows = [(whose, written, text) for text in texts]
-            connection.executemany("INSERT INTO lockbeat_journal (app, written, text) VALUES (?, ?, ?)", rows)
-            self._drop_oldest(connection, whose, len(rows), keep, written)
+            if texts:
+                self._write(connection, whose, texts, keep)
             return True
 
         return self._database.atomically(write)
 
-    @staticmethod
-    def _drop_oldest(connection: sqlite3.Connection, whose: bytes, added: int, keep: int, now: float) -> None:
-        sql = "SELECT seq FROM sqlite_sequence WHERE name = 'lockbeat_journal'"
-        last = (connection.execute(sql).fetchone() or (0,))[0]
-        if added and (last - added) // DROPPED_EVERY != last // DROPPED_EVERY:
+    def _write(self, connection: sqlite3.Connection, whose: bytes, texts: Sequence[str], keep: int) -> None:
+        written = self._database.wall()
+        last = connection.execute("SELECT max(position) FROM lockbeat_journal").fetchone()[0] or 0
+        sql = "SELECT position, added FROM lockbeat_tail WHERE app = ?"
+        tail, added = connection.execute(sql, (whose,)).fetchone() or (0, 0)
+        # after all that anybody has read, though all records may have been dropped since
+        first = max(last, tail) + 1
+        rows = [(first + number, whose, written, text) for number, text in enumerate(texts)]
+        connection.executemany("INSERT INTO lockbeat_journal VALUES (?, ?, ?, ?)", rows)
+        added += len(rows)
+        if added >= DROPPED_EVERY:
+            added = 0
             connection.execute(
-                "DELETE FROM lockbeat_journal WHERE app = ?1 AND position <= coalesce((SELECT position FROM lockbeat_journal"
-                " WHERE app = ?1 ORDER BY position DESC LIMIT 1 OFFSET ?2), 0)",
-                (whose, keep),
+                "DELETE FROM lockbeat_journal WHERE app = ?1 AND (written < ?3 OR position <= coalesce((SELECT position FROM"
+                " lockbeat_journal WHERE app = ?1 ORDER BY position DESC LIMIT 1 OFFSET ?2), 0))",
+                (whose, keep, written - JOURNAL_MEMORY),
             )
-            old = (whose, now - JOURNAL_MEMORY)
-            connection.execute("DELETE FROM lockbeat_journal WHERE app = ? AND written < ?", old)
+        connection.execute("INSERT OR REPLACE INTO lockbeat_tail VALUES (?, ?, ?)", (whose, rows[-1][0], added))
 
     def records(
         self,

@@ -11,7 +11,7 @@ VENDORS = ("postgresql", "sqlite")
 
 DROP = "DROP FUNCTION lockbeat_append, lockbeat_records"
 
-TABLES = {"postgresql": ("journal", "batch", "tail"), "sqlite": ("journal", "batch")}
+TABLES = ("journal", "batch", "tail")
 
 
 def create(_apps: Any, schema_editor: Any) -> None:
@@ -30,7 +30,7 @@ def drop(_apps: Any, schema_editor: Any) -> None:
     vendor = schema_editor.connection.vendor
     if vendor == "postgresql":
         schema_editor.execute(DROP, params=None)
-    for table in TABLES.get(vendor, ()):
+    for table in TABLES if vendor in VENDORS else ():
         schema_editor.execute(f"DROP TABLE lockbeat_{table}", params=None)
 
 

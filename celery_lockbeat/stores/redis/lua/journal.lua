@@ -9,6 +9,8 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local function text_of(number)
   return string.format('%.0f', number)
 end
+-- first, for a key of another type is an error, and what a script has written before it stays
+local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
 redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', text_of(now))
 redis.call('ZREM', KEYS[2], ARGV[2])
 if redis.call('ZADD', KEYS[2], 'NX', text_of(now + tonumber(ARGV[3])), ARGV[1]) == 0 then
@@ -19,7 +21,6 @@ local newest = redis.call('ZRANGE', KEYS[2], -1, -1, 'WITHSCORES')
 redis.call('PEXPIRE', KEYS[2], text_of(math.max(1, math.min(tonumber(newest[2]) - now, 1e12))))
 if #ARGV > 5 then
   -- where the clock was set back, ids go on from the last one
-  local last = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
   local ahead = last and tonumber(string.match(last[1], '^%d+')) > now
   for i = 6, #ARGV do
     if ahead then
