@@ -120,14 +120,19 @@ class Journal:
         shared: Mapping[str, Any],
         own: Mapping[str, Any] = _NO_FIELDS,
         execution_id: str | None = None,
+        *,
+        at: float | None = None,
     ) -> None:
-        """Have an event written. Its fields are read when it is: those of a mapping that changes later count then."""
+        """Have an event written, which happened now, or ``at`` a moment of the monotonic clock.
+
+        Its fields are read when it is written: those of a mapping that changes later count then.
+        """
         if not self._keep:
             return
         waiting = self._waiting
         if len(waiting) >= AT_MOST:
             self._drop_oldest()
-        waiting.append(_Put(event, monotonic(), shared, own, execution_id))
+        waiting.append(_Put(event, monotonic() if at is None else at, shared, own, execution_id))
         if not self._running:
             self._begin()
 

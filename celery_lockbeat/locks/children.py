@@ -13,23 +13,20 @@ Receivers only start, stop and report: Celery swallows what they raise, so nothi
 from __future__ import annotations
 
 import atexit
-import contextlib
 import logging
 import os
-import signal
 import sys
 import threading
-from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from celery import signals
 
 from celery_lockbeat.clock import monotonic
-from celery_lockbeat.journal.writer import journal_of
 from celery_lockbeat.locks import child
+from celery_lockbeat.locks.deaths import Deaths, end_of
 from celery_lockbeat.locks.keeping import Keeper
 from celery_lockbeat.locks.orphans import OrphanedLocks
-from celery_lockbeat.locks.page import Hold, Page
+from celery_lockbeat.locks.page import Page
 from celery_lockbeat.process import stopping, this_process, worker_has_ended
 from celery_lockbeat.stores import Store, stores_of
 
@@ -55,7 +52,7 @@ class _Parent:
         def store_of(driver: str, connection: str) -> Store:
             return stores_of(app).choose(driver, connection)[0]
 
-        self._app = app
+        self._deaths = Deaths(app)
         self._keeper = Keeper(store_of)
         self._orphaned = OrphanedLocks(store_of)
         # No fork while a child's locks are being freed or renewed: what libraries have locked then stays locked in the new child.
@@ -89,31 +86,23 @@ class _Parent:
         with self._mutex:
             for page in list(self.pages):
                 pid = page.pid
-                end = _end_of(pid) if pid else None
+                end = end_of(pid) if pid else None
                 if end is not None:
                     self.pages.remove(page)
-                    self._record(pid, end, self._orphaned.add(pid, page))
+                    self._deaths.add(pid, end, self._orphaned.add(pid, page))
                     page.close()
                 else:
                     page.events_wanted = _dispatches()
             # before a dead one's store can hang
             late_at = self._keeper.look(self.pages)
             look_at = min(late_at, monotonic() + LOOKS_EVERY)
+            self._deaths.write()
             self._orphaned.free()
             return look_at
 
-    def _record(self, pid: int, end: _End, held: Mapping[tuple[str, str], Hold]) -> None:
-        """Write down which runs have died with this child: it cannot do so itself."""
-        for (execution_id, _), hold in held.items():
-            if hold.what and hold.token:
-                fields = {**dict(hold.what), "lock_key": hold.key, "token": hold.token, "pid": pid}
-                journal_of(self._app).put(
-                    "task_died", {**fields, "signal": end.signal, "reason": end.reason}, {}, execution_id
-                )
-
     def _watch(self) -> None:
         look_at = monotonic() + LOOKS_EVERY
-        while not self._closed or self.pages or self._orphaned:
+        while not self._closed or self.pages or self._deaths or self._orphaned:
             self._bell.wait(max(LOOKS_EVERY / 20, look_at - monotonic()))
             self._bell.clear()
             look_at = monotonic() + LOOKS_EVERY
@@ -133,31 +122,7 @@ class _Parent:
         """Look for the last time."""
         if os.getpid() == self.pid:
             self.look()
-
-
-class _End(NamedTuple):
-    """How a child has ended, as far as can be told: the ``signal`` that killed it, or None, and in words."""
-
-    signal: int | None
-    reason: str
-
-
-def _end_of(pid: int) -> _End | None:
-    """Tell how this child of ours has ended, also where it is not yet reaped; None: it still runs."""
-    try:
-        if not hasattr(os, "waitid"):
-            os.kill(pid, 0)
-            return None
-        status = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except (ChildProcessError, ProcessLookupError):
-        return _End(None, "its process has died")
-    if status is None:
-        return None
-    if status.si_code == os.CLD_EXITED:
-        return _End(None, f"its process ended with exit status {status.si_status}")
-    with contextlib.suppress(ValueError):
-        return _End(status.si_status, f"its process was killed by {signal.Signals(status.si_status).name}")
-    return _End(status.si_status, f"its process was killed by signal {status.si_status}")
+            self._deaths.write(at_once=True)
 
 
 # -- Celery's signals, and forks ---------------------------------------------------------------------------------------

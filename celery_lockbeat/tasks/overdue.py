@@ -82,7 +82,7 @@ class _Watcher:
         self._bell.acquire()
         self._rests = False
         self._join: Callable[[float], None] | None = None
-        self._medians: dict[str, tuple[float, float | None]] = {}
+        self._medians: dict[tuple[Any, str], tuple[float, float | None]] = {}
 
     def begin(self) -> None:
         # whoever finds it taken need not begin one
@@ -150,7 +150,8 @@ class _Watcher:
 
     def _median_of(self, task: Any, now: float) -> float | None:
         """The median of the last runs' seconds; None: there are too few, or they cannot be asked for."""
-        asked, median = self._medians.get(task.name, (-MEDIAN_COUNTS_FOR, None))
+        which = task.app.main, task.name
+        asked, median = self._medians.get(which, (-MEDIAN_COUNTS_FOR, None))
         if now - asked < MEDIAN_COUNTS_FOR or threads.gevent_has_patched():
             return median
         try:
@@ -160,7 +161,7 @@ class _Watcher:
             return median
         lasted = [run.duration_ms / 1000 for run in runs if run.duration_ms is not None]
         median = statistics.median(lasted) if len(lasted) >= RUNS_AT_LEAST else None
-        self._medians[task.name] = now, median
+        self._medians[which] = now, median
         return median
 
 

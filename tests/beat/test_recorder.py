@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from beat_parts import START, Parts
+from celery.schedules import crontab, schedule
+
+from celery_lockbeat import signals
+from celery_lockbeat.beat.agenda import Item
+from celery_lockbeat.beat.ledger import Tick
+
+
+class One(Parts):
+    def item(self, when=None) -> Item:
+        entry = self.scheduler.entry("report")
+        entry.schedule = when or entry.schedule
+        return Item("report", entry)
+
+    def tick(self, due: str | None = None, **more) -> Tick:
+        details = {} if due is None else {"due": due}
+        return Tick(self.item(), 7, "t1", details, 0.0, 0.0, **more)
+
+    def said(self) -> list[tuple[str, dict]]:
+        return [(event, {**fields}) for event, fields in self.journal.written]
+
+
+@pytest.fixture
+def one() -> One:
+    return One()
+
+
+def ago(seconds: float) -> str:
+    return (START - timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
+
+
+def test_a_tick_that_is_published_is_recorded_with_how_late_it_was(one):
+    one.recorder.published([one.tick(ago(1.5))])
+    ((event, fields),) = one.said()
+    assert event == "tick_published"
+    assert fields == {
+        "schedule": "report",
+        "task_name": "t",
+        "tick": ago(1.5),
+        "hostname": "host-1-a",
+        "task_id": "t1",
+        "run": 7,
+        "late": 1.5,
+    }
+
+
+def test_one_that_was_taken_over_says_so(one):
+    one.recorder.published([one.tick(ago(6), taken_over=True)])
+    assert one.said()[0][1]["taken_over"] is True
+    assert one.journal.events() == ["tick_published"]
+
+
+def test_one_that_is_late_is_an_event_too_once_for_all_beats(one):
+    heard = []
+
+    def receiver(**fields):
+        heard.append(fields)
+
+    signals.tick_late.connect(receiver)
+    try:
+        one.recorder.published([one.tick(ago(31), taken_over=True)])
+        from celery_lockbeat.observe.observers import finish
+
+        finish()
+    finally:
+        signals.tick_late.disconnect(receiver)
+    assert one.journal.events() == ["tick_published", "tick_late"]
+    assert one.journal.cases == ["late:t1"]
+    (fields,) = heard
+    assert (fields["schedule"], fields["late"], fields["reason"]) == ("report", 31.0, "another beat had left it")
+
+
+def test_a_due_time_that_another_release_has_not_written_is_not_late(one):
+    one.recorder.published([one.tick(), one.tick("soon")])
+    assert one.journal.events() == ["tick_published"] * 2
+    assert [fields["late"] for _, fields in one.said()] == [0.0, 0.0]
+
+
+def test_a_tick_that_will_not_be_published_is_missed(one):
+    one.recorder.not_published(one.tick(ago(1)), "its entry was deleted or disabled")
+    ((event, fields),) = one.said()
+    assert (event, fields["count"], fields["reason"]) == ("tick_missed", 1, "its entry was deleted or disabled")
+    assert one.journal.cases == ["missed:t1"]
+
+
+@pytest.mark.parametrize(
+    ("when", "late", "missed"),
+    [
+        (schedule(10), 9.0, None),
+        (schedule(10), 35.0, (3, START + timedelta(seconds=30))),
+        (schedule(0.2), 0.9, None),  # not worth it
+        (crontab(), 59.0, None),
+        (crontab(), 600.0, (10, START + timedelta(minutes=10))),
+        (crontab(hour=3, minute=0), 7 * 86400.0, (7, START + timedelta(days=6, hours=3))),
+    ],
+)
+def test_what_else_was_due_meanwhile_is_missed(one, when, late, missed):
+    when.app = when.app or one.scheduler.entry("x").app
+    one.recorder.claimed(one.item(when), START.isoformat(), late)
+    if missed is None:
+        assert one.said() == []
+        return
+    ((event, fields),) = one.said()
+    assert (event, fields["count"], fields["last_due"]) == ("tick_missed", missed[0], missed[1].isoformat())
+    assert START.isoformat() in fields["reason"]
+
+
+def test_of_a_schedule_of_somebodys_own_nobody_can_tell_what_was_due(one):
+    item = one.item()
+    item.schedule = object()
+    one.recorder.claimed(item, START.isoformat(), 600.0)
+    one.recorder.claimed(one.item(), "no time", 600.0)
+    assert one.said() == []

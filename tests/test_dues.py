@@ -1,0 +1,85 @@
+"""How many ticks there are between two moments, beside an oracle that goes through the minutes one by one."""
+
+from __future__ import annotations
+
+import random
+from datetime import datetime, timedelta, timezone
+from zoneinfo import ZoneInfo
+
+import pytest
+from celery import Celery
+from celery.schedules import crontab, schedule, solar
+
+from celery_lockbeat.schedules.dues import dues_between
+from celery_lockbeat.schedules.when import Timeout, crontab_of
+
+UTC = timezone.utc
+START = datetime(2026, 2, 27, 23, 58, 30, tzinfo=UTC)
+APP = Celery("dues", set_as_current=False)
+APP.conf.timezone = "UTC"
+
+
+def oracle(when: crontab, after: datetime, until: datetime) -> list[datetime]:
+    """Each minute of the wall clock that all five fields have."""
+    at = after.astimezone(when.tz).replace(tzinfo=None)
+    last = until.astimezone(when.tz).replace(tzinfo=None)
+    minute = at.replace(second=0, microsecond=0) + timedelta(minutes=1)
+    found = []
+    while minute <= last:
+        fields = (
+            (minute.minute, when.minute),
+            (minute.hour, when.hour),
+            (minute.day, when.day_of_month),
+            (minute.month, when.month_of_year),
+            (minute.isoweekday() % 7, when.day_of_week),
+        )
+        if all(value in allowed for value, allowed in fields):
+            found.append(minute)
+        minute += timedelta(minutes=1)
+    return found
+
+
+@pytest.mark.parametrize(
+    "expression",
+    ["* * * * *", "*/7 * * * *", "0 3 * * *", "30 0 29 2 *", "15,45 8-18 * * 1-5", "0 0 1 * *", "59 23 31 * *"],
+)
+def test_a_crontab_has_as_many_as_there_are_minutes(expression):
+    minute, hour, day, month, weekday = expression.split()
+    when = crontab(minute, hour, weekday, day, month, app=APP)
+    chance = random.Random(expression)
+    for _ in range(20):
+        after = START + timedelta(seconds=chance.randrange(40 * 86400))
+        until = after + timedelta(seconds=chance.choice([1, 59, 60, 3600, 86400, 3 * 86400]))
+        expected = oracle(when, after, until)
+        found = dues_between(when, after, until)
+        if not expected:
+            assert found is None
+        else:
+            assert (found.ticks, found.last.replace(tzinfo=None)) == (len(expected), expected[-1])
+
+
+def test_it_counts_by_the_clock_of_its_zone():
+    when = crontab_of("0 3 * * *", "Europe/Berlin")
+    found = dues_between(when, datetime(2026, 7, 1, 0, 59, tzinfo=UTC), datetime(2026, 7, 2, 1, 0, tzinfo=UTC))
+    assert found == (2, datetime(2026, 7, 2, 3, 0, tzinfo=ZoneInfo("Europe/Berlin")))
+
+
+def test_ten_years_take_no_time_worth_counting():
+    found = dues_between(crontab(app=APP), START, START + timedelta(days=3650))
+    assert found.ticks == 3650 * 1440
+
+
+def test_an_interval_is_divided():
+    assert dues_between(schedule(10), START, START + timedelta(seconds=9)) is None
+    assert dues_between(schedule(10), START, START + timedelta(seconds=30)) == (3, START + timedelta(seconds=30))
+    assert dues_between(schedule(0), START, START + timedelta(seconds=30)) is None
+
+
+def test_the_sun_is_asked_for_each_day():
+    when = solar("sunrise", 52.5, 13.4, app=APP)
+    assert dues_between(when, START, START + timedelta(days=4)).ticks in (3, 4)
+
+
+@pytest.mark.parametrize("when", [Timeout(5), object(), None])
+def test_of_others_nobody_can_tell(when):
+    assert dues_between(when, START, START + timedelta(days=4)) is None
