@@ -15,6 +15,7 @@ import os
 import statistics
 import sys
 import traceback
+import weakref
 from collections.abc import Callable
 from pathlib import PurePath
 from typing import Any, Final
@@ -47,12 +48,15 @@ FRAMES: Final = 3
 
 
 class _Body:
-    """A body that runs: of ``report``, in ``thread`` (None: it is awaited)."""
+    """A body that runs: of ``report``, in ``thread`` (None: it is awaited).
+
+    Only a weak reference: what strikes an attempt on its way out may keep it from saying that it has ended.
+    """
 
     __slots__ = ("began", "report", "thread", "when")
 
     def __init__(self, report: Any, thread: int | None) -> None:
-        self.report = report
+        self.report = weakref.ref(report)
         self.thread = thread
         self.began = monotonic()
         #: when to look at it, on the local clock; None: it has been said
@@ -123,19 +127,22 @@ class _Watcher:
                 self._beginning.release()
 
     def _look(self, now: float) -> None:
-        for body in list(self.bodies.values()):
-            if body.when is None or now < body.when:
-                continue
-            try:
-                self._judge(body, now)
-            except Exception:  # as it says above
-                body.when = None
-                logger.exception("nobody can tell whether a run of %s is overdue", body.report.task.name)
+        for name, body in list(self.bodies.items()):
+            report = body.report()
+            if report is None:
+                self.bodies.pop(name, None)
+            elif body.when is not None and now >= body.when:
+                try:
+                    self._judge(body, report, now)
+                except Exception:  # as it says above
+                    body.when = None
+                    logger.exception("nobody can tell whether a run of %s is overdue", report.task.name)
+            del report
 
-    def _judge(self, body: _Body, now: float) -> None:
-        expected, why = body.report.expected_within, "more than its lock_expected_within"
+    def _judge(self, body: _Body, report: Any, now: float) -> None:
+        expected, why = report.expected_within, "more than its lock_expected_within"
         if expected is None:
-            median = self._median_of(body.report.task, now)
+            median = self._median_of(report.task, now)
             if median is None:
                 body.when = now + MEDIAN_COUNTS_FOR
                 return
@@ -146,7 +153,7 @@ class _Watcher:
         body.when = None
         lasts = now - body.began
         fields = {"reason": f"it has run for {took(lasts)}, {why}", "where": _where(body.thread)}
-        body.report.story.later("run_overdue", duration_ms=round(lasts * 1000, 3), **fields)
+        report.story.later("run_overdue", duration_ms=round(lasts * 1000, 3), **fields)
 
     def _median_of(self, task: Any, now: float) -> float | None:
         """The median of the last runs' seconds; None: there are too few, or they cannot be asked for."""

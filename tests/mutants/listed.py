@@ -319,8 +319,8 @@ MUTANTS = [
     Mutant(
         "no freeze check",
         "beat/claims.py",
-        "asked + self._ttl * (1 - MARGIN), sure_until)",
-        "math.inf, sure_until)",
+        "fresh_until = asked + self._ttl * (1 - MARGIN)",
+        "fresh_until = math.inf",
         (REPLICAS + "test_a_replica_that_was_frozen_for_longer_than_its_claims_last_publishes_none_of_them",),
     ),
     Mutant(
