@@ -110,6 +110,7 @@ class Journal:
         self._writing = threads.new_lock()
         self._bell = threads.new_lock()  # locked, until it rings
         self._bell.acquire()
+        self._home: Store | None = None
         self._twin: Store | None = None
 
     # -- whoever something happens to ----------------------------------------------------------------------------------
@@ -179,6 +180,7 @@ class Journal:
                 self._running = False
                 # what was put meanwhile found it running
                 if not (self._waiting or self._cases) or not self._beginning.acquire(False):
+                    self._close()
                     return
                 self._running = True
                 self._beginning.release()
@@ -192,6 +194,12 @@ class Journal:
             self._bell.release()
         if self._join is not None:
             self._join(max(0.0, deadline - monotonic()))
+        self._close()
+
+    def _close(self) -> None:
+        """Close the connections of its own; they are opened again when they are used again."""
+        if self._twin is not None and self._twin is not self._home:
+            self._twin.close()
 
     def write(self, within: float | None = None) -> bool:
         """Write all that there is; False: the store does not answer, or another thread is at it.
@@ -266,14 +274,17 @@ class Journal:
         case.then()
 
     def _store(self) -> Store | None:
-        """Return where it is written; None: its app is gone. Raises LockbeatError."""
+        """Return where it is written; None: its app is gone. Raises LockbeatError.
+
+        By connections of its own: a release that comes meanwhile must not wait for one to be made, nor a thread of the
+        kernel's for a socket of gevent's.
+        """
         app = self._app()
         if app is None:
             return None
-        if not threads.gevent_has_patched():
-            return home_store_of(app)
-        if self._twin is None:
-            self._twin = home_store_of(app).twin()
+        home = home_store_of(app)
+        if home is not self._home:
+            self._home, self._twin = home, home.twin()
         return self._twin
 
     def _complain(self, exc: LockbeatError) -> None:

@@ -475,8 +475,8 @@ MUTANTS = [
     Mutant(
         "freed before the child is dead",
         "locks/children.py",
-        "if pid and not _lives(pid):",
-        "if pid:",
+        "end = end_of(pid) if pid else None",
+        "end = () if pid else None",
         (PROCESSES + "test_endings.py::test_a_dead_childs_lock_is_free_within_a_second_of_its_death_and_not_before",),
     ),
     Mutant(

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import pytest
 import redis
+from celery.utils import uuid
 from servers import Server, free_port
 from tls import TlsServer, tls
 from topologies import Member
@@ -132,6 +133,9 @@ def exercise(store, admin):
     admin.zadd(f"{beat}:pending", {"id-y": 1})
     store.beats.claim("app", "two", [], ttl=60)
     store.beats.leave("app", "two")
+    store.journal.append("app", uuid(), ["record"], keep=10)
+    store.journal.records("app")
+    store.journal.records("app", newest_first=True)
     # what no store has written
     admin.set(f"{beat}:pending", "text")
     store.beats.claim("app", "one", [], ttl=60)
