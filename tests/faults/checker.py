@@ -307,6 +307,87 @@ def stories(history: History) -> Iterator[Violation]:
             yield violation("story", f"{line['id']} failed of {error}", line["at"], about=(line["id"], line["pid"]))
 
 
+# -- the journal -------------------------------------------------------------------------------------------------------
+
+#: A kill takes along what was not yet written: a batch is gathered for half a second, and may wait for the one before it.
+WRITTEN_WITHIN = 2.0
+
+#: The events that end a run.
+ENDS = frozenset({"task_succeeded", "task_failed", "task_retried", "task_skipped", "task_died"})
+
+
+def journal(history: History) -> Iterator[Violation]:
+    """Each tick and each run that the witness has seen is in the journal, or counted as dropped, and no success that it has not."""
+    records = history.of("record")
+    if not records:
+        yield violation("journal", "there is none", history.setting["ended"], about=())
+        return
+    dropped = sum(line["count"] for line in records if line["event"] == "records_dropped")
+    missing = [*_ticks_not_written(history), *_runs_not_written(history)]
+    if len(missing) > dropped:
+        yield from missing
+    yield from _successes_of_nobody(history)
+
+
+def _ticks_not_written(history: History) -> Iterator[Violation]:
+    written = {line["id"] for line in history.of("record") if line["event"] == "tick_published"}
+    for message in {each.id: each for each in reversed(history.messages)}.values():
+        copies = [each for each in history.messages if each.id == message.id]
+        # whoever published it may have been killed before it wrote so
+        if message.id not in written and not all(_took_along(history, each.pid, each.at) for each in copies):
+            text = f"tick {message.run} of {message.entry} ({message.id}) was published, and is not in the journal"
+            yield violation("journal", text, message.at, about=(message.id, message.entry))
+
+
+def _runs_not_written(history: History) -> Iterator[Violation]:
+    begun, ended = set(), set()
+    for line in history.of("record"):
+        if line["event"] == "task_started" or line["event"] in ENDS:
+            begun.add((line["id"], line["token"]))
+        if line["event"] in ENDS:
+            ended.add((line["id"], line["token"]))
+    for body in history.bodies:
+        which = body.id, body.token
+        if which not in begun and not _took_along(history, body.pid, body.begun):
+            yield violation("journal", f"{_told(body)} is not in the journal", body.begun, about=(body.id, body.pid))
+        elif body.over is not None and which not in ended and not _took_along(history, body.pid, body.over):
+            text = f"the end of {_told(body)} is not in the journal"
+            yield violation("journal", text, body.over, about=(body.id, body.pid))
+
+
+def _took_along(history: History, pid: int, since: float) -> bool:
+    """Whether a process was killed, or its pool ended, before it could have written what happened at that moment."""
+    death = history.deaths.get(pid)
+    ends = [death.at] if death is not None else []
+    # a process that ends tries to write for two seconds: as long as the store is away, in vain
+    ends += [line["at"] for line in history.of("down") if line["at"] > since]
+    for end in ends:
+        span = [(since, end)] if end > since else []
+        ways = {"store", "worker's store", "worker", "beat"}
+        harmed = [
+            (fault.at, fault.until + history.setting["grace"])
+            for fault in history.faults
+            if ways & set(fault.harms) or pid in fault.frozen or fault.kind.startswith("fail over")
+        ]
+        if death is not None and end == death.at and sum(b - a for a, b in without(span, harmed)) < WRITTEN_WITHIN:
+            return True
+        if end != getattr(death, "at", None) and any(a < end and b > since for a, b in harmed):
+            return True
+    # what was acknowledged, and lost with a primary
+    return any(
+        fault.kind.startswith("fail over") and fault.at < since + WRITTEN_WITHIN and fault.until + 1 > since
+        for fault in history.faults
+    )
+
+
+def _successes_of_nobody(history: History) -> Iterator[Violation]:
+    known = {(body.id, body.token) for body in history.bodies if body.ended is not None or body.state == "SUCCESS"}
+    for line in history.of("record"):
+        if line["event"] == "task_succeeded" and (line["id"], line["token"]) not in known:
+            text = f"the journal has a success of {line['id']}, token {line['token']}, that no body has told"
+            yield violation("journal", text, line["at"], about=(line["id"], line["pid"]))
+
+
 # -- P8: hangs, leftovers ----------------------------------------------------------------------------------------------
 
 
@@ -355,6 +436,7 @@ RULES: tuple[Callable[[History], Iterator[Violation]], ...] = (
     runs,
     frees,
     stories,
+    journal,
     hangs,
     leftovers,
 )

@@ -30,6 +30,7 @@ KINDS = {
     "hang": "the runner: what did not come about within its bound (who, bound)",
     "quiet": "the runner: all faults are undone, and all is at work again (since)",
     "story": "a process's log: what it told of one execution (execution, id, pid, events, errors)",
+    "record": "the journal: what is written there (event, id, token, execution, pid, entry, run, count, written)",
     "end": "the runner: what is left when all has ended (claimed, pending, held, lasting, processes, unanswered)",
 }
 

@@ -182,6 +182,7 @@ class Run:
         system.bodies.look()
         system.bodies.beliefs()
         system.stories()
+        system.journal()
         history.add("end", time.monotonic(), **system.left())
 
 

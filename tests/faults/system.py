@@ -34,6 +34,9 @@ from faults.history import History
 HERE = Path(__file__).parent
 PREFIX = "lockbeat:"
 
+#: The name of the app (processes/apps.py).
+APP = "processes"
+
 TTL, CLAIM_TTL = 2.0, 1.5
 #: What noisy cores, on which processes start all the time, may add to any deadline.
 SLACK = 1.5
@@ -229,6 +232,7 @@ class System:
             result_backend=self.results.url,
             lockbeat_driver="redis",
             lockbeat_claim_ttl=CLAIM_TTL,
+            lockbeat_journal=1_000_000,  # all of it
             lockbeat_ttl=TTL,
             lockbeat_redis_min_replicas=1 if replica or sentinels else 0,
             lockbeat_redis_options={"master_name": NAME} if sentinels else {},
@@ -272,7 +276,8 @@ class System:
         for process in self.fleet.processes:
             told: dict[str, list[dict[str, Any]]] = {}
             for event in process.events():
-                told.setdefault(event.get("execution_id", ""), []).append(event)
+                if not event["event"].startswith(("tick_", "entry_")):  # of no execution
+                    told.setdefault(event.get("execution_id", ""), []).append(event)
             for execution, events in told.items():
                 first = events[0]
                 self.history.add(
@@ -283,6 +288,27 @@ class System:
                     pid=first["pid"],
                     events=[event["event"] for event in events],
                     errors=[event["error_name"] for event in events if event["event"] == "task_failed"],
+                )
+
+    def journal(self) -> None:
+        """Read what stands in the journal, past our code."""
+        wall = time.time() - time.monotonic()
+        with self.store.client() as store:
+            for position, fields in store.xrange(f"{PREFIX}{{beat:{APP}}}:journal"):
+                told = json.loads(fields["r"])
+                written = int(position.partition("-")[0]) / 1000 - wall
+                self.history.add(
+                    "record",
+                    written - told["ago"],
+                    written=written,
+                    event=told["e"],
+                    id=told.get("id"),
+                    token=told.get("token"),
+                    execution=told.get("x"),
+                    pid=told.get("pid"),
+                    entry=told.get("entry"),
+                    run=told.get("run"),
+                    count=told.get("n"),
                 )
 
     def left(self) -> dict[str, Any]:

@@ -63,6 +63,11 @@ class Past:
     def tick(self, entry: str, run: int, at: float, **fields: object) -> None:
         line = {"entry": entry, "run": run, "due": 1000 + at, "id": f"{entry}-{run}", "pid": 1, **fields}
         self.add("message", at, **line)
+        self.record(at, "tick_published", id=line["id"], entry=entry, run=run, pid=1)
+
+    def record(self, at: float, event: str, **fields: object) -> None:
+        told = {"id": None, "token": None, "execution": None, "pid": None, "entry": None, "run": None, "count": None}
+        self.add("record", at, written=at + 0.5, event=event, **{**told, **fields})
 
     def body(self, key: str, task_id: str, begun: float, ended: float) -> None:
         """One that wrote at its end, and released its lock."""
@@ -72,6 +77,7 @@ class Past:
         self.add("belief", ended, body=name, until=ended)
         self.add("write", ended, **told, accepted=True)
         self.add("over", ended + 0.01, id=task_id, retries=0, pid=pid, body=name, state="SUCCESS", reason=None)
+        self.record(ended, "task_succeeded", id=task_id, token=told["token"], pid=pid)
         self.add("lease", begun, key=key, token=told["token"], pid=pid, since=begun, until=ended + 0.02)
         events = ["task_started", "lock_acquired", "task_succeeded", "task_finished"]
         self.add("story", begun, execution=name, id=task_id, pid=pid, events=events, errors=[])
@@ -106,7 +112,11 @@ class Past:
         return History([setting, *lines, {"what": "end", "at": 40.0, "claimed": self.claimed, **self.left}])
 
     def found(self) -> set[str]:
-        return {each.rule for each in check(self.history())}
+        return {each.rule for each in check(self.history())} - {"journal"}
+
+    def lacks(self) -> bool:
+        """Whether the journal is not what it should be."""
+        return "journal" in {each.rule for each in check(self.history())}
 
 
 @pytest.fixture
@@ -292,6 +302,7 @@ def test_a_run_that_was_skipped_is_not_lost_where_it_may_be(past):
     for entry in "skip", "one":
         past.drop("write", id=f"{entry}-9")
         past.change("over", {"state": "TaskSkipped", "reason": "locked"}, id=f"{entry}-9")
+        past.change("record", {"event": "task_skipped"}, id=f"{entry}-9", event="task_succeeded")
     found = check(past.history())
     assert [each.rule for each in found] == ["lost run"]
     assert "one-9" in found[0].text
@@ -302,6 +313,7 @@ def test_a_run_that_died_is_lost_unless_it_was_acknowledged_early(past):
         past.drop("write", id=f"{entry}-9")
         past.drop("over", id=f"{entry}-9")
         past.change("begin", {"pid": 5}, id=f"{entry}-9")
+        past.change("record", {"event": "task_died"}, id=f"{entry}-9", event="task_succeeded")
     past.fault(9.3, "kill child", "worker", killed=[5])
     found = check(past.history())
     assert [each.rule for each in found] == ["lost run"]
@@ -395,6 +407,55 @@ def test_the_story_of_a_killed_process_may_break_off(past):
     past.change("story", {"events": ["task_started"], "pid": 5}, id="one-9")
     past.fault(9.55, "kill child", "worker", killed=[5])
     assert past.found() == set()
+
+
+# -- the journal -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("event", "task_id"), [("tick_published", "one-5"), ("tick_published", "marked-3"), ("task_succeeded", "one-5")]
+)
+def test_what_the_journal_lacks_is_found(past, event, task_id):
+    past.drop("record", event=event, id=task_id)
+    assert past.lacks()
+
+
+def test_a_journal_of_nothing_is_found(past):
+    past.drop("record", entry=None)
+    past.drop("record", event="tick_published")
+    assert past.lacks()
+
+
+def test_what_was_dropped_and_counted_is_not_missing(past):
+    past.drop("record", event="task_succeeded", id="one-5")
+    past.drop("record", event="tick_published", id="one-6")
+    past.record(29.0, "records_dropped", count=1)
+    assert past.lacks()
+    past.record(29.0, "records_dropped", count=1)
+    assert not past.lacks()
+
+
+def test_a_kill_takes_a_second_of_it_along_and_not_more(past):
+    past.drop("record", event="tick_published", id="one-5")
+    past.fault(6.0, "kill beat", "beat", killed=(1,))
+    past.add("up", 6.1, name="beat", pid=1, entries=["one", "marked", "early", "skip"])
+    assert not past.lacks()
+    past.drop("record", event="tick_published", id="one-2")
+    assert past.lacks()
+
+
+def test_a_start_without_an_end_is_missing_unless_its_process_was_killed(past):
+    past.change("record", {"event": "task_started"}, event="task_succeeded", id="one-5")
+    assert past.lacks()
+    past.fault(6.0, "kill child", "worker", killed=(9,))
+    assert not past.lacks()
+
+
+def test_a_success_that_no_body_has_told_is_found(past):
+    past.record(20.0, "task_succeeded", id="one-5", token=7, pid=9)
+    assert past.lacks()
+    past.change("record", {"event": "task_failed"}, token=7)
+    assert not past.lacks()
 
 
 def test_a_run_that_fails_of_what_nobody_did_is_found(past):
