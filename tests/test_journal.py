@@ -15,7 +15,7 @@ from servers import wait_until
 
 from celery_lockbeat import Lock, LockedTask, LockNotAcquired, StoreUnavailable, TaskSkipped, journal
 from celery_lockbeat.journal import writer
-from celery_lockbeat.journal.records import ENDINGS, WRITTEN_AS, Record, encode, read_record
+from celery_lockbeat.journal.records import ENDINGS, WRITTEN_AS, Record, encode, encode_published, read_record
 from celery_lockbeat.journal.writer import Journal, journal_of
 from celery_lockbeat.stores import home_store_of
 from celery_lockbeat.stores.base import StoredRecord
@@ -389,6 +389,22 @@ def test_a_record_of_a_usual_run_is_short():
         "release_ms": 0.311,
     }
     assert len(encode("task_succeeded", fields, 0.456)) < 380
+
+
+def test_a_published_tick_is_written_as_all_else_is():
+    own = {
+        "entry": 'a "name"\n\N{SNOWMAN}',
+        "task": "t" * 300,
+        "due": 1795842000.125,
+        "run": 7,
+        "task_id": "id",
+        "hostname": "h",
+    }
+    for over in (False, True):
+        text = encode_published(**own, late=0.25, taken_over=over, ago=0.5)
+        same = {**own, "task_name": own["task"], "late": 0.25, "taken_over": over or None}
+        assert json.loads(text) == json.loads(encode("tick_published", same, 0.5))
+        assert len(text) < 400
 
 
 def test_long_texts_are_cut():

@@ -170,7 +170,7 @@ class Claimer:
     def _granted(self, item: Item, asked: float, read: float) -> Tick:
         claim, item.claim = item.claim, None
         assert claim is not None  # it was asked for  # noqa: S101
-        self._recorder.claimed(item, claim.details["due"], asked - item.when)
+        self._recorder.claimed(item, claim, asked - item.when)
         self._planner.advance(item, claim.state)
         if item.key in self._agenda and not isinstance(item.schedule, Timeout):
             self._agenda.plan(item, asked + item.delay)

@@ -8,18 +8,56 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from celery_lockbeat.beat.agenda import Item
 from celery_lockbeat.beat.ledger import Tick
+from celery_lockbeat.clock import monotonic
+from celery_lockbeat.journal.records import encode_published
 from celery_lockbeat.journal.writer import Journal
 from celery_lockbeat.observe.events import Story
 from celery_lockbeat.schedules.dues import dues_between
+from celery_lockbeat.stores.base import Claim
 
 __all__ = ["Recorder"]
 
 #: Seconds by which a tick must be late before others may have been due meanwhile.
 WORTH_COUNTING: Final = 1.0
+
+
+class _Published(NamedTuple):
+    """A tick that was published ``at`` a moment of the monotonic clock, ``wall`` of the host's."""
+
+    tick: Tick
+    at: float
+    wall: float
+    replica: str
+    event: str = "tick_published"
+    execution_id: None = None
+
+    @property
+    def due(self) -> float:
+        """When it was due, by the wall clock."""
+        try:
+            return datetime.fromisoformat(self.tick.details["due"]).timestamp()
+        except (LookupError, TypeError, ValueError, OverflowError, OSError):  # another release has claimed it
+            return self.wall
+
+    def text(self, ago: float) -> str:
+        """Return its record."""
+        tick, due = self.tick, self.due
+        entry = tick.item.entry
+        return encode_published(
+            entry=str(entry.name),
+            task=str(entry.task),
+            due=due,
+            run=tick.run,
+            task_id=tick.task_id,
+            late=self.wall - due,
+            hostname=self.replica,
+            taken_over=tick.taken_over,
+            ago=ago,
+        )
 
 
 class Recorder:
@@ -33,31 +71,40 @@ class Recorder:
         self._replica = replica
         self._wall = wall
         self._late_after = late_after
+        self._worth_a_look = min(WORTH_COUNTING, late_after or WORTH_COUNTING)
+        #: the task ids of ticks that were late when they were claimed
+        self._late: set[str] = set()
 
     def published(self, ticks: Sequence[Tick]) -> None:
         """Record that these have been published."""
-        now = self._wall()
-        for tick in ticks:
-            due = tick.details.get("due")
-            late = now - _seconds(due, now)
-            fields = {**self._fields(tick.item, due), "task_id": tick.task_id, "run": tick.run}
-            fields["late"] = round(late, 3)
-            if tick.taken_over:
-                fields["taken_over"] = True
-            self._journal.put("tick_published", fields)
-            if self._late_after is not None and late > self._late_after:
-                reason = "another beat had left it" if tick.taken_over else "no beat could publish it before"
-                self._say(f"late:{tick.task_id}", "tick_late", {**fields, "reason": reason})
+        now, wall = monotonic(), self._wall()
+        published = [_Published(tick, now, wall, self._replica) for tick in ticks]
+        self._journal.put_all(published)
+        for each in published:
+            if each.tick.taken_over or each.tick.task_id in self._late:
+                self._late.discard(each.tick.task_id)
+                self._look_whether_late(each)
+
+    def _look_whether_late(self, published: _Published) -> None:
+        late, tick = published.wall - published.due, published.tick
+        if self._late_after is None or late <= self._late_after:
+            return
+        fields = {**self._fields(tick.item, tick.details.get("due")), "task_id": tick.task_id, "run": tick.run}
+        fields |= {"late": round(late, 3), "taken_over": tick.taken_over or None}
+        fields["reason"] = "another beat had left it" if tick.taken_over else "no beat could publish it before"
+        self._say(f"late:{tick.task_id}", "tick_late", fields)
 
     def not_published(self, tick: Tick, reason: str) -> None:
         """Record that a tick, which is ours, will not be published."""
         fields = {**self._fields(tick.item, tick.details.get("due")), "run": tick.run, "count": 1, "reason": reason}
         self._say(f"missed:{tick.task_id}", "tick_missed", fields)
 
-    def claimed(self, item: Item, due: Any, late: float) -> None:
+    def claimed(self, item: Item, claim: Claim, late: float) -> None:
         """Record which ticks are missed as this one, the first that was due, stands for them, too: it is ``late`` seconds late."""
-        if late < WORTH_COUNTING:
+        if late < self._worth_a_look:
             return
+        self._late.add(claim.task_id)
+        due: Any = claim.details.get("due")
         try:
             first = datetime.fromisoformat(due)
             missed = dues_between(item.schedule, first, first + timedelta(seconds=late))
@@ -76,10 +123,3 @@ class Recorder:
     def _say(self, case: str, event: str, fields: Mapping[str, Any]) -> None:
         story = Story(self._sender, "default", None, **fields)
         self._journal.case(case, event, fields, lambda: story.later(event))
-
-
-def _seconds(due: Any, otherwise: float) -> float:
-    try:
-        return datetime.fromisoformat(due).timestamp()
-    except (TypeError, ValueError, OverflowError, OSError):  # another release has claimed it
-        return otherwise

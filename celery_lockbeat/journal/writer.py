@@ -16,7 +16,7 @@ import os
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 from celery import signals
 
@@ -29,7 +29,7 @@ from celery_lockbeat.process import name_of_its_own, this_process, when_a_worker
 from celery_lockbeat.stores import Store, before_redirection_ends, home_store_of, on_close
 from celery_lockbeat.stores.base import JOURNALED_AT_ONCE
 
-__all__ = ["Journal", "finish", "journal_of"]
+__all__ = ["Journal", "Put", "finish", "journal_of"]
 
 logger: Final = logging.getLogger("celery_lockbeat")
 
@@ -64,6 +64,27 @@ class _Put(NamedTuple):
     own: Mapping[str, Any]
     execution_id: str | None
 
+    def text(self, ago: float) -> str:
+        """Return the record of it."""
+        fields = {"pid": this_process.pid, **self.shared, **self.own}
+        if self.execution_id is not None:
+            fields["execution_id"] = self.execution_id
+        return encode(self.event, fields, ago)
+
+
+class Put(Protocol):
+    """What may be put: an event ``at`` a moment of the monotonic clock, whose text is asked for when it is written."""
+
+    @property
+    def event(self) -> str: ...  # noqa: D102
+    @property
+    def at(self) -> float: ...  # noqa: D102
+    @property
+    def execution_id(self) -> str | None: ...  # noqa: D102
+
+    def text(self, ago: float) -> str:
+        """Return the record of what happened so many seconds ago."""
+
 
 class _Case(NamedTuple):
     """Something that many see, and one of them says: ``then``."""
@@ -77,7 +98,7 @@ class _Batch(NamedTuple):
     """What is written at once, under one name until the store has answered."""
 
     name: str
-    records: Sequence[_Put]
+    records: Sequence[Put]
 
 
 class Journal:
@@ -95,7 +116,7 @@ class Journal:
 
     def begin_anew(self) -> None:
         """Have nothing to write, in a process that is new."""
-        self._waiting: deque[_Put] = deque()
+        self._waiting: deque[Put] = deque()
         self._cases: deque[_Case] = deque(maxlen=CASES_AT_MOST)
         self._dropped = 0
         self._batch: _Batch | None = None
@@ -128,12 +149,17 @@ class Journal:
 
         Its fields are read when it is written: those of a mapping that changes later count then.
         """
+        if self._keep:
+            self.put_all((_Put(event, monotonic() if at is None else at, shared, own, execution_id),))
+
+    def put_all(self, records: Sequence[Put]) -> None:
+        """Have events written."""
         if not self._keep:
             return
         waiting = self._waiting
-        if len(waiting) >= AT_MOST:
+        waiting.extend(records)
+        while len(waiting) > AT_MOST:
             self._drop_oldest()
-        waiting.append(_Put(event, monotonic() if at is None else at, shared, own, execution_id))
         if not self._running:
             self._begin()
 
@@ -212,6 +238,8 @@ class Journal:
             return self._write_all(within)
         except Exception:  # whoever comes to its end here, or the thread, goes on, whatever it was
             logger.exception("the journal cannot be written")
+            if self._batch is not None:
+                self._dropped += len(self._batch.records)
             self._batch = None
             return False
         finally:
@@ -231,7 +259,7 @@ class Journal:
             return self._batch
         self._writer = self._writer or name_of_its_own()
         self._batches += 1
-        taken: list[_Put] = []
+        taken: list[Put] = []
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
             taken.append(_Put("records_dropped", monotonic(), {"count": dropped, "hostname": self._writer}, {}, None))
@@ -244,7 +272,7 @@ class Journal:
         batch = self._batch
         assert batch is not None  # it was taken  # noqa: S101
         now = monotonic()
-        texts = [_encoded(each, now - each.at) for each in batch.records]
+        texts = [each.text(now - each.at) for each in batch.records]
         try:
             store = self._store()
             if store is not None:
@@ -260,7 +288,7 @@ class Journal:
         return True
 
     def _write_case(self, case: _Case, within: float | None) -> None:
-        texts = [_encoded(case.put, monotonic() - case.put.at)] if self._keep else []
+        texts = [case.put.text(monotonic() - case.put.at)] if self._keep else []
         name = hashlib.blake2b(case.name.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
         try:
             store = self._store()
@@ -294,14 +322,7 @@ class Journal:
         self._is_away = True
 
 
-def _encoded(put: _Put, ago: float) -> str:
-    fields = {"pid": this_process.pid, **put.shared, **put.own}
-    if put.execution_id is not None:
-        fields["execution_id"] = put.execution_id
-    return encode(put.event, fields, ago)
-
-
-def _without_short_runs(taken: Sequence[_Put]) -> Sequence[_Put]:
+def _without_short_runs(taken: Sequence[Put]) -> Sequence[Put]:
     """Leave out the start of each run whose end is there too, which tells how long it took."""
     ended = {put.execution_id for put in taken if put.event in ENDINGS}
     return [put for put in taken if put.event != "task_started" or put.execution_id not in ended]

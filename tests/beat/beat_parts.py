@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
@@ -132,6 +133,11 @@ class Journal:
 
     def put(self, event: str, shared: Any, own: Any = None, execution_id: Any = None) -> None:
         self.written.append((event, shared))
+
+    def put_all(self, records: Any) -> None:
+        for each in records:
+            told = json.loads(each.text(0.0))
+            self.written.append((told.pop("e"), told))
 
     def case(self, name: str, event: str, fields: Any, then: Any) -> None:
         self.cases.append(name)

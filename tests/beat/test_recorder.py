@@ -9,6 +9,7 @@ from celery.schedules import crontab, schedule
 from celery_lockbeat import signals
 from celery_lockbeat.beat.agenda import Item
 from celery_lockbeat.beat.ledger import Tick
+from celery_lockbeat.stores.base import Claim, EntryState
 
 
 class One(Parts):
@@ -30,6 +31,10 @@ def one() -> One:
     return One()
 
 
+def claim(due: str) -> Claim:
+    return Claim("t1", "report", EntryState(7, "now"), {"due": due})
+
+
 def ago(seconds: float) -> str:
     return (START - timedelta(seconds=seconds)).isoformat(timespec="milliseconds")
 
@@ -39,19 +44,20 @@ def test_a_tick_that_is_published_is_recorded_with_how_late_it_was(one):
     ((event, fields),) = one.said()
     assert event == "tick_published"
     assert fields == {
-        "schedule": "report",
-        "task_name": "t",
-        "tick": ago(1.5),
-        "hostname": "host-1-a",
-        "task_id": "t1",
+        "entry": "report",
+        "task": "t",
+        "due": START.timestamp() - 1.5,
+        "host": "host-1-a",
+        "id": "t1",
         "run": 7,
         "late": 1.5,
+        "ago": 0,
     }
 
 
 def test_one_that_was_taken_over_says_so(one):
     one.recorder.published([one.tick(ago(6), taken_over=True)])
-    assert one.said()[0][1]["taken_over"] is True
+    assert one.said()[0][1]["over"] is True
     assert one.journal.events() == ["tick_published"]
 
 
@@ -73,6 +79,14 @@ def test_one_that_is_late_is_an_event_too_once_for_all_beats(one):
     assert one.journal.cases == ["late:t1"]
     (fields,) = heard
     assert (fields["schedule"], fields["late"], fields["reason"]) == ("report", 31.0, "another beat had left it")
+
+
+def test_one_that_was_late_when_it_was_claimed_is_looked_at(one):
+    one.recorder.claimed(one.item(crontab(hour=3)), claim(ago(45)), 45.0)
+    one.recorder.published([one.tick(ago(45))])
+    assert one.journal.events() == ["tick_published", "tick_late"]
+    one.recorder.published([one.tick(ago(45))])
+    assert one.journal.events() == ["tick_published", "tick_late", "tick_published"]
 
 
 def test_a_due_time_that_another_release_has_not_written_is_not_late(one):
@@ -101,7 +115,7 @@ def test_a_tick_that_will_not_be_published_is_missed(one):
 )
 def test_what_else_was_due_meanwhile_is_missed(one, when, late, missed):
     when.app = when.app or one.scheduler.entry("x").app
-    one.recorder.claimed(one.item(when), START.isoformat(), late)
+    one.recorder.claimed(one.item(when), claim(START.isoformat()), late)
     if missed is None:
         assert one.said() == []
         return
@@ -113,6 +127,6 @@ def test_what_else_was_due_meanwhile_is_missed(one, when, late, missed):
 def test_of_a_schedule_of_somebodys_own_nobody_can_tell_what_was_due(one):
     item = one.item()
     item.schedule = object()
-    one.recorder.claimed(item, START.isoformat(), 600.0)
-    one.recorder.claimed(one.item(), "no time", 600.0)
+    one.recorder.claimed(item, claim(START.isoformat()), 600.0)
+    one.recorder.claimed(one.item(), claim("no time"), 600.0)
     assert one.said() == []
