@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
+from celery.schedules import crontab
+
 from celery_lockbeat.beat.agenda import Item
 from celery_lockbeat.beat.ledger import Tick
 from celery_lockbeat.clock import monotonic
@@ -23,6 +25,9 @@ __all__ = ["Recorder"]
 
 #: Seconds by which a tick must be late before others may have been due meanwhile.
 WORTH_COUNTING: Final = 1.0
+
+#: By so much the time of a tick may differ from that of its schedule.
+INEXACT: Final = timedelta(seconds=1)
 
 
 class _Published(NamedTuple):
@@ -61,10 +66,18 @@ class _Published(NamedTuple):
 
 
 class Recorder:
-    """Records for one beat, ``replica``; ``wall`` is its host's clock. A tick is late after so many seconds; None: never."""
+    """Records for one beat. A tick is late after so many seconds; None: never.
+
+    ``replica()`` is the beat's name, once it has joined, and ``wall`` its host's clock.
+    """
 
     def __init__(
-        self, sender: Any, journal: Journal, replica: str, wall: Callable[[], float], late_after: float | None
+        self,
+        sender: Any,
+        journal: Journal,
+        replica: Callable[[], str],
+        wall: Callable[[], float],
+        late_after: float | None,
     ) -> None:
         self._sender = sender
         self._journal = journal
@@ -107,7 +120,9 @@ class Recorder:
         due: Any = claim.details.get("due")
         try:
             first = datetime.fromisoformat(due)
-            missed = dues_between(item.schedule, first, first + timedelta(seconds=late))
+            # the tick of 03:00 may be called that of 02:59:59.999
+            after = first + INEXACT if isinstance(item.schedule, crontab) else first
+            missed = dues_between(item.schedule, after, first + timedelta(seconds=late))
         except (TypeError, ValueError, OverflowError):  # a schedule of somebody's own
             return
         if missed is None:
@@ -118,7 +133,7 @@ class Recorder:
 
     def _fields(self, item: Item, due: Any) -> dict[str, Any]:
         entry = item.entry
-        return {"schedule": entry.name, "task_name": entry.task, "tick": due, "hostname": self._replica}
+        return {"schedule": entry.name, "task_name": entry.task, "tick": due, "hostname": self._replica()}
 
     def _say(self, case: str, event: str, fields: Mapping[str, Any]) -> None:
         story = Story(self._sender, "default", None, **fields)

@@ -132,7 +132,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         self._ledger = Ledger()
         late_after = self._options.late_after or None
         self._silence = Silence(self, app, self._options.silent_after if self._options.journal else 0)
-        recorder = Recorder(self, journal_of(app), self._replica.name, time.time, late_after)
+        recorder = Recorder(self, journal_of(app), lambda: self._replica.name, time.time, late_after)
         self._claimer = Claimer(
             self,
             self._stand_in,

@@ -131,7 +131,10 @@ class Record:
             return self.at
         if self.duration_ms is None:
             return None
-        return self.at - timedelta(milliseconds=self.duration_ms + (self.release_ms or 0.0))
+        try:
+            return self.at - timedelta(milliseconds=self.duration_ms + (self.release_ms or 0.0))
+        except OverflowError:
+            return None
 
     def fields(self) -> dict[str, Any]:
         """Return what applies, by its names, as JSON can write it: times in ISO 8601."""
@@ -225,7 +228,8 @@ def _number(value: Any) -> float | None:
 
 
 def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    # a token is as large as this
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63 else None
 
 
 def _flag(value: Any) -> bool | None:

@@ -119,6 +119,7 @@ class Journal:
         self._waiting: deque[Put] = deque()
         self._cases: deque[_Case] = deque(maxlen=CASES_AT_MOST)
         self._dropped = 0
+        self._dropped_since = 0.0
         self._batch: _Batch | None = None
         self._written: str | None = None  # the last batch
         self._writer = ""
@@ -174,9 +175,11 @@ class Journal:
 
     def _drop_oldest(self) -> None:
         try:
-            self._waiting.popleft()
+            oldest = self._waiting.popleft()
         except IndexError:  # it is being written just now
             return
+        if not self._dropped:
+            self._dropped_since = oldest.at
         self._dropped += 1
 
     def _begin(self) -> None:
@@ -262,7 +265,11 @@ class Journal:
         taken: list[Put] = []
         if self._dropped:
             dropped, self._dropped = self._dropped, 0
-            taken.append(_Put("records_dropped", monotonic(), {"count": dropped, "hostname": self._writer}, {}, None))
+            now = monotonic()
+            # since when they are dropped: who looks for what is missing need not doubt all that was before
+            since = round((now - self._dropped_since) * 1000)
+            fields = {"count": dropped, "hostname": self._writer, "duration_ms": since}
+            taken.append(_Put("records_dropped", now, fields, {}, None))
         while self._waiting and len(taken) < JOURNALED_AT_ONCE:
             taken.append(self._waiting.popleft())
         self._batch = _Batch(f"{self._writer}:{self._batches}", _without_short_runs(taken))

@@ -6,8 +6,10 @@ an hour that a clock change leaves out or repeats is counted as the wall clock s
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from calendar import monthrange
 from datetime import date, datetime, timedelta
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from celery.schedules import crontab, schedule, solar
@@ -41,20 +43,24 @@ def _of_interval(every: timedelta, after: datetime, until: datetime) -> Dues | N
 def _of_crontab(when: crontab, after: datetime, until: datetime) -> Dues | None:
     # by the wall clock alone: a zone would make the hour of a change an hour longer or shorter
     first, last = after.replace(tzinfo=None), until.replace(tzinfo=None)
-    hours, minutes = sorted(when.hour), sorted(when.minute)
-    times = [timedelta(hours=hour, minutes=minute) for hour in hours for minute in minutes]
+    times = _times(frozenset(when.hour), frozenset(when.minute))
     count, newest = 0, None
     day = first.date()
     while day <= last.date():
         if _is_on(when, day):
             midnight = datetime(day.year, day.month, day.day)  # noqa: DTZ001  the wall clock's
-            if first.date() < day < last.date():
-                count, newest = count + len(times), midnight + times[-1]
-            else:
-                due = [midnight + time for time in times if first < midnight + time <= last]
-                count, newest = count + len(due), due[-1] if due else newest
+            begin = bisect_right(times, first - midnight) if day == first.date() else 0
+            end = bisect_right(times, last - midnight) if day == last.date() else len(times)
+            if begin < end:
+                count, newest = count + end - begin, midnight + times[end - 1]
         day += timedelta(days=1)
     return None if newest is None else Dues(count, newest.replace(tzinfo=until.tzinfo))
+
+
+@lru_cache(maxsize=100)
+def _times(hours: frozenset[int], minutes: frozenset[int]) -> tuple[timedelta, ...]:
+    """The times of a day, of which a minutely crontab has 1,440."""
+    return tuple(timedelta(hours=hour, minutes=minute) for hour in sorted(hours) for minute in sorted(minutes))
 
 
 def _is_on(when: crontab, day: date) -> bool:

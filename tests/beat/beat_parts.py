@@ -161,4 +161,4 @@ class Parts:
         self.agenda = Agenda(self.clock)
         self.planner = Planner(self.scheduler, self.agenda, self.clocks, self.complaints)
         self.journal = Journal()
-        self.recorder = Recorder("the scheduler", self.journal, "host-1-a", self.clock.wall, 30.0)
+        self.recorder = Recorder("the scheduler", self.journal, lambda: "host-1-a", self.clock.wall, 30.0)

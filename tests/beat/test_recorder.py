@@ -130,3 +130,14 @@ def test_of_a_schedule_of_somebodys_own_nobody_can_tell_what_was_due(one):
     one.recorder.claimed(item, claim(START.isoformat()), 600.0)
     one.recorder.claimed(one.item(), claim("no time"), 600.0)
     assert one.said() == []
+
+
+@pytest.mark.parametrize("early", [0, 0.001, 0.4])
+def test_the_tick_that_stands_for_those_that_were_missed_is_none_of_them(one, early):
+    """A beat may call the tick of 12:00 that of 11:59:59.999."""
+    noon = START.replace(hour=12, minute=0, second=0, microsecond=0)
+    due = (noon - timedelta(seconds=early)).isoformat(timespec="milliseconds")
+    one.recorder.claimed(one.item(crontab()), due, 50)
+    assert one.said() == []
+    one.recorder.claimed(one.item(crontab()), due, 150)
+    assert [fields["count"] for _, fields in one.said()] == [2]
