@@ -1,11 +1,12 @@
 """What a beat writes into the journal of its ticks: each that it has published, and each that nobody will publish.
 
-Promises: all that is due and is not published is recorded, with why; each of the ticks that are late, or missed, is an event of
-its own, once. Nothing of this costs a round trip, or time of a tick beyond some microseconds.
+Promises: all that is due and is not published is recorded, with why; ticks that are late, or missed, are events, too, up to a
+hundred a minute. Nothing of this costs a round trip, or time of a tick beyond some microseconds.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
@@ -28,6 +29,15 @@ WORTH_COUNTING: Final = 1.0
 
 #: By so much the time of a tick may differ from that of its schedule.
 INEXACT: Final = timedelta(seconds=1)
+
+
+#: As many are said in a minute. After an outage each of ten thousand entries may have missed some.
+SAID_AT_MOST: Final = 100
+
+#: As many late ticks of this beat's are under way.
+LATE_AT_MOST: Final = 10_000
+
+logger: Final = logging.getLogger("celery_lockbeat.beat")
 
 
 class _Published(NamedTuple):
@@ -87,11 +97,13 @@ class Recorder:
         self._worth_a_look = min(WORTH_COUNTING, late_after or WORTH_COUNTING)
         #: the task ids of ticks that were late when they were claimed
         self._late: set[str] = set()
+        self._said_since, self._said = monotonic(), 0
 
     def published(self, ticks: Sequence[Tick]) -> None:
         """Record that these have been published."""
         now, wall = monotonic(), self._wall()
-        published = [_Published(tick, now, wall, self._replica) for tick in ticks]
+        replica = self._replica()
+        published = [_Published(tick, now, wall, replica) for tick in ticks]
         self._journal.put_all(published)
         for each in published:
             if each.tick.taken_over or each.tick.task_id in self._late:
@@ -105,18 +117,24 @@ class Recorder:
         fields = {**self._fields(tick.item, tick.details.get("due")), "task_id": tick.task_id, "run": tick.run}
         fields |= {"late": round(late, 3), "taken_over": tick.taken_over or None}
         fields["reason"] = "another beat had left it" if tick.taken_over else "no beat could publish it before"
-        self._say(f"late:{tick.task_id}", "tick_late", fields)
+        if tick.taken_over:
+            # whoever had claimed it may have published it, too
+            story = self._story(fields)
+            self._journal.case(f"late:{tick.task_id}", "tick_late", fields, lambda: story.later("tick_late"))
+        else:
+            self._say("tick_late", fields)
 
     def not_published(self, tick: Tick, reason: str) -> None:
         """Record that a tick, which is ours, will not be published."""
         fields = {**self._fields(tick.item, tick.details.get("due")), "run": tick.run, "count": 1, "reason": reason}
-        self._say(f"missed:{tick.task_id}", "tick_missed", fields)
+        self._say("tick_missed", fields)
 
     def claimed(self, item: Item, claim: Claim, late: float) -> None:
         """Record which ticks are missed as this one, the first that was due, stands for them, too: it is ``late`` seconds late."""
         if late < self._worth_a_look:
             return
-        self._late.add(claim.task_id)
+        if len(self._late) < LATE_AT_MOST:  # some are published by others
+            self._late.add(claim.task_id)
         due: Any = claim.details.get("due")
         try:
             first = datetime.fromisoformat(due)
@@ -129,12 +147,27 @@ class Recorder:
             return
         fields = {**self._fields(item, None), "count": missed.ticks, "last_due": missed.last.isoformat()}
         fields["reason"] = f"nobody published them in time: the run of {due} stands for them"
-        self._say(f"missed:{item.key}:{due}", "tick_missed", fields)
+        self._say("tick_missed", fields)
 
     def _fields(self, item: Item, due: Any) -> dict[str, Any]:
         entry = item.entry
         return {"schedule": entry.name, "task_name": entry.task, "tick": due, "hostname": self._replica()}
 
-    def _say(self, case: str, event: str, fields: Mapping[str, Any]) -> None:
-        story = Story(self._sender, "default", None, **fields)
-        self._journal.case(case, event, fields, lambda: story.later(event))
+    def _say(self, event: str, fields: Mapping[str, Any]) -> None:
+        """Write it down, and say it. A claim is one beat's, so no other says the same."""
+        self._journal.put(event, fields)
+        if self._may_say():
+            self._story(fields).later(event)
+
+    def _story(self, fields: Mapping[str, Any]) -> Story:
+        return Story(self._sender, "default", None, **fields)
+
+    def _may_say(self) -> bool:
+        now = monotonic()
+        if now - self._said_since > 60:  # noqa: PLR2004  a minute
+            self._said_since, self._said = now, 0
+        self._said += 1
+        if self._said == SAID_AT_MOST + 1:
+            text = "more than %d ticks a minute are late or missed; of the others only the journal is told"
+            logger.warning(text, SAID_AT_MOST)
+        return self._said <= SAID_AT_MOST

@@ -28,7 +28,7 @@ __all__ = ["Silence"]
 logger: Final = logging.getLogger("celery_lockbeat.beat")
 
 #: Pages that are read at one look: a hundredth of a core's time. A journal of the usual size has as many.
-PAGES_AT_MOST: Final = 25
+PAGES_AT_MOST: Final = 21
 
 #: Seconds between two looks into the journal, and since the last success at least.
 LOOKS_EVERY: Final = 10.0
