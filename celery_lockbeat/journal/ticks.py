@@ -1,0 +1,373 @@
+"""What became of each tick: the records of the journal, joined to ticks and to runs that no tick has asked for.
+
+Promises: a tick that was published twice under one task id is one tick, and all attempts to run it are its own; records
+come in any order, doubled, or not at all, and nothing that stands in them raises anything. Nothing is asked of any store.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+from celery_lockbeat.journal.records import Record
+
+__all__ = ["OUTCOMES", "Attempt", "Tick", "ticks_of"]
+
+#: What may become of a tick, or a run. ``published``: its task tells nothing of its runs.
+OUTCOMES: Final = (
+    "succeeded",
+    "failed",
+    "skipped",
+    "died",
+    "running",
+    "queued",
+    "published",
+    "missed",
+)
+
+_OUTCOME_OF: Final = {
+    "success": "succeeded",
+    "failed": "failed",
+    "skipped": "skipped",
+    "died": "died",
+    "running": "running",
+    "retry": "queued",
+}
+
+#: What happens to a run between its start and its end.
+_OF_RUNS: Final = frozenset({"lock_expired_before_finish", "run_overdue"})
+
+#: After these an attempt under the same task id is another run, if it is no tick's and no copy.
+_OVER: Final = frozenset({"success", "failed", "skipped"})
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One attempt to run a task. ``status`` is that of its records: success, failed, retry, skipped, died or running."""
+
+    execution_id: str | None
+    task_id: str | None = None
+    task_name: str | None = None
+    status: str = "running"
+    started: datetime | None = None
+    ended: datetime | None = None
+    #: seconds that the body took
+    took: float | None = None
+    worker: str | None = None
+    reason: str | None = None
+    holder: str | None = None
+    error: str | None = None
+    lock_key: str | None = None
+    token: int | None = None
+    driver: str | None = None
+    signal: int | None = None
+    #: when its lock was lost while it ran, and why it takes too long
+    lost_at: datetime | None = None
+    overdue: str | None = None
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether it was skipped for another attempt of the same task."""
+        return self.status == "skipped" and self.reason == "duplicate"
+
+    @property
+    def first_seen(self) -> datetime | None:
+        """When it began, as far as it is known."""
+        return self.started or self.ended
+
+
+@dataclass(slots=True)
+class Tick:
+    """One tick of an entry and what became of it; without an ``entry``, a run that no tick has asked for.
+
+    Of ticks that were missed together there is one of these: ``count``, the last of which was due at ``due``, all of them
+    later than ``due_after``.
+    """
+
+    entry: str | None
+    task_name: str | None = None
+    task_id: str | None = None
+    run: int | None = None
+    due: datetime | None = None
+    due_after: datetime | None = None
+    count: int = 1
+    #: when it was published first, in whose name each time, and how many seconds late
+    published: datetime | None = None
+    beats: tuple[str, ...] = ()
+    late: float | None = None
+    taken_over: bool = False
+    #: why it is late or missed
+    why: str | None = None
+    recorded: datetime | None = None
+    attempts: list[Attempt] = field(default_factory=list)
+    is_missed: bool = False
+    #: whether its task tells of its runs
+    tells: bool = True
+
+    @property
+    def last(self) -> Attempt | None:
+        """The attempt that counts: one that succeeded, else the last that was no copy of another."""
+        real = [each for each in self.attempts if not each.is_copy] or self.attempts
+        return next((each for each in real if each.status == "success"), real[-1] if real else None)
+
+    @property
+    def outcome(self) -> str:
+        """One of :data:`OUTCOMES`."""
+        if self.is_missed:
+            return "missed"
+        last = self.last
+        if last is not None:
+            return _OUTCOME_OF[last.status]
+        return "queued" if self.tells else "published"
+
+    @property
+    def reason(self) -> str | None:
+        """Why it ended so."""
+        last = self.last
+        if last is None or self.is_missed:
+            return self.why
+        if last.status == "retry":
+            return f"to be tried again: {last.error}" if last.error else "to be tried again"
+        return last.error or last.reason or (last.overdue if last.status == "running" else None)
+
+    @property
+    def started(self) -> datetime | None:
+        """When the attempt that counts was begun."""
+        return None if self.last is None or self.last.status == "skipped" else self.last.started
+
+    @property
+    def at(self) -> datetime:
+        """Its place in time: when it was due, else when it was first heard of."""
+        times = (self.due, self.published, *(each.first_seen for each in self.attempts), self.recorded)
+        return next(each for each in times if each is not None)
+
+    def fields(self) -> dict[str, Any]:
+        """Return what applies, as JSON can write it: times in ISO 8601, durations in seconds."""
+        last = self.last
+        told = {
+            "entry": self.entry,
+            "task_name": self.task_name,
+            "task_id": self.task_id,
+            "outcome": self.outcome,
+            "reason": self.reason,
+            "run": self.run,
+            "due": self.due,
+            "due_after": self.due_after,
+            "count": self.count if self.is_missed else None,
+            "published": self.published,
+            "late": self.late,
+            "beat": self.beats[-1] if self.beats else None,
+            "taken_over": self.taken_over or None,
+        }
+        if last is not None:
+            told |= {
+                "started": self.started,
+                "ended": last.ended,
+                "took": last.took,
+                "attempts": len([each for each in self.attempts if not each.is_copy]) or 1,
+                "worker": last.worker,
+                "holder": last.holder,
+                "lock_key": last.lock_key,
+                "token": last.token,
+                "lock_lost": last.lost_at,
+                "signal": last.signal,
+            }
+        return {
+            name: value.isoformat() if isinstance(value, datetime) else value
+            for name, value in told.items()
+            if value is not None
+        }
+
+
+def ticks_of(records: Iterable[Record], tells: Callable[[str], bool] | None = None) -> list[Tick]:
+    """Join records, in the order in which they were written; return ticks and runs in the order of time.
+
+    ``tells(task name)``: whether the runs of a task are in the journal, which those of a plain task are not; None: those
+    tell of which a run is in ``records``.
+    """
+    known = list(records)
+    join = _Join()
+    # a tick may be written after its run: each by a thread of its own
+    for take in (join.published, join.missed, join.run):
+        for record in known:
+            take(record)
+    ticks = join.ended()
+    if tells is None:
+        tells = {tick.task_name for tick in ticks if tick.attempts}.__contains__
+    for tick in ticks:
+        tick.tells = bool(tick.attempts) or (tick.task_name is not None and tells(tick.task_name))
+    return ticks
+
+
+class _Join:
+    """Ticks, as records tell of them."""
+
+    def __init__(self) -> None:
+        self._ticks: list[Tick] = []
+        #: by task id; by entry and time, for an entry may give all its messages one id
+        self._by_id: dict[str, Tick] = {}
+        self._by_due: dict[tuple[str, datetime], Tick] = {}
+        self._missed: set[Any] = set()
+        #: runs that no tick has asked for
+        self._free: dict[str, Tick] = {}
+        self._attempts: dict[str, tuple[Attempt, Tick]] = {}
+
+    # -- ticks ---------------------------------------------------------------------------------------------------------
+
+    def published(self, record: Record) -> None:
+        if record.event not in ("tick_published", "tick_late") or record.entry is None:
+            return
+        tick = self._by_id.get(record.task_id) if record.task_id is not None else None
+        if tick is None:
+            tick = Tick(record.entry, record.task_name, record.task_id, record.run, record.due, recorded=record.at)
+            self._add(tick)
+        tick.taken_over = tick.taken_over or bool(record.taken_over)
+        if record.event == "tick_late":
+            tick.why = record.reason
+        if tick.published is None or record.at < tick.published:
+            tick.published, tick.late = record.at, record.late
+        if record.hostname and record.hostname not in tick.beats:
+            tick.beats += (record.hostname,)
+
+    def missed(self, record: Record) -> None:
+        if record.event != "tick_missed" or record.entry is None:
+            return
+        due = record.last_due or record.due
+        which = record.entry, record.run, due, record.count
+        # who has taken it over may not have known that it was published
+        known = record.run is not None and due is not None and (record.entry, due) in self._by_due
+        if known or which in self._missed:
+            return
+        self._missed.add(which)
+        beats = (record.hostname,) if record.hostname else ()
+        count = record.count if record.count is not None and record.count > 0 else 1
+        tick = Tick(record.entry, record.task_name, record.task_id, record.run, due, count=count, beats=beats)
+        tick.is_missed, tick.why, tick.recorded, tick.late = True, record.reason, record.at, record.late
+        tick.due_after = record.due if record.last_due is not None else None
+        self._ticks.append(tick)
+
+    def _add(self, tick: Tick) -> None:
+        self._ticks.append(tick)
+        if tick.task_id is not None:
+            self._by_id[tick.task_id] = tick
+        if tick.entry is not None and tick.due is not None:
+            self._by_due.setdefault((tick.entry, tick.due), tick)
+
+    # -- runs ----------------------------------------------------------------------------------------------------------
+
+    def run(self, record: Record) -> None:
+        if record.status is None and record.event not in _OF_RUNS:
+            return
+        if record.task_name is None:  # the lock of no task
+            return
+        attempt = self._attempt(record)
+        if record.event == "lock_expired_before_finish":
+            attempt.lost_at = record.at
+            return
+        if record.event == "run_overdue":
+            attempt.overdue = record.reason
+        started = record.started
+        if started is not None and (attempt.started is None or record.event == "task_started"):
+            attempt.started = started
+        for name in ("lock_key", "token", "driver", "holder", "signal"):
+            value = getattr(record, name)
+            if value is not None:
+                setattr(attempt, name, value)
+        attempt.worker = record.hostname or attempt.worker
+        if record.status not in (None, "running") and attempt.status in ("running", "died"):
+            # the first end counts, but for a child that was taken for dead and told of its end all the same
+            self._end(attempt, record)
+
+    def _end(self, attempt: Attempt, record: Record) -> None:
+        attempt.status, attempt.ended, attempt.reason = record.status or "running", record.at, record.reason
+        if record.duration_ms is not None:
+            attempt.took = record.duration_ms / 1000
+        attempt.error = ": ".join(each for each in (record.error_name, record.error_message) if each) or None
+
+    def _attempt(self, record: Record) -> Attempt:
+        name = record.execution_id or record.task_id or record.position
+        if name in self._attempts:
+            return self._attempts[name][0]
+        attempt = Attempt(record.execution_id, record.task_id, record.task_name)
+        tick = self._tick_of(record)
+        tick.attempts.append(attempt)
+        self._attempts[name] = attempt, tick
+        return attempt
+
+    def _tick_of(self, record: Record) -> Tick:
+        if record.entry is None:
+            return self._run_of(record)
+        tick = self._by_id.get(record.task_id or "")
+        if tick is None or (tick.due != record.due and None not in (tick.due, record.due)):
+            tick = self._by_due.get((record.entry, record.due)) if record.due is not None else tick
+        if tick is None:
+            # nobody has recorded that it was published
+            tick = Tick(record.entry, record.task_name, record.task_id, due=record.due, recorded=record.at)
+            self._add(tick)
+        return tick
+
+    def _run_of(self, record: Record) -> Tick:
+        if record.task_id in self._by_id:
+            return self._by_id[record.task_id]
+        name = record.task_id or record.execution_id or record.position
+        run = self._free.get(name)
+        again = run is not None and run.attempts[-1].status in _OVER and not _is_copy(record)
+        if run is None or again:
+            run = Tick(None, record.task_name, record.task_id, recorded=record.at)
+            self._ticks.append(run)
+            self._free[name] = run
+        return run
+
+    # -- all of them ---------------------------------------------------------------------------------------------------
+
+    def ended(self) -> list[Tick]:
+        """Return all, with what can be told only when all is known."""
+        self._bury()
+        for tick in self._ticks:
+            if tick.task_name is None and tick.attempts:
+                tick.task_name = tick.attempts[0].task_name
+        ticks = sorted(self._ticks, key=lambda tick: tick.at)
+        before: dict[str | None, datetime] = {}
+        for tick in ticks:
+            if tick.due is None:
+                continue
+            if not tick.is_missed:
+                before[tick.entry] = tick.due
+            elif tick.count > 1 or tick.run is None:
+                # the tick that stands for those that were missed is the one before them
+                tick.due_after = tick.due_after or before.get(tick.entry)
+        return ticks
+
+    def _bury(self) -> None:
+        """Find runs that cannot be running any more: their lock has been another's since."""
+        attempts = [attempt for attempt, _ in self._attempts.values() if attempt.token is not None]
+        newest: dict[tuple[str | None, str | None], Attempt] = {}
+        for attempt in attempts:
+            which = attempt.lock_key, attempt.driver
+            if which not in newest or (attempt.token or 0) > (newest[which].token or 0):
+                newest[which] = attempt
+        for attempt in attempts:
+            after = newest[attempt.lock_key, attempt.driver]
+            if attempt.status == "running" and (after.token or 0) > (attempt.token or 0):
+                attempt.status = "died"
+                attempt.reason = f"nobody has recorded its end, and {after.worker or 'another'} had its lock after it"
+
+
+def _is_copy(record: Record) -> bool:
+    return record.status == "skipped" and record.reason == "duplicate"
+
+
+def counted(ticks: Iterable[Tick]) -> Counter[str]:
+    """Count ticks by their outcomes."""
+    counts: Counter[str] = Counter()
+    for tick in ticks:
+        counts[tick.outcome] += tick.count
+    return counts
+
+
+def named(ticks: Sequence[Tick], name: str) -> Iterator[Tick]:
+    """Yield the ticks of an entry, or of a task, by its name."""
+    return (tick for tick in ticks if name in (tick.entry, tick.task_name))
