@@ -14,7 +14,19 @@ from celery.bin.base import handle_preload_options
 
 __all__ = ["lockbeat"]
 
-COMMANDS: Final = ("doctor", "entries", "health", "locks", "release", "run", "status")
+COMMANDS: Final = (
+    "audit",
+    "doctor",
+    "entries",
+    "health",
+    "history",
+    "locks",
+    "release",
+    "report",
+    "run",
+    "status",
+    "why",
+)
 
 
 class _Commands(click.Group):

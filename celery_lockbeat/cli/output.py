@@ -6,7 +6,7 @@ import functools
 import json
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import click
@@ -15,7 +15,7 @@ from celery.bin.base import CeleryCommand
 from celery_lockbeat.cli.redaction import redactor
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
 
-__all__ = ["command", "print_json", "print_table"]
+__all__ = ["command", "print_json", "print_pages", "print_table", "printable", "table_lines", "width_of_terminal"]
 
 #: A column of a table is cut to no fewer characters, however narrow a terminal is.
 SHORTEST_COLUMN: Final = 12
@@ -45,15 +45,73 @@ def print_json(value: Any) -> None:
 
 def print_table(ctx: click.Context, head: Sequence[str], rows: Iterable[Iterable[object]]) -> None:
     """Print rows below each other; on a terminal the longest column gives way where they are too wide."""
-    lines = [tuple(head), *(tuple(str(cell) for cell in row) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    if sys.stdout.isatty():
-        over = sum(widths) + 2 * (len(widths) - 1) - shutil.get_terminal_size().columns
-        longest = widths.index(max(widths))
-        widths[longest] = max(SHORTEST_COLUMN, widths[longest] - max(over, 0))
-    for line in lines:
-        cells = (_cut(cell, width).ljust(width) for cell, width in zip(line, widths, strict=True))
-        ctx.obj.echo("  ".join(cells).rstrip())
+    for line in table_lines(head, rows, width_of_terminal()):
+        ctx.obj.echo(line)
+
+
+def width_of_terminal() -> int | None:
+    """Return the columns of the terminal that is printed to; None: it is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def table_lines(
+    head: Sequence[str],
+    rows: Iterable[Iterable[object]],
+    width: int | None,
+    *,
+    right: Collection[str] = (),
+    spare: Iterable[str] = (),
+    style: Callable[[str], str] = str,
+) -> list[str]:
+    """Return the lines of a table that is as wide as it must be, or at most ``width``.
+
+    Then the columns ``spare`` are left out, one after the other, and then the longest one gives way. The cells of those to the
+    ``right`` end below each other. ``style`` is asked how a cell is shown.
+    """
+    lines = [tuple(head), *(tuple(printable(str(cell)) for cell in row) for row in rows)]
+    widths = {name: max(map(len, column)) for name, column in zip(head, zip(*lines, strict=True), strict=True)}
+    if width is not None:
+        _fit(widths, width, spare)
+    return [_line(zip(head, cells, strict=True), widths, right, style) for cells in lines]
+
+
+def _fit(widths: dict[str, int], width: int, spare: Iterable[str]) -> None:
+    for name in spare:
+        if _over(widths, width) > 0:
+            del widths[name]
+    if (over := _over(widths, width)) > 0:
+        longest = max(widths, key=lambda name: widths[name])
+        widths[longest] = max(SHORTEST_COLUMN, widths[longest] - over)
+
+
+def _over(widths: Mapping[str, int], width: int) -> int:
+    return sum(widths.values()) + 2 * (len(widths) - 1) - width
+
+
+def _line(
+    cells: Iterable[tuple[str, str]], widths: Mapping[str, int], right: Collection[str], style: Callable[[str], str]
+) -> str:
+    shown = []
+    for name, cell in cells:
+        if name in widths:
+            text = _cut(cell, widths[name])
+            blank = " " * (widths[name] - len(text))
+            shown.append(blank + style(text) if name in right else style(text) + blank)
+    return "  ".join(shown).rstrip()
+
+
+def printable(text: str) -> str:
+    """Return a text on one line: messages of errors may have several, and what a terminal obeys."""
+    return text if text.isprintable() else "".join(each if each.isprintable() else " " for each in text)
+
+
+def print_pages(ctx: click.Context, lines: Sequence[str]) -> None:
+    """Print lines, by a pager where they are more than a terminal shows."""
+    text = "\n".join(lines)
+    if sys.stdout.isatty() and len(lines) >= shutil.get_terminal_size().lines:
+        click.echo_via_pager(text, color=not ctx.obj.no_color)
+    else:
+        ctx.obj.echo(text)  # at once: each call flushes
 
 
 def _cut(cell: str, width: int) -> str:

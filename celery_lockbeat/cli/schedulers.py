@@ -19,7 +19,16 @@ from celery_lockbeat.cli.stores import name_of
 from celery_lockbeat.membership.members import fields_of
 from celery_lockbeat.stores import Store
 
-__all__ = ["Entries", "announced_schedulers", "entries_of", "is_ours", "names_of", "plain_redbeat", "schedulers_of"]
+__all__ = [
+    "Entries",
+    "announced_schedulers",
+    "entries_of",
+    "is_ours",
+    "names_of",
+    "plain_redbeat",
+    "schedulers_of",
+    "static_schedules",
+]
 
 #: The key of a ``@timeout``: its name, and when the beats started cold (see replicas.py).
 _TIMEOUT: Final = re.compile(r"(.+)@\d{9,16}", re.DOTALL)
@@ -70,6 +79,13 @@ def entries_of(app: Any) -> Entries:
     kept = [place.stored_entries(app) for place in _places(schedulers_of(app))]
     tasks = {name: task for each in kept for name, task in each[0].items()}
     return Entries({**static, **tasks}, {name: why for each in kept for name, why in each[1].items()})
+
+
+def static_schedules(app: Any) -> dict[str, Any]:
+    """Return the schedules of the entries that the app has in itself; none where they may have been changed elsewhere."""
+    if _places(schedulers_of(app)):
+        return {}
+    return {name: entry.schedule for name, entry in LockedScheduler(app).data.items()}
 
 
 def names_of(app: Any, keys: Iterable[str], announced: Iterable[str] = ()) -> dict[str, str]:
