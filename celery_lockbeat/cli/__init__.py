@@ -21,6 +21,7 @@ COMMANDS: Final = (
     "health",
     "history",
     "locks",
+    "metrics",
     "release",
     "report",
     "run",

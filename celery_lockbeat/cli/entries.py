@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import click
 
 from celery_lockbeat.cli.output import command, print_json, print_table
-from celery_lockbeat.cli.schedulers import announced_schedulers, names_of
 from celery_lockbeat.cli.stores import name_of, stores_in_use
+from celery_lockbeat.contrib.schedulers import announced_schedulers, names_of
 from celery_lockbeat.stores import Store
 from celery_lockbeat.stores.base import ALIVE, Beats, StoredEntry
 

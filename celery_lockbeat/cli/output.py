@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, overload
 
 import click
 from celery.bin.base import CeleryCommand
@@ -21,10 +21,20 @@ __all__ = ["command", "print_json", "print_pages", "print_table", "printable", "
 SHORTEST_COLUMN: Final = 12
 
 
-def command(function: Callable[..., None]) -> click.Command:
-    """Make a command of a function that takes the context, its own options, and ``as_json``."""
+@overload
+def command(function: Callable[..., None]) -> click.Command: ...
+@overload
+def command(*, has_json: bool) -> Callable[[Callable[..., None]], click.Command]: ...
+def command(
+    function: Callable[..., None] | None = None, *, has_json: bool = True
+) -> click.Command | Callable[[Callable[..., None]], click.Command]:
+    """Make a command of a function that takes the context, its own options, and ``as_json`` unless it has none."""
+    if function is None:
+        return functools.partial(_command, has_json=has_json)
+    return _command(function, has_json=has_json)
 
-    @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+def _command(function: Callable[..., None], *, has_json: bool) -> click.Command:
     @click.pass_context
     @functools.wraps(function)
     def run(ctx: click.Context, /, **options: Any) -> None:
@@ -34,6 +44,8 @@ def command(function: Callable[..., None]) -> click.Command:
             ctx.obj.error(redactor(ctx.obj.app)(exc))
             ctx.exit(1)
 
+    if has_json:
+        run = click.option("--json", "as_json", is_flag=True, help="Print JSON.")(run)
     made: click.Command = click.command(cls=CeleryCommand)(run)  # type: ignore[no-untyped-call]
     return made
 

@@ -43,6 +43,8 @@ class Acquisition:
     renewer: Renewer
     #: what the store may have had once is being freed there
     abandoned = False
+    #: how often the store was asked
+    attempts = 0
     #: of what the store may have of ours; None: nothing
     note: Note | None = None
 
@@ -114,6 +116,7 @@ class Acquisition:
             note.unrenewed()
         for _ in range(LATE_ANSWERS):
             started = monotonic()
+            self.attempts += 1
             answer = self.store.locks.acquire(
                 self._key,
                 holder=holder,

@@ -143,11 +143,10 @@ class Lock:
             holder = self.refusal.description if isinstance(self.refusal, Held) else None
             raise LockNotAcquired(f"lock {self.key!r} is held by {holder}", key=self.key, holder=holder)
         try:
-            self._story.emit("lock_acquired")
             self._scope = Scope(self)
             self.arm()
         except BaseException:
-            # raised from outside, or by an observer: nobody will leave what was not entered
+            # raised from outside: nobody will leave what was not entered
             self.end()
             raise
         return self
@@ -191,6 +190,13 @@ class Lock:
         and RuntimeError for a lock that was held before.
         """
         self.refusal = self.take()
+        if self.refusal is None:
+            try:
+                self.report_acquired()
+            except BaseException:
+                # raised from outside, or by an observer: nobody will release what was not acquired
+                self.end()
+                raise
         return self.refusal is None
 
     def take(self) -> Held | Finished | None:
@@ -211,6 +217,10 @@ class Lock:
             self.abandon()
             raise
         return None
+
+    def report_acquired(self) -> None:
+        """Let observers know that it is ours, after so many attempts."""
+        self._story.emit("lock_acquired", attempts=self._acquisition.attempts)
 
     def release(self) -> bool:
         """End the hold; False: the lock had been lost before. Raises RuntimeError when there is no hold to end."""

@@ -28,6 +28,7 @@ __all__ = [
     "NONCE",
     "POSTPONED",
     "REDELIVERED",
+    "TICK",
     "delivered_again",
     "headers_of",
     "may_be_sent_anew",

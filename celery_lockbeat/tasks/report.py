@@ -59,7 +59,7 @@ class Report:
         """The body is about to be entered, under ``lock`` if there is one."""
         self.story.emit("task_started")
         if lock is not None and lock.held:
-            self.story.emit("lock_acquired")
+            lock.report_acquired()
 
     def enter(self, *, awaited: bool = False) -> None:
         """The body is entered, in this thread, unless it is ``awaited``."""

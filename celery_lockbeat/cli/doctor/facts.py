@@ -15,8 +15,8 @@ from typing import Any
 from celery_lockbeat.beat.announcements import definitions_of, differing, groups_of, named
 from celery_lockbeat.beat.scheduler import LockedScheduler
 from celery_lockbeat.cli.redaction import passwords_in, redactor
-from celery_lockbeat.cli.schedulers import announced_schedulers, entries_of, is_ours, names_of, plain_redbeat
 from celery_lockbeat.cli.stores import UsedStore, name_of, stores_of_locks
+from celery_lockbeat.contrib.schedulers import announced_schedulers, entries_of, is_ours, names_of, plain_redbeat
 from celery_lockbeat.exceptions import ConfigurationError, StoreRefused, StoreUnavailable
 from celery_lockbeat.membership.identity import (
     home_of,

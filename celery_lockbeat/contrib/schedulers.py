@@ -15,7 +15,6 @@ from typing import Any, Final
 from celery.utils.imports import load_extension_class_names, symbol_by_name
 
 from celery_lockbeat.beat.scheduler import LockedScheduler, LockedSchedulerMixin
-from celery_lockbeat.cli.stores import name_of
 from celery_lockbeat.membership.members import fields_of
 from celery_lockbeat.stores import Store
 
@@ -44,7 +43,7 @@ class Entries:
 
 def announced_schedulers(app: Any, store: Store) -> list[str]:
     """Return the names of the scheduler classes that beats have announced. Raises StoreUnavailable."""
-    members = map(fields_of, store.announcements.announced(name_of(app), "member"))
+    members = map(fields_of, store.announcements.announced(str(app.main or ""), "member"))
     return sorted({str(fields["scheduler"]) for fields in members if "scheduler" in fields})
 
 
