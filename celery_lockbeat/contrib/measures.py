@@ -44,3 +44,7 @@ class Labels:
             # half of a surrogate pair, which JSON can hold and no exporter can write
             known = self._known[name] = name[:LONGEST].encode("utf-8", "replace").decode()
         return known
+
+    def __contains__(self, name: str) -> bool:
+        """Whether it has a value of its own."""
+        return name in self._known

@@ -14,6 +14,7 @@ from celery_lockbeat.clock import monotonic
 from celery_lockbeat.contrib.prometheus.tally import Tally
 from celery_lockbeat.exceptions import LockbeatError
 from celery_lockbeat.journal import Record, follow
+from celery_lockbeat.journal.records import read_record
 from celery_lockbeat.stores import home_store_of
 
 __all__ = ["Follower"]
@@ -92,12 +93,13 @@ class Follower:
         """Begin at the oldest record: from the newest one of now on they are counted."""
         journal, name = home_store_of(self._app).journal, str(self._app.main or "")
         newest = journal.records(name, newest_first=True, limit=1)
-        if not newest:
+        oldest = journal.records(name, limit=1) if newest else []
+        if not oldest:
             self._counts = True
             return
         self._before = newest[0].position
-        self._after = journal.records(name, limit=1)[0].position
-        self._counts = self._after == self._before
+        self._after = oldest[0].position
+        self._add(read_record(oldest[0]))
 
     def _add(self, record: Record) -> None:
         if self._counts:

@@ -99,7 +99,7 @@ class Tally:
                 self._ticks.add(entry, outcome, by=0)
             for counter in (self._late, self._taken_over, self._silences):
                 counter.add(entry, by=0)
-            if record.status == "success" and entry != OTHER:
+            if record.status == "success" and record.entry in self._entries:
                 self._successes[entry] = record.at
         if record.task_name is not None:
             task = self._tasks.of(record.task_name)
