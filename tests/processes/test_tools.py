@@ -260,6 +260,40 @@ def test_opentelemetry_has_one_trace_from_a_tick_to_its_run_and_shows_each_endin
     assert ran["pid"] != sent["pid"]
 
 
+def test_opentelemetry_has_a_span_of_each_lock_within_that_of_its_run_in_a_pools_child_however_it_ends(
+    watch, key, locks
+):
+    telemetry = watch("OpenTelemetry")
+    ids = run_all(telemetry, key, locks)
+    lost = telemetry.fleet.send("locked.lose", f"{key}-lost")
+    lost.get(timeout=30, propagate=False)
+    ids["locked", "lose"] = lost.id
+
+    def runs() -> dict[str, tuple[str, str]]:
+        told = [span for span in telemetry.told() if span["name"].startswith("run/locked")]
+        names = {task_id: how for (_, how), task_id in ids.items()}
+        return {span["context"]["span_id"]: names[span["attributes"]["messaging.message.id"]] for span in told}
+
+    def held() -> list[tuple[str, dict[str, Any]]]:
+        told = [span for span in telemetry.told() if span["name"].startswith("lock/")]
+        return [(runs().get(span["parent_id"]), span) for span in told]
+
+    # a retry holds it once for each attempt; a skip never does
+    expected = sorted(["return", "raise", "retry", "retry", "retry", "tick", "lose"])
+    wait_until(lambda: sorted(str(how) for how, _ in held()) == expected, message="each lock has a span")
+    for how, span in held():
+        attributes = span["attributes"]
+        assert attributes["lockbeat.lock.key"] == f"{key}-{'lost' if how == 'lose' else how}"
+        assert attributes["lockbeat.lock.token"] > 0
+        assert attributes["lockbeat.lock.driver"] == "redis"
+        assert attributes["lockbeat.lock.attempts"] == 1
+        assert attributes.get("lockbeat.entry") == ("tick" if how == "tick" else None)
+        assert attributes.get("lockbeat.lock.lost", False) == (how == "lose")
+        assert span["status"]["status_code"] == ("ERROR" if how == "lose" else "UNSET")
+    [skipped] = [span for span in telemetry.told() if runs().get(span["context"]["span_id"]) == "skip"]
+    assert [event["name"] for event in skipped["events"]] == ["lockbeat skipped"]
+
+
 def test_datadog_has_spans_of_a_tick_and_of_its_run_and_shows_each_ending_as_with_stock_celery(watch, key, locks):
     datadog = watch("Datadog")
     ids = run_all(datadog, key, locks)

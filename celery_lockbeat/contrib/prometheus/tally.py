@@ -94,19 +94,24 @@ class Tally:
 
     def _see(self, record: Record) -> None:
         if record.entry is not None:
-            entry = self._entries.of(record.entry)
-            for outcome in ("published", "missed"):
-                self._ticks.add(entry, outcome, by=0)
-            for counter in (self._late, self._taken_over, self._silences):
-                counter.add(entry, by=0)
+            if record.entry not in self._entries:
+                self._begin_entry(self._entries.of(record.entry))
             if record.status == "success" and record.entry in self._entries:
-                self._successes[entry] = record.at
-        if record.task_name is not None:
-            task = self._tasks.of(record.task_name)
-            for status, reason in _USUAL:
-                self._runs.add(task, status, reason, by=0)
-            for counter in (self._overdue, self._lost, self._fallbacks):
-                counter.add(task, by=0)
+                self._successes[self._entries.of(record.entry)] = record.at
+        if record.task_name is not None and record.task_name not in self._tasks:
+            self._begin_task(self._tasks.of(record.task_name))
+
+    def _begin_entry(self, entry: str) -> None:
+        for outcome in ("published", "missed"):
+            self._ticks.add(entry, outcome, by=0)
+        for counter in (self._late, self._taken_over, self._silences):
+            counter.add(entry, by=0)
+
+    def _begin_task(self, task: str) -> None:
+        for status, reason in _USUAL:
+            self._runs.add(task, status, reason, by=0)
+        for counter in (self._overdue, self._lost, self._fallbacks):
+            counter.add(task, by=0)
 
     def _count_tick(self, record: Record, entry: str) -> None:
         if record.event == "tick_published":
