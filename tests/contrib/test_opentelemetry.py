@@ -15,7 +15,8 @@ import pytest
 from celery.signals import after_task_publish, worker_process_shutdown
 from servers import wait_until
 
-from celery_lockbeat import Lock, LockedTask, LockLost, current_lock
+import docs
+from celery_lockbeat import Lock, LockedTask, LockLost, current_lock, signals
 
 pytest.importorskip("opentelemetry.sdk")
 
@@ -238,6 +239,14 @@ def test_to_instrument_twice_doubles_nothing_and_uninstrument_undoes_it(app, tel
     with Lock("key", app=app):
         pass
     assert not telemetry.spans()
+
+
+def test_the_page_says_how_to_begin():
+    page = docs.run("how-to/metrics.md", "OpenTelemetry")
+    before = len(signals.lock_acquired.receivers or ())
+    page["trace"]()
+    assert len(signals.lock_acquired.receivers) == before + 1
+    uninstrument()
 
 
 def test_nothing_of_it_is_imported_before_somebody_asks_for_it():

@@ -129,7 +129,7 @@ def test_runs_are_counted_by_task_status_and_reason():
         ("", "retry", "shop.report"): 1,
         ("locked", "skipped", "shop.report"): 1,
         ("other", "skipped", "shop.report"): 1,
-        ("SIGKILL", "died", "shop.report"): 1,
+        ("", "died", "shop.report"): 1,
     }
     assert told.value("lockbeat_run_duration_seconds_count", task="shop.report") == 3
     assert told.value("lockbeat_run_duration_seconds_sum", task="shop.report") == pytest.approx(2.09)

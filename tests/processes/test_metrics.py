@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import psutil
 import pytest
 import yaml
 from commands import running
 from programs import Program
 from prometheus_client.parser import text_string_to_metric_families
 from servers import Server, debian_binary, free_port, wait_until
+
+from celery_lockbeat.stores.redis.store import RedisStore
 
 DOCKER = Path(__file__).parents[2] / "docker"
 BOARD = DOCKER / "grafana" / "lockbeat.json"
@@ -56,8 +59,9 @@ def queries_of_the_rules() -> Iterator[str]:
 class Exported:
     """A beat, a worker, an exporter and a Prometheus."""
 
-    def __init__(self, programs: list[Program], port: int, prometheus: str) -> None:
+    def __init__(self, programs: list[Program], url: str, port: int, prometheus: str) -> None:
         self.beat, self.worker, self.exporter = programs
+        self.url = url
         self.port = port
         self.prometheus = prometheus
 
@@ -99,7 +103,7 @@ def exported(tmp_path_factory) -> Iterator[Exported]:
         prometheus = Program([program, *arguments], directory / "prometheus.log", directory, {})
         try:
             programs[2].wait_for_log(f"http://127.0.0.1:{port}/metrics")
-            yield Exported(programs, port, f"http://127.0.0.1:{own}")
+            yield Exported(programs, server.url, port, f"http://127.0.0.1:{own}")
         finally:
             prometheus.end()
 
@@ -177,6 +181,24 @@ def test_promtool_has_nothing_against_the_metrics_and_the_rules(exported):
         assert (checked.returncode, checked.stderr) == (0, "")
 
 
+def test_a_run_whose_child_is_killed_has_died_and_has_an_alert(exported):
+    died = {"task": "sync", "status": "died", "reason": ""}
+
+    def value() -> float | None:
+        runs = exported.samples().get("lockbeat_runs_total", ())
+        return next((each.value for each in runs if each.labels == died), None)
+
+    wait_until(lambda: value() == 0, 60, "the task is known")
+    store = RedisStore(exported.url)
+    wait_until(lambda: store.locks.held("sync"), 60, "sync holds its lock")
+    for child in psutil.Process(exported.worker.pid).children():
+        child.kill()
+    wait_until(lambda: value() == 1, 60, "its death is counted")
+    wait_until(
+        lambda: exported.query('ALERTS{alertname="LockbeatRunDied", task="sync", alertstate="firing"}'), 60, "an alert"
+    )
+
+
 #: For each alert, what has it fire: a series, and its values, one each minute.
 FIRING = {
     "LockbeatTickMissed": ('lockbeat_ticks_total{entry="a", outcome="missed", job="shop"}', "0 0 0 2 2 2 2"),
@@ -184,6 +206,7 @@ FIRING = {
     "LockbeatLockLost": ('lockbeat_locks_lost_total{task="a", job="shop"}', "0 0 0 1 1 1 1"),
     "LockbeatFellBack": ('lockbeat_fallbacks_total{task="a", job="shop"}', "0 0 0 1 1 1 1"),
     "LockbeatRunOverdue": ('lockbeat_overdue_runs_total{task="a", job="shop"}', "0 0 0 1 1 1 1"),
+    "LockbeatRunDied": ('lockbeat_runs_total{task="a", status="died", reason="", job="shop"}', "0 0 0 1 1 1 1"),
     "LockbeatNoBeat": ('lockbeat_beats_alive{job="shop"}', "2 2 1 0 0 0 0"),
     "LockbeatClaimsOverdue": ('lockbeat_claims_overdue{job="shop"}', "0 0 1 1 1 1 1"),
     "LockbeatStoreAway": ('lockbeat_store_up{job="shop"}', "1 1 0 0 0 0 0"),

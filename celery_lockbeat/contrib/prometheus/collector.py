@@ -62,7 +62,7 @@ class LockbeatCollector(Collector):
         """Yield all metrics; of what a store does not answer there is none."""
         self.start()
         seen = self._looks.beats()
-        held = None if seen is None else self._looks.held()
+        held, entries = (None, None) if seen is None else self._looks.aside(seen)
         yield from self._tally.families()
         values = {
             "lockbeat_store_up": seen is not None,
@@ -74,13 +74,13 @@ class LockbeatCollector(Collector):
                 "lockbeat_beats_alive": seen.beats,
                 "lockbeat_claims_pending": seen.pending,
                 "lockbeat_claims_overdue": seen.overdue,
-                "lockbeat_entries": None if seen.entries is None else len(seen.entries),
+                "lockbeat_entries": None if seen.keys is None else len(seen.keys),
             }
         for name, documentation in GAUGES.items():
             value = values.get(name)
             if value is not None:
                 yield GaugeMetricFamily(name, documentation, value=float(value))
-        yield self._since_success(None if seen is None else seen.entries)
+        yield self._since_success(entries)
 
     def _since_success(self, listed: frozenset[str] | None) -> Metric:
         """Tell of the entries that are ``listed``: one that was removed is silent for good."""

@@ -1,7 +1,8 @@
 """How the beats and the locks of an app are, as its stores tell when they are asked.
 
-Promises: the stores are asked twice a second at most, however many want to know; nobody waits for long. To count the locks that are
-held, all keys of a Redis are gone through: a thread does so, and rests nineteen times as long as it took.
+Promises: the stores are asked twice a second at most, however many want to know; nobody waits for long. What may take long is done
+aside, by a thread that rests nineteen times as long as it took: to count the locks that are held, for which all keys of a Redis
+are gone through, and to ask for the names of entries, which may be in Django's database.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from celery_lockbeat.exceptions import LockbeatError
 from celery_lockbeat.membership.identity import lock_options_of
 from celery_lockbeat.options import LockOptions
 from celery_lockbeat.stores import Store, home_store_of, stores_of
-from celery_lockbeat.stores.base import ALIVE, Beats
+from celery_lockbeat.stores.base import ALIVE
 
 __all__ = ["Looks", "Seen"]
 
@@ -25,7 +26,7 @@ __all__ = ["Looks", "Seen"]
 EVERY: Final = 0.5
 NAMED_FOR: Final = 60.0
 
-#: By so much of the time that it took the next count of the locks is put off; seconds for which the first is waited for.
+#: By so much of the time that it took the next look aside is put off, and the seconds for which one is waited for.
 RESTS: Final = 19.0
 PATIENCE: Final = 1.0
 
@@ -35,12 +36,12 @@ COUNTED_AT_MOST: Final = 100_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seen:
-    """What one look has shown. ``entries`` are the names of those that beats which are alive list; None: not known."""
+    """What one look at the beats has shown. ``keys`` are those of the entries that running beats list; None: not all are listed."""
 
     beats: int
     pending: int
     overdue: int
-    entries: frozenset[str] | None
+    keys: frozenset[str] | None
 
 
 class Looks:
@@ -51,9 +52,7 @@ class Looks:
         self._mutex = threading.Lock()
         self._looked = -EVERY
         self._seen: Seen | None = None
-        self._names: Mapping[str, str] = {}
-        self._named = -NAMED_FOR
-        self._held = _HeldLocks(app)
+        self._aside = _Aside(app)
 
     def beats(self) -> Seen | None:
         """Return how the beats are; None: the store does not answer."""
@@ -66,55 +65,60 @@ class Looks:
                 self._looked = monotonic()
             return self._seen
 
-    def held(self) -> int | None:
-        """Return how many locks are held; None: not known."""
-        return self._held.count()
+    def aside(self, seen: Seen) -> tuple[int | None, frozenset[str] | None]:
+        """Return how many locks are held, and the names of the entries that are ``seen``; None: not known."""
+        aside, keys = self._aside, seen.keys
+        aside.look(keys or frozenset())
+        names = aside.names
+        return aside.held, None if keys is None or names is None else frozenset(names.get(key, key) for key in keys)
 
     def _look(self) -> Seen:
-        store = home_store_of(self._app)
-        beats = store.beats.status(str(self._app.main or ""))
+        beats = home_store_of(self._app).beats.status(str(self._app.main or ""))
         alive = [beat for beat in beats.replicas if beat.silent_for < ALIVE]
         return Seen(
             beats=len(alive),
             pending=sum(entry.pending for entry in beats.entries),
             overdue=beats.overdue,
-            entries=self._listed(store, beats) if any(beat.complete for beat in alive) else None,
+            keys=frozenset(key for beat in alive for key in beat.entries)
+            if any(beat.complete for beat in alive)
+            else None,
         )
 
-    def _listed(self, store: Store, beats: Beats) -> frozenset[str]:
-        keys = frozenset[str]().union(*(beat.entries for beat in beats.replicas if beat.silent_for < ALIVE))
-        if monotonic() - self._named >= NAMED_FOR or not keys <= self._names.keys():
-            self._names = names_of(self._app, keys, announced_schedulers(self._app, store))
-            self._named = monotonic()
-        return frozenset(self._names[key] for key in keys)
 
+class _Aside:
+    """What takes long: the number of locks that are held, and the names of entries by their keys. None: not known."""
 
-class _HeldLocks:
-    """Counts the locks of an app, in each store that it uses."""
+    held: int | None = None
+    names: Mapping[str, str] | None = None
 
     def __init__(self, app: Any) -> None:
         self._app = app
         self._mutex = threading.Lock()
         self._thread: threading.Thread | None = None
         self._next = 0.0
-        self._counted: int | None = None
+        self._named = -NAMED_FOR
 
-    def count(self) -> int | None:
+    def look(self, keys: frozenset[str]) -> None:
+        """Look again, if it is time to, and wait a little for that."""
         with self._mutex:
             if (self._thread is None or not self._thread.is_alive()) and monotonic() >= self._next:
-                self._thread = threading.Thread(target=self._count, name="lockbeat-metrics-held", daemon=True)
+                self._thread = threading.Thread(
+                    target=self._look, args=[keys], name="lockbeat-metrics-aside", daemon=True
+                )
                 self._thread.start()
             thread = self._thread
         if thread is not None:
             thread.join(PATIENCE)
-        return self._counted
 
-    def _count(self) -> None:
+    def _look(self, keys: frozenset[str]) -> None:
         began = monotonic()
         try:
-            self._counted = sum(len(store.locks.held(limit=COUNTED_AT_MOST)) for store in self._stores())
+            if began - self._named >= NAMED_FOR or not keys <= (self.names or {}).keys():
+                self.names = names_of(self._app, keys, announced_schedulers(self._app, home_store_of(self._app)))
+                self._named = began
+            self.held = sum(len(store.locks.held(limit=COUNTED_AT_MOST)) for store in self._stores())
         except LockbeatError:
-            self._counted = None
+            self.held = None
         finally:
             now = monotonic()
             self._next = now + max(EVERY, RESTS * (now - began))

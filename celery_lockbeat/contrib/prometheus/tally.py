@@ -10,7 +10,6 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from signal import Signals
 from typing import Final
 
 from prometheus_client.metrics_core import Metric
@@ -26,7 +25,14 @@ _is_word: Final = re.compile(r"[a-z_]{1,30}").fullmatch
 REASONS_AT_MOST: Final = 20
 
 #: How a run ends that is counted from the first sight of its task on.
-_USUAL: Final = (("success", ""), ("failed", ""), ("retry", ""), ("skipped", "locked"), ("skipped", "duplicate"))
+_USUAL: Final = (
+    ("success", ""),
+    ("failed", ""),
+    ("retry", ""),
+    ("skipped", "locked"),
+    ("skipped", "duplicate"),
+    ("died", ""),
+)
 
 
 class Tally:
@@ -142,11 +148,6 @@ class Tally:
     def _reason_of(self, record: Record) -> str:
         if record.status == "skipped" and record.reason is not None:
             return self._reasons.of(record.reason) if _is_word(record.reason) else OTHER
-        if record.status == "died" and record.signal is not None:
-            try:
-                return Signals(record.signal).name
-            except ValueError:
-                return OTHER
         return ""
 
 
