@@ -34,10 +34,8 @@ def metrics(ctx: click.Context, port: int, host: str) -> None:
     stores_in_use(app)  # what is set wrong is said now
     if not AppOptions.read(app.conf).journal:
         ctx.obj.error("lockbeat_journal is 0: nothing is written that could be counted, and only gauges are exported")
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # as the first process of a container, it would not hear of the latter
+    # else the first process of a container would not hear of SIGTERM
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
     try:
         serve(app, host, port)
