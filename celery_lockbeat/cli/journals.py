@@ -12,8 +12,8 @@ import click
 from celery.schedules import crontab, schedule
 
 from celery_lockbeat.cli.entries import named_entries
-from celery_lockbeat.cli.schedulers import static_schedules
 from celery_lockbeat.cli.stores import name_of
+from celery_lockbeat.contrib.schedulers import static_schedules
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.journal import Record, read
 from celery_lockbeat.journal.audit import Calendar, Counted, Ledger, audit

@@ -124,6 +124,8 @@ def test_what_else_was_due_meanwhile_is_missed(one, when, late, missed):
 
 
 def test_not_more_are_said_than_anybody_reads_and_all_are_recorded(one, caplog):
+    finish()
+    caplog.clear()
     for _ in range(SAID_AT_MOST + 50):
         one.recorder.not_published(one.tick(ago(1)), "its entry was deleted or disabled")
     assert one.journal.events() == ["tick_missed"] * (SAID_AT_MOST + 50)
