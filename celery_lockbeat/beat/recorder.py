@@ -16,7 +16,7 @@ from celery.schedules import crontab
 from celery_lockbeat.beat.agenda import Item
 from celery_lockbeat.beat.ledger import Tick
 from celery_lockbeat.clock import monotonic
-from celery_lockbeat.journal.records import encode_published
+from celery_lockbeat.journal.records import encode, encode_published
 from celery_lockbeat.journal.writer import Journal
 from celery_lockbeat.observe.events import Story
 from celery_lockbeat.schedules.dues import dues_between
@@ -73,6 +73,38 @@ class _Published(NamedTuple):
             taken_over=tick.taken_over,
             ago=ago,
         )
+
+
+class _Missed(NamedTuple):
+    """What was due within so many seconds after the tick of a claim, which stands for it."""
+
+    schedule: Any
+    claim: Claim
+    late: float
+    entry: Mapping[str, Any]
+    at: float
+    event: str = "tick_missed"
+    execution_id: None = None
+
+    def fields(self) -> dict[str, Any] | None:
+        """Return the fields of its record; None: nothing was due, or nobody can tell."""
+        due: Any = self.claim.details.get("due")
+        try:
+            first = datetime.fromisoformat(due)
+            # the tick of 03:00 may be called that of 02:59:59.999
+            after = first + INEXACT if isinstance(self.schedule, crontab) else first
+            missed = dues_between(self.schedule, after, first + timedelta(seconds=self.late))
+        except (TypeError, ValueError, OverflowError):  # a schedule of somebody's own
+            return None
+        if missed is None:
+            return None
+        reason = f"nobody published them in time: the run of {due} stands for them"
+        return {**self.entry, "count": missed.ticks, "last_due": missed.last.isoformat(), "reason": reason}
+
+    def text(self, ago: float) -> str | None:
+        """Return its record, if there is one."""
+        fields = self.fields()
+        return None if fields is None else encode(self.event, fields, ago)
 
 
 class Recorder:
@@ -135,19 +167,12 @@ class Recorder:
             return
         if len(self._late) < LATE_AT_MOST:  # some are published by others
             self._late.add(claim.task_id)
-        due: Any = claim.details.get("due")
-        try:
-            first = datetime.fromisoformat(due)
-            # the tick of 03:00 may be called that of 02:59:59.999
-            after = first + INEXACT if isinstance(item.schedule, crontab) else first
-            missed = dues_between(item.schedule, after, first + timedelta(seconds=late))
-        except (TypeError, ValueError, OverflowError):  # a schedule of somebody's own
-            return
-        if missed is None:
-            return
-        fields = {**self._fields(item, None), "count": missed.ticks, "last_due": missed.last.isoformat()}
-        fields["reason"] = f"nobody published them in time: the run of {due} stands for them"
-        self._say("tick_missed", fields)
+        missed = _Missed(item.schedule, claim, late, self._fields(item, None), monotonic())
+        if self._said > SAID_AT_MOST and not self._is_next_minute():
+            # a beat that does not keep up has no time to count them
+            self._journal.put_all((missed,))
+        elif (fields := missed.fields()) is not None:
+            self._say("tick_missed", fields)
 
     def _fields(self, item: Item, due: Any) -> dict[str, Any]:
         entry = item.entry
@@ -162,10 +187,12 @@ class Recorder:
     def _story(self, fields: Mapping[str, Any]) -> Story:
         return Story(self._sender, "default", None, **fields)
 
+    def _is_next_minute(self) -> bool:
+        return monotonic() - self._said_since > 60  # noqa: PLR2004  seconds
+
     def _may_say(self) -> bool:
-        now = monotonic()
-        if now - self._said_since > 60:  # noqa: PLR2004  a minute
-            self._said_since, self._said = now, 0
+        if self._is_next_minute():
+            self._said_since, self._said = monotonic(), 0
         self._said += 1
         if self._said == SAID_AT_MOST + 1:
             text = "more than %d ticks a minute are late or missed; of the others only the journal is told"

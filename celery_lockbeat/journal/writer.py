@@ -82,8 +82,8 @@ class Put(Protocol):
     @property
     def execution_id(self) -> str | None: ...  # noqa: D102
 
-    def text(self, ago: float) -> str:
-        """Return the record of what happened so many seconds ago."""
+    def text(self, ago: float) -> str | None:
+        """Return the record of what happened so many seconds ago; None: of nothing."""
 
 
 class _Case(NamedTuple):
@@ -279,7 +279,7 @@ class Journal:
         batch = self._batch
         assert batch is not None  # it was taken  # noqa: S101
         now = monotonic()
-        texts = [each.text(now - each.at) for each in batch.records]
+        texts = [text for each in batch.records if (text := each.text(now - each.at)) is not None]
         try:
             store = self._store()
             if store is not None:
