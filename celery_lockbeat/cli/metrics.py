@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from celery_lockbeat.cli.output import command
+from celery_lockbeat.cli.output import textual
 from celery_lockbeat.cli.stores import stores_in_use
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.options import AppOptions
@@ -15,7 +15,7 @@ from celery_lockbeat.options import AppOptions
 __all__ = ["metrics"]
 
 
-@command(has_json=False)
+@textual
 @click.option("--port", default=9808, show_default=True, type=click.IntRange(1, 65535), help="Where to listen.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at; 0.0.0.0: any.")
 def metrics(ctx: click.Context, port: int, host: str) -> None:

@@ -7,7 +7,7 @@ import json
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Final, overload
+from typing import Any, Final
 
 import click
 from celery.bin.base import CeleryCommand
@@ -15,26 +15,29 @@ from celery.bin.base import CeleryCommand
 from celery_lockbeat.cli.redaction import redactor
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
 
-__all__ = ["command", "print_json", "print_pages", "print_table", "printable", "table_lines", "width_of_terminal"]
+__all__ = [
+    "command",
+    "print_json",
+    "print_pages",
+    "print_table",
+    "printable",
+    "table_lines",
+    "textual",
+    "width_of_terminal",
+]
 
 #: A column of a table is cut to no fewer characters, however narrow a terminal is.
 SHORTEST_COLUMN: Final = 12
 
 
-@overload
-def command(function: Callable[..., None]) -> click.Command: ...
-@overload
-def command(*, has_json: bool) -> Callable[[Callable[..., None]], click.Command]: ...
-def command(
-    function: Callable[..., None] | None = None, *, has_json: bool = True
-) -> click.Command | Callable[[Callable[..., None]], click.Command]:
-    """Make a command of a function that takes the context, its own options, and ``as_json`` unless it has none."""
-    if function is None:
-        return functools.partial(_command, has_json=has_json)
-    return _command(function, has_json=has_json)
+def command(function: Callable[..., None]) -> click.Command:
+    """Make a command of a function that takes the context, its own options, and ``as_json``."""
+    return textual(click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function))
 
 
-def _command(function: Callable[..., None], *, has_json: bool) -> click.Command:
+def textual(function: Callable[..., None]) -> click.Command:
+    """Make a command of a function that takes the context and its own options: one that has no ``--json``."""
+
     @click.pass_context
     @functools.wraps(function)
     def run(ctx: click.Context, /, **options: Any) -> None:
@@ -44,8 +47,6 @@ def _command(function: Callable[..., None], *, has_json: bool) -> click.Command:
             ctx.obj.error(redactor(ctx.obj.app)(exc))
             ctx.exit(1)
 
-    if has_json:
-        run = click.option("--json", "as_json", is_flag=True, help="Print JSON.")(run)
     made: click.Command = click.command(cls=CeleryCommand)(run)  # type: ignore[no-untyped-call]
     return made
 

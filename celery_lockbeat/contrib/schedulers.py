@@ -26,6 +26,7 @@ __all__ = [
     "names_of",
     "plain_redbeat",
     "schedulers_of",
+    "static_entries",
     "static_schedules",
 ]
 
@@ -82,9 +83,14 @@ def entries_of(app: Any) -> Entries:
 
 def static_schedules(app: Any) -> dict[str, Any]:
     """Return the schedules of the entries that the app has in itself; none where they may have been changed elsewhere."""
+    return {name: schedule for name, (_, schedule) in static_entries(app).items()}
+
+
+def static_entries(app: Any) -> dict[str, tuple[str, Any]]:
+    """Return the tasks and schedules of the entries that the app has in itself; none where they may have been changed elsewhere."""
     if _places(schedulers_of(app)):
         return {}
-    return {name: entry.schedule for name, entry in LockedScheduler(app).data.items()}
+    return {name: (entry.task, entry.schedule) for name, entry in LockedScheduler(app).data.items()}
 
 
 def names_of(app: Any, keys: Iterable[str], announced: Iterable[str] = ()) -> dict[str, str]:

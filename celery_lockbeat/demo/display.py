@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from typing import Final
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from celery_lockbeat.cli.screen import console_of_stdout, text_of
+from celery_lockbeat.cli.signs import BAR, KILLED, SKIPPED, Sign, Track
 from celery_lockbeat.demo import JOBS
 from celery_lockbeat.demo.processes import BEATS, WORKERS
 from celery_lockbeat.demo.tally import Tally
@@ -26,22 +26,15 @@ CELL: Final = 0.5
 
 BEAT: Final = "green"
 COLORS: Final = dict(zip(WORKERS, ("cyan", "magenta"), strict=True))
-SKIP: Final = ("x", "bold yellow")
-KILL: Final = ("✗", "bold red")
-
-_Signs = dict[int, tuple[str, str]]
 
 
 class Display:
     """Shows a tally; ``live`` is the view of a terminal, which shows nothing elsewhere."""
 
     def __init__(self, tally: Tally) -> None:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="replace")  # a locale may lack the signs of the strips
         self._tally = tally
         self._written = 0
-        # rich takes FORCE_COLOR for a terminal
-        self._console = Console(highlight=False, force_terminal=sys.stdout.isatty())
+        self._console = console_of_stdout()
         self.live = Live(console=self._console, get_renderable=self._view, auto_refresh=False, transient=True)
 
     def refresh(self) -> None:
@@ -90,33 +83,33 @@ class Display:
         strips = Table.grid(padding=(0, 2, 0, 0))
         strips.add_column(width=NAMES - 2)
         for beat in BEATS:
-            strips.add_row(beat, self._strip(self._signs_of_beat(beat)))
+            strips.add_row(beat, self._strip(self._track_of_beat(beat)))
         for job in JOBS:
-            strips.add_row(job, self._strip(self._signs_of_job(job)))
+            strips.add_row(job, self._strip(self._track_of_job(job)))
         letters = (" ".join(job[0] for job in JOBS), BEAT)
-        workers = [(f"━ {worker}   ", color) for worker, color in COLORS.items()]
-        strips.add_row("", Text.assemble(letters, " published   ", KILL, " killed   ", *workers, SKIP, " skip"))
+        workers = [(f"{BAR.text} {worker}   ", color) for worker, color in COLORS.items()]
+        strips.add_row("", Text.assemble(letters, " published   ", KILLED, " killed   ", *workers, SKIPPED, " skip"))
         return strips
 
-    def _strip(self, signs: _Signs) -> Text:
+    def _strip(self, track: Track) -> Text:
         now = int(self._tally.age() / CELL)
         first = max(0, now + 1 - (min(WIDTH, self._console.width) - NAMES))
-        return Text.assemble(*(signs.get(cell, ("·", "dim")) for cell in range(first, now + 1)))
+        return text_of(track.signs(first, now))
 
-    def _signs_of_beat(self, beat: str) -> _Signs:
-        signs: _Signs = {}
-        cell = -1
+    def _track_of_beat(self, beat: str) -> Track:
+        track = Track(CELL)
         published = [event for tick in self._tally.ticks() for event in tick.published if event["by"] == beat]
         for event in sorted(published, key=lambda event: float(event["at"])):
-            cell = max(int(event["at"] / CELL), cell + 1)  # a sign for each, also where they come together
-            signs[cell] = event["task_name"][0], BEAT
-        return signs | {int(kill["at"] / CELL): KILL for kill in self._tally.kills if kill["by"] == beat}
+            track.next_mark(event["at"], Sign(event["task_name"][0], BEAT))
+        for kill in self._tally.kills:
+            if kill["by"] == beat:
+                track.mark(kill["at"], KILLED)
+        return track
 
-    def _signs_of_job(self, job: str) -> _Signs:
-        signs: _Signs = {}
+    def _track_of_job(self, job: str) -> Track:
+        track = Track(CELL)
         for tick in sorted(self._tally.ticks([job]), key=lambda tick: tick.skips()):
             for event in tick.at_worker[:1]:
                 until = event["at"] + tick.seconds() if tick.ends() else self._tally.age()
-                cells = range(int(event["at"] / CELL), int(until / CELL) + 1)
-                signs |= dict.fromkeys(cells, SKIP if tick.skips() else ("━", COLORS[event["by"]]))
-        return signs
+                track.bar(event["at"], until, SKIPPED if tick.skips() else Sign(BAR.text, COLORS[event["by"]]))
+        return track

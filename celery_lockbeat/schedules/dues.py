@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from celery.schedules import crontab, schedule, solar
 
-__all__ = ["Dues", "dues_between"]
+__all__ = ["Dues", "dues_between", "next_due"]
 
 
 class Dues(NamedTuple):
@@ -33,6 +33,19 @@ def dues_between(when: Any, after: datetime, until: datetime) -> Dues | None:
     if isinstance(when, schedule):
         return _of_interval(when.run_every, after, until)
     return None
+
+
+def next_due(when: Any, after: datetime) -> datetime | None:
+    """Return when a schedule is due next after an aware moment; None: that depends on more, or nobody can tell."""
+    if not isinstance(when, (crontab, schedule, solar)):
+        return None
+    try:
+        due = after + (_until_next(when, after) if isinstance(when, (crontab, solar)) else when.run_every)
+    except Exception:  # noqa: BLE001  a schedule of somebody's own, or a sun that does not rise
+        return None
+    if isinstance(when, crontab):  # at full minutes; Celery asks its clock twice, some time apart
+        due = (due + timedelta(seconds=30)).replace(second=0, microsecond=0)
+    return due if due > after else None
 
 
 def _of_interval(every: timedelta, after: datetime, until: datetime) -> Dues | None:

@@ -1,0 +1,234 @@
+"""What ``watch`` knows: of each entry its last records, when it is due next, and who holds, beats and has said what.
+
+Promises: what is kept is bounded, whatever comes. To take records in costs a little for each; what takes time (joining records to
+ticks, finding the next due moment) is done for the rows that are looked at, or once for each tick.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any, Final
+
+from celery_lockbeat.journal.records import Record
+from celery_lockbeat.journal.ticks import Tick, ticks_of
+from celery_lockbeat.schedules.dues import next_due
+from celery_lockbeat.stores.base import ALIVE, Beats, LiveLock
+
+__all__ = ["SORTS", "Model", "Row", "Share"]
+
+#: Records of an entry that are kept: a tick has three, or some more.
+KEPT: Final = 200
+
+#: The newest events, and the newest ticks, of which beats have their share.
+EVENTS: Final = 200
+SHARED: Final = 1_000
+
+#: By what the rows may be sorted.
+SORTS: Final = ("name", "next due", "lateness", "last failure")
+
+#: Seconds by which a tick is due before it is said to be overdue: it is on its way into the journal.
+ON_ITS_WAY: Final = 2.0
+
+_FAILURES: Final = frozenset({"failed", "died"})
+_LONG_AGO: Final = datetime.min.replace(tzinfo=timezone.utc)
+_NEVER: Final = datetime.max.replace(tzinfo=timezone.utc)
+
+
+class Row:
+    """One entry, or a task whose runs no tick has asked for."""
+
+    __slots__ = ("_due", "_next", "_schedule", "_ticks", "late", "listed", "name", "records", "task", "troubled")
+
+    def __init__(self, name: str, task: str | None = None, schedule: Any = None) -> None:
+        self.name = name
+        self.task = task
+        self.records: deque[Record] = deque(maxlen=KEPT)
+        #: how many beats list it, and by how many seconds its last tick was late
+        self.listed = 0
+        self.late: float | None = None
+        #: when it failed last
+        self.troubled: datetime | None = None
+        self._schedule = schedule
+        self._due: datetime | None = None
+        self._next: datetime | None = None
+        self._ticks: list[Tick] | None = None
+
+    def take(self, record: Record) -> None:
+        """Take in a record of it."""
+        self.records.append(record)
+        self._ticks = None
+        self.task = record.task_name or self.task
+        if record.status in _FAILURES:
+            self.troubled = record.at
+        if record.event == "tick_published":
+            self.late = record.late
+        if record.event in ("tick_published", "tick_missed"):
+            self.was_due(record.last_due or record.due)
+
+    def was_due(self, at: datetime | None) -> None:
+        """Note a moment at which it was due."""
+        if at is not None and (self._due is None or at > self._due):
+            self._due, self._next = at, None
+
+    @property
+    def next_due(self) -> datetime | None:
+        """When it is due next, or has been since; None: nobody here knows."""
+        if self._next is None and self._schedule is not None and self._due is not None:
+            self._next = next_due(self._schedule, self._due)
+            if self._next is None:
+                self._schedule = None  # it does not tell, and need not be asked again
+        return self._next
+
+    @property
+    def schedule(self) -> Any:
+        """Its schedule, if this process knows it."""
+        return self._schedule
+
+    def overdue(self, now: datetime) -> float:
+        """Seconds by which its next tick is late by now."""
+        due = self.next_due if self.listed else None
+        late = (now - due).total_seconds() if due is not None else 0.0
+        return late if late > ON_ITS_WAY else 0.0
+
+    def ticks(self, tells: Callable[[str], bool]) -> list[Tick]:
+        """Return what became of its last ticks, oldest first."""
+        if self._ticks is None:
+            self._ticks = ticks_of(self.records, tells)
+        return self._ticks
+
+
+class Share:
+    """A beat, its share of the newest ticks, and the seconds since it was heard of; None: it is none of those that live."""
+
+    def __init__(self, name: str, ticks: int, of: int, silent_for: float | None, entries: int) -> None:
+        self.name = name
+        self.ticks = ticks
+        self.share = ticks / of if of else 0.0
+        self.silent_for = silent_for
+        self.entries = entries
+
+
+class Model:
+    """All that is known by now. ``tells(task)``: whether the runs of a task are in the journal."""
+
+    def __init__(self, schedules: Mapping[str, tuple[str, Any]], tells: Callable[[str], bool], now: datetime) -> None:
+        self._tells = tells
+        self._rows = {name: Row(name, task, schedule) for name, (task, schedule) in schedules.items()}
+        self._began = now
+        self.events: deque[Record] = deque(maxlen=EVENTS)
+        self._shares: deque[str] = deque(maxlen=SHARED)
+        self._beats: Beats | None = None
+        self._locks: dict[str, list[LiveLock]] = {}
+        self.locks: list[LiveLock] = []
+        #: of which questions there is no answer, why, and since when
+        self.away: dict[str, tuple[str, datetime]] = {}
+        #: whether the journal was read up to now
+        self.is_read = False
+        self._version = 0
+        self._sorted: tuple[Any, list[Row]] = (None, [])
+
+    # -- what comes in -------------------------------------------------------------------------------------------------
+
+    def take_records(self, records: Iterable[Record]) -> None:
+        """Take in records, in their order."""
+        for record in records:
+            self.events.append(record)
+            if record.event == "tick_published" and record.hostname:
+                self._shares.append(record.hostname)
+            name = record.entry or record.task_name
+            if name is not None:
+                if name not in self._rows:
+                    self._rows[name] = Row(name)
+                self._rows[name].take(record)
+        self._version += 1
+
+    def take_beats(self, beats: Beats, names: Mapping[str, str], times: Mapping[str, datetime | None]) -> None:
+        """Take in what the beats know: ``names`` of entries by their keys, and ``times`` of their last ticks."""
+        self._beats = beats
+        listed = Counter(key for beat in beats.replicas if beat.silent_for < ALIVE for key in beat.entries)
+        for row in self._rows.values():
+            row.listed = 0
+        for key in listed.keys() | times.keys():
+            name = names.get(key, key)
+            if not listed[key] and name not in self._rows:
+                continue  # it was taken out of the schedule
+            if name not in self._rows:
+                self._rows[name] = Row(name)
+            self._rows[name].listed = max(listed[key], self._rows[name].listed)
+            self._rows[name].was_due(times.get(key))
+        self._version += 1
+
+    def take_locks(self, store: str, locks: Sequence[LiveLock]) -> None:
+        """Take in the locks that are held in one store."""
+        self._locks[store] = sorted(locks, key=lambda lock: lock.key)
+        self.locks = [lock for each in self._locks.values() for lock in each]
+
+    # -- what is shown -------------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def row(self, name: str) -> Row | None:
+        """Return a row by its name."""
+        return self._rows.get(name)
+
+    def rows(self, sort: str, containing: str, now: datetime) -> list[Row]:
+        """Return the rows whose name or task contains a text, sorted. It costs something only when something has changed."""
+        # who is late by now changes by itself
+        moment = int(now.timestamp() / 2) if sort == "lateness" else 0
+        wanted = self._version, sort, containing, moment
+        if self._sorted[0] != wanted:
+            part = containing.casefold()
+            found = [row for row in self._rows.values() if part in row.name.casefold() or part in (row.task or "")]
+            found.sort(key=lambda row: row.name)
+            if sort != "name":
+                found.sort(key=_BY[sort](now))
+            self._sorted = wanted, found
+        return self._sorted[1]
+
+    def ticks(self, row: Row) -> list[Tick]:
+        """Return what became of the last ticks of a row, oldest first."""
+        return row.ticks(self._tells)
+
+    @property
+    def knows_beats(self) -> bool:
+        """Whether the beats have been asked for."""
+        return self._beats is not None
+
+    def shares(self) -> list[Share]:
+        """Return the beats that live or have published lately, those with the most ticks first."""
+        counts, total = Counter(self._shares), len(self._shares)
+        alive = {beat.name: beat for beat in (self._beats.replicas if self._beats else ()) if beat.silent_for < ALIVE}
+        shares = [
+            Share(
+                name,
+                counts[name],
+                total,
+                alive[name].silent_for if name in alive else None,
+                len(alive[name].entries) if name in alive else 0,
+            )
+            for name in {*counts, *alive}
+        ]
+        return sorted(shares, key=lambda each: (each.silent_for is None, -each.ticks, each.name))
+
+    def waiting(self) -> tuple[int, int]:
+        """Return how many claims wait to be published, and how many of them are overdue."""
+        beats = self._beats
+        return (sum(entry.pending for entry in beats.entries), beats.overdue) if beats is not None else (0, 0)
+
+
+def _by_next_due(_now: datetime) -> Callable[[Row], Any]:
+    return lambda row: row.next_due or _NEVER
+
+
+def _by_lateness(now: datetime) -> Callable[[Row], Any]:
+    return lambda row: -max(row.late or 0.0, row.overdue(now))
+
+
+def _by_last_failure(_now: datetime) -> Callable[[Row], Any]:
+    return lambda row: _NEVER - (row.troubled or _LONG_AGO)
+
+
+_BY: Final = {"next due": _by_next_due, "lateness": _by_lateness, "last failure": _by_last_failure}

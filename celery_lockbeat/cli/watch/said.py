@@ -1,0 +1,87 @@
+"""What is said in a line: of an event, of a time that is to come, and of one that is over."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Final
+
+from celery_lockbeat.journal.records import Record
+from celery_lockbeat.observe.vocabulary import EVENTS, took
+
+__all__ = ["event_of", "span_of", "style_of"]
+
+_STYLES: Final = {
+    "task_failed": "red",
+    "task_died": "bold red",
+    "lock_expired_before_finish": "bold red",
+    "tick_missed": "magenta",
+    "tick_late": "yellow",
+    "task_skipped": "yellow",
+    "run_overdue": "yellow",
+    "entry_silent": "yellow",
+    "records_dropped": "yellow",
+    "driver_fallback": "red",
+}
+
+_EPOCH: Final = datetime.fromtimestamp(0, timezone.utc)
+_MINUTE: Final = 60
+_HOUR: Final = 3600
+_DAY: Final = 86400
+
+
+def span_of(seconds: float) -> str:
+    """Write a duration in at most eight characters."""
+    if seconds < _MINUTE:
+        return f"{seconds:.0f} s"
+    if seconds < _HOUR:
+        return f"{seconds / _MINUTE:.0f} min"
+    return f"{seconds / _HOUR:.1f} h" if seconds < _DAY else f"{seconds / _DAY:.0f} d"
+
+
+def held_by(holder: str, task: str | None) -> str:
+    """Say who held a lock, as the log does."""
+    return _logged(Record(event="task_skipped", at=_EPOCH, reason="locked", holder=holder, task_name=task)).partition(
+        ": "
+    )[2]
+
+
+def style_of(record: Record) -> str:
+    """Return the style of an event."""
+    return _STYLES.get(record.event, "")
+
+
+def event_of(record: Record) -> str:
+    """Say what has happened in a line, in the words of the log."""
+    where = f" ({record.hostname})" if record.hostname else ""
+    said = _OWN[record.event](record) if record.event in _OWN else _logged(record)
+    return said + (where if record.event.startswith("task_") else "")
+
+
+def _logged(record: Record) -> str:
+    fields = {**record.fields(), "schedule": record.entry, "tick": record.due and record.due.isoformat()}
+    try:
+        event = EVENTS[record.event]
+        said = event.text % event.words(fields)
+        # many entries may have one task
+        of_entry = record.entry and record.task_name and said.startswith(record.task_name)
+        return f"{record.entry}{said[len(record.task_name or '') :]}" if of_entry else said
+    except (KeyError, TypeError, ValueError):  # of a later release, or what nobody of ours has written
+        known = (record.entry or record.task_name, record.lock_key, record.reason)
+        return " ".join((record.event.replace("_", " "), *(each for each in known if each)))
+
+
+def _published(record: Record) -> str:
+    late = f", {took(record.late)} late" if record.late is not None and record.late >= 1 else ""
+    over = ", taken over from another" if record.taken_over else ""
+    return f"{record.entry} published by {record.hostname or 'a beat'}{late}{over}"
+
+
+def _died(record: Record) -> str:
+    return f"{record.entry or record.task_name} died: {record.reason or 'its process has ended'}"
+
+
+def _dropped(record: Record) -> str:
+    return f"{record.count} records dropped by {record.hostname or 'a process'}: the store did not take them"
+
+
+_OWN: Final = {"tick_published": _published, "task_died": _died, "records_dropped": _dropped}
