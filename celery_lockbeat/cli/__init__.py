@@ -26,6 +26,7 @@ COMMANDS: Final = (
     "report",
     "run",
     "status",
+    "timeline",
     "watch",
     "why",
 )

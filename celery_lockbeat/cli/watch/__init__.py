@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from celery_lockbeat.cli.output import textual
-from celery_lockbeat.cli.schedulers import static_entries
 from celery_lockbeat.cli.stores import name_of, stores_in_use
+from celery_lockbeat.contrib.schedulers import static_entries
 from celery_lockbeat.options import AppOptions
 from celery_lockbeat.tasks.task import LockedTask
 

@@ -15,9 +15,9 @@ from functools import partial
 from typing import Any, Final
 
 from celery_lockbeat.cli.redaction import redactor
-from celery_lockbeat.cli.schedulers import announced_schedulers, names_of
 from celery_lockbeat.cli.stores import UsedStore, name_of, stores_in_use
 from celery_lockbeat.cli.watch.model import Model
+from celery_lockbeat.contrib.schedulers import announced_schedulers, names_of
 from celery_lockbeat.exceptions import LockbeatError
 from celery_lockbeat.journal import Record, follow, read
 from celery_lockbeat.options import AppOptions
