@@ -254,6 +254,9 @@ class Weak:
         self.announcements = WeakPart(self, "announcements")
         self.journal = NoJournal()
 
+    def twin(self) -> Weak:
+        return self
+
     def __getattr__(self, name: str) -> Any:
         return self.guarded(name, getattr(self.store, name))
 
