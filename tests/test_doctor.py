@@ -180,10 +180,6 @@ def test_what_is_wrong_is_found_and_nothing_else(kind, facts, told):
     assert any(told in finding.what or told in finding.about for finding in examine(facts) if finding.kind.name == kind)
 
 
-def test_each_kind_is_tried_here():
-    assert {kind for kind, _, _ in FOUND} == set(KINDS)
-
-
 def test_the_worst_comes_first():
     facts = replace(info(connected_slaves=2), entries={"a": "reprot"}, tasks=(replace(TASK, falls_back=True),))
     levels = [finding.kind.level for finding in examine(replace(facts, beats=None))]

@@ -23,7 +23,7 @@ from celery_lockbeat.schedules.dues import dues_between
 from celery_lockbeat.stores import Store, home_store_of
 from celery_lockbeat.tasks.task import LockedTask
 
-__all__ = ["Story", "audited", "calendars_of", "names_known", "refuse_unknown", "story_since"]
+__all__ = ["Story", "audited", "calendars_of", "names_known", "refuse_unknown", "story_since", "time_of"]
 
 #: A tick may be written before it is due, by hosts whose clocks differ.
 SKEW: Final = timedelta(minutes=10)
@@ -99,12 +99,13 @@ def _stored(app: Any, store: Store) -> dict[str, Counted]:
     found: dict[str, list[Counted]] = {}
     for each in named_entries(app, store):
         state = each.entry.state
-        counted = Counted(state.total_run_count, _time_of(state.last_run_at, app), each.entry.pending)
+        counted = Counted(state.total_run_count, time_of(state.last_run_at, app), each.entry.pending)
         found.setdefault(each.name, []).append(counted)
     return {name: those[0] for name, those in found.items() if len(those) == 1}
 
 
-def _time_of(text: str, app: Any) -> datetime | None:
+def time_of(text: str, app: Any) -> datetime | None:
+    """Return the time that a store has of a run, which is in the app's timezone where it names none."""
     try:
         at = datetime.fromisoformat(text)
     except ValueError:

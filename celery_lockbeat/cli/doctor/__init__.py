@@ -17,7 +17,7 @@ import click
 from celery_lockbeat.cli.doctor.facts import gather
 from celery_lockbeat.cli.doctor.kinds import KINDS, LEVELS
 from celery_lockbeat.cli.doctor.rules import examine
-from celery_lockbeat.cli.output import command, print_json
+from celery_lockbeat.cli.output import command, print_json, printable
 from celery_lockbeat.options import spelling
 
 __all__ = ["doctor"]
@@ -51,7 +51,7 @@ def doctor(ctx: click.Context, ignore: Sequence[str], as_json: bool) -> None:
     else:
         for finding in findings:
             level = ctx.obj.style(finding["level"], fg=_COLOURS[finding["level"]], bold=True)
-            ctx.obj.echo(f"{level} {finding['kind']}: {finding['about']}: {finding['what']}")
+            ctx.obj.echo(f"{level} {finding['kind']}: {printable(finding['about'] + ': ' + finding['what'])}")
             ctx.obj.echo(f"  why: {finding['why']}\n  do:  {finding['do']}\n")
         ctx.obj.echo(", ".join(f"{name}: {count}" for name, count in counts.items()))
     ctx.exit(1 if levels["error"] else 0)

@@ -9,15 +9,20 @@ import re
 from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from itertools import permutations
-from typing import Any
+from typing import Any, Final
 
 from celery_lockbeat.beat.announcements import definitions_of, differing, groups_of, named
 from celery_lockbeat.beat.scheduler import LockedScheduler
+from celery_lockbeat.cli.entries import named_entries
+from celery_lockbeat.cli.journals import time_of
 from celery_lockbeat.cli.redaction import passwords_in, redactor
 from celery_lockbeat.cli.stores import UsedStore, name_of, stores_of_locks
+from celery_lockbeat.cli.times import now
 from celery_lockbeat.contrib.schedulers import announced_schedulers, entries_of, is_ours, names_of, plain_redbeat
 from celery_lockbeat.exceptions import ConfigurationError, StoreRefused, StoreUnavailable
+from celery_lockbeat.journal import Record, read
 from celery_lockbeat.membership.identity import (
     home_of,
     is_loopback,
@@ -33,9 +38,12 @@ from celery_lockbeat.stores import Store, stores_of
 from celery_lockbeat.stores.base import Beats
 from celery_lockbeat.stores.redis.store import RedisStore, ServerFacts
 
-__all__ = ["Facts", "MemberFacts", "StoreFacts", "TaskFacts", "gather"]
+__all__ = ["READ_AT_MOST", "Facts", "JournalFacts", "MemberFacts", "StoreFacts", "TaskFacts", "gather"]
 
 _Redact = Callable[[object], str]
+
+#: The newest records of the journal, which are judged.
+READ_AT_MOST: Final = 10_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,13 +95,29 @@ class MemberFacts:
     elsewhere: bool = False
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JournalFacts:
+    """The journal as it is ``now``: the newest ``records``, of ``keep`` that are kept (0: it is off), oldest first.
+
+    ``trouble`` is why it cannot be read; ``last_published`` is when the last tick was, as the beats' own store has it.
+    ``silent_after`` is the app's lockbeat_silent_after.
+    """
+
+    now: datetime
+    keep: int = 10_000
+    silent_after: int = 5
+    records: tuple[Record, ...] = ()
+    last_published: datetime | None = None
+    trouble: str | None = None
+
+
 @dataclass(kw_only=True, slots=True)
 class Facts:
     """All that is judged. ``entries`` are names of entries with their tasks', ``beats`` None where nobody could be asked.
 
     ``broken`` are entries that are none, and why; ``locks`` and ``home`` are this app's as ``members`` tell theirs; ``newest``
     has the newest definition of each entry of which there are several. ``plain_redbeat`` tells of RedBeat's own lock, if one
-    of the schedulers is over RedBeat and somebody holds it.
+    of the schedulers is over RedBeat and somebody holds it. ``journal`` is None where nobody could be asked.
     """
 
     app: str
@@ -114,6 +138,7 @@ class Facts:
     locks: Mapping[str, str] = field(default_factory=dict)
     home: str = ""
     newest: Mapping[str, str] = field(default_factory=dict)
+    journal: JournalFacts | None = None
 
 
 # -- gathering ---------------------------------------------------------------------------------------------------------
@@ -199,6 +224,36 @@ def _add_stores(app: Any, facts: Facts, redact: _Redact) -> None:
         facts.plain_redbeat = plain_redbeat(app, schedulers)
     except (StoreUnavailable, ConfigurationError) as exc:
         facts.beats_trouble = redact(exc)
+    facts.journal = _journal_facts(app, home, redact)
+
+
+def _journal_facts(app: Any, home: Store, redact: _Redact) -> JournalFacts:
+    options = AppOptions.read(app.conf)
+    facts = JournalFacts(now=now(), keep=options.journal, silent_after=options.silent_after)
+    if not options.journal:
+        return facts
+    try:
+        records = read(app, limit=READ_AT_MOST)
+    except Exception as exc:  # noqa: BLE001  whatever it is, it is no reason to say nothing of all else
+        return replace(facts, trouble=redact(exc))
+    return replace(
+        facts,
+        records=tuple(_without_passwords(record, redact) for record in records),
+        last_published=_last_published(app, home),
+    )
+
+
+def _without_passwords(record: Record, redact: _Redact) -> Record:
+    # errors of a user's code may have any URL in them
+    return record if record.error_message is None else replace(record, error_message=redact(record.error_message))
+
+
+def _last_published(app: Any, home: Store) -> datetime | None:
+    try:
+        told = [each.last_published_at for each in named_entries(app, home)]
+    except (StoreUnavailable, ConfigurationError):  # which is told of the beats
+        return None
+    return max((at for text in told if text and (at := time_of(text, app)) is not None), default=None)
 
 
 def _store_facts(app: Any, used: UsedStore, redact: _Redact) -> StoreFacts:

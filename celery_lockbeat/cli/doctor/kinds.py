@@ -29,7 +29,7 @@ class Finding(NamedTuple):
 
 
 #: Of each kind its name and level, then why it matters, then what to do, a line each. First the settings and the store, then
-#: the tasks and the broker, then the beats.
+#: the tasks and the broker, then the beats, then the journal and what it tells.
 _TEXT: Final = """
 settings: error
     Workers and beats of this app do not start, or fail at their first run.
@@ -101,7 +101,7 @@ no-password: warning
     Whoever reaches the server can free locks and change ticks.
     Set a password, best with an ACL user of its own, in the URL.
 clock-skew: warning
-    Crontabs are due by this host's clock: they fire as much too early or too late. Locks do not care.
+    Crontabs are due by the clock of the beat's host: they fire as much too early or too late. Locks do not care.
     Synchronise both clocks (NTP).
 too-slow: error
     A lock is lost before its renewal arrives.
@@ -178,6 +178,33 @@ plain-redbeat: error
 plain-beat: warning
     Celery's own beat knows no replicas: two send everything twice, and the only one is missed when it dies.
     Set beat_scheduler = "celery_lockbeat:LockedScheduler", or start beats with -S lockbeat.
+journal-unreadable: warning
+    What ran and what did not is not known here; who writes it keeps 10,000 records, then drops the oldest.
+    Grant the commands that it names to the user of the URL, or run 'manage.py migrate lockbeat'.
+journal-not-written: warning
+    Ticks are published that are in no record: history, report and audit do not know them.
+    Look for "the journal is not written" in the logs of the beats, and give them the lockbeat_journal and the release of this app.
+journal-off: note
+    Nobody can tell afterwards what ran, what was skipped and why; nor can this command tell what it has done to entries.
+    Set lockbeat_journal to how many records are kept, or not at all. Where it is off for a reason: --ignore journal-off.
+journal-short: note
+    Who asks in the morning what ran at night finds nothing.
+    Set lockbeat_journal higher; a record takes less than 400 bytes.
+records-dropped: note
+    A process keeps 10,000 records while the store is away, then drops the oldest: what became of these ticks and runs is not known.
+    Look why the store was away for so long.
+records-unreadable: note
+    Somebody else has written there: what these records told, if they were records, is not known.
+    Let nobody else write to keys that start with lockbeat_key_prefix, nor to the tables of lockbeat.
+entry-silent: error
+    It is published, and nothing good comes of it.
+    Ask history, with the name of the entry, and the logs of the workers. If its ticks are queued, does a worker consume their queue?
+always-skipped: warning
+    A run takes longer than it is from one tick to the next, so the ticks in between are skipped, each time.
+    Choose an interval longer than a run. Where runs for different arguments may overlap, name the argument in lock_key.
+busy-key: warning
+    Whoever comes for the lock finds it held more often than not, and is skipped or waits.
+    Make the runs shorter or fewer, or let those that may overlap have keys of their own: name an argument in lock_key.
 """
 
 

@@ -12,6 +12,7 @@ from typing import Final
 
 from celery_lockbeat.beat.clocks import SKEW
 from celery_lockbeat.cli.doctor.facts import Facts, StoreFacts, TaskFacts
+from celery_lockbeat.cli.doctor.journal import bare, what_happened
 from celery_lockbeat.cli.doctor.kinds import KINDS, LEVELS, Finding
 from celery_lockbeat.membership.members import enumerate_some
 from celery_lockbeat.membership.startup import LONG_LEASE
@@ -42,7 +43,7 @@ _Found = Iterator[tuple[str, str, str]]
 
 def examine(facts: Facts) -> list[Finding]:
     """Judge facts: what is wrong with them, the worst first, then in the order of the table."""
-    rules = (_app, _stores, _servers, _tasks, _entries, _schedules, _members)
+    rules = (_app, _stores, _servers, _tasks, _entries, _schedules, _members, what_happened)
     findings = [Finding(KINDS[kind], about, what) for rule in rules for kind, about, what in rule(facts)]
     order = {kind: (LEVELS.index(kind.level), number) for number, kind in enumerate(KINDS.values())}
     return sorted(findings, key=lambda finding: order[finding.kind])
@@ -258,7 +259,7 @@ def _last_heard(beats: Beats) -> str:
 
 def _listed(keys: Iterable[str]) -> set[str]:
     """Return the names of entries, without what a scheduler has added to make them keys."""
-    return {re.sub(r"@[0-9a-f.]+$", "", key) for key in keys} - {CLEANUP}
+    return set(map(bare, keys)) - {CLEANUP}
 
 
 # -- members -----------------------------------------------------------------------------------------------------------
