@@ -64,6 +64,7 @@ def test_a_run_that_is_longer_than_expected_is_said_once_with_where_it_stands(ap
     assert "more than its lock_expected_within" in first["reason"]
     assert "test_overdue.py" in first["where"]
     assert "wait" in first["where"]
+    assert "run.py" not in first["where"]
     journal_of(app).write(within=10)
     events = [record.event for record in journal.read(app)]
     assert events.count("run_overdue") == 1

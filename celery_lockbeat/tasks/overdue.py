@@ -17,7 +17,7 @@ import sys
 import traceback
 import weakref
 from collections.abc import Callable
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Final
 
 from celery_lockbeat import threads
@@ -45,6 +45,9 @@ TIMES: Final = 10
 
 #: So many frames say where a body stands.
 FRAMES: Final = 3
+
+#: The file that calls bodies.
+_CALLER: Final = str(Path(__file__).with_name("run.py"))
 
 
 class _Body:
@@ -177,10 +180,12 @@ def _where(thread: int | None) -> str | None:
     frame = None if thread is None else sys._current_frames().get(thread)
     if frame is None:
         return None
-    stack = traceback.extract_stack(frame)[-FRAMES:]
-    return " < ".join(
-        f"{'/'.join(PurePath(at.filename).parts[-2:])}:{at.lineno} in {at.name}" for at in reversed(stack)
-    )
+    stack = list(traceback.extract_stack(frame))
+    # from what we have called on: what is behind it is the same for all bodies
+    called = [number for number, at in enumerate(stack) if at.filename == _CALLER]
+    inner = stack[called[-1] + 1 :] if called else stack
+    lines = [f"{'/'.join(PurePath(at.filename).parts[-2:])}:{at.lineno} in {at.name}" for at in inner[-FRAMES:]]
+    return " < ".join(reversed(lines))
 
 
 #: Of this process.
