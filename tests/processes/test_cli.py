@@ -23,6 +23,7 @@ from proxy import Proxy
 from servers import Server, free_port, wait_until
 
 from celery_lockbeat import Lock
+from celery_lockbeat.cli import COMMANDS
 from celery_lockbeat.cli.doctor.kinds import KINDS
 from celery_lockbeat.stores.base import BACKLOG, Claim, EntryState, Lease
 from celery_lockbeat.stores.redis.store import RedisStore
@@ -549,7 +550,7 @@ def test_a_terminal_of_80_columns_shows_a_table_of_80_and_a_pipe_gets_it_whole(p
 
 
 def test_every_command_has_help(project):
-    text = project.run("--help").stdout
-    for command in ("doctor", "entries", "health", "locks", "release", "run", "status"):
-        assert command in text
+    done = project.run("--help")
+    assert all(command in done.stdout for command in COMMANDS), done.stderr
+    for command in ("doctor", "entries", "health", "history", "locks", "release", "run", "status"):
         assert "--json" in project.run(command, "--help").stdout
