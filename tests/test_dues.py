@@ -10,7 +10,7 @@ import pytest
 from celery import Celery
 from celery.schedules import crontab, schedule, solar
 
-from celery_lockbeat.schedules.dues import dues_between
+from celery_lockbeat.schedules.dues import dues_between, next_due
 from celery_lockbeat.schedules.when import Timeout, crontab_of
 
 UTC = timezone.utc
@@ -67,6 +67,21 @@ def test_it_counts_by_the_clock_of_its_zone():
 def test_ten_years_take_no_time_worth_counting():
     found = dues_between(crontab(app=APP), START, START + timedelta(days=3650))
     assert found.ticks == 3650 * 1440
+
+
+@pytest.mark.parametrize("expression", ["* * * * *", "*/7 * * * *", "0 3 * * *", "15,45 8-18 * * 1-5", "0 0 1 * *"])
+def test_the_next_one_is_the_first_minute_that_has_it_whatever_time_it_is_now(expression):
+    minute, hour, day, month, weekday = expression.split()
+    when = crontab(minute, hour, weekday, day, month, app=APP)
+    chance = random.Random(expression)
+    for _ in range(20):
+        after = START + timedelta(seconds=chance.randrange(40 * 86400))
+        assert next_due(when, after).replace(tzinfo=None) == oracle(when, after, after + timedelta(days=32))[0]
+
+
+def test_the_next_leap_day_is_found():
+    leap = next_due(crontab(0, 0, day_of_month=29, month_of_year=2, app=APP), START)
+    assert leap == datetime(2028, 2, 29, tzinfo=UTC)
 
 
 def test_an_interval_is_divided():

@@ -10,11 +10,15 @@ from bisect import bisect_right
 from calendar import monthrange
 from datetime import date, datetime, timedelta
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from celery.schedules import crontab, schedule, solar
 
 __all__ = ["Dues", "dues_between", "next_due"]
+
+
+#: The 29th of February is eight years from the next one at most, and its weekday 40.
+DAYS_AT_MOST: Final = 40 * 366
 
 
 class Dues(NamedTuple):
@@ -37,15 +41,28 @@ def dues_between(when: Any, after: datetime, until: datetime) -> Dues | None:
 
 def next_due(when: Any, after: datetime) -> datetime | None:
     """Return when a schedule is due next after an aware moment; None: that depends on more, or nobody can tell."""
-    if not isinstance(when, (crontab, schedule, solar)):
+    if isinstance(when, crontab):
+        return _next_of_crontab(when, after)
+    if not isinstance(when, (schedule, solar)):
         return None
     try:
-        due = after + (_until_next(when, after) if isinstance(when, (crontab, solar)) else when.run_every)
+        due = after + (_until_next(when, after) if isinstance(when, solar) else when.run_every)
     except Exception:  # noqa: BLE001  a schedule of somebody's own, or a sun that does not rise
         return None
-    if isinstance(when, crontab):  # at full minutes; Celery asks its clock twice, some time apart
-        due = (due + timedelta(seconds=30)).replace(second=0, microsecond=0)
     return due if due > after else None
+
+
+def _next_of_crontab(when: crontab, after: datetime) -> datetime | None:
+    # not by Celery, whose answer depends on its now, too (celery 5.4, schedules.py: remaining_delta)
+    first = after.astimezone(when.tz).replace(tzinfo=None)
+    times = _times(frozenset(when.hour), frozenset(when.minute))
+    for days in range(DAYS_AT_MOST):
+        day = first.date() + timedelta(days=days)
+        midnight = datetime(day.year, day.month, day.day)  # noqa: DTZ001  the wall clock's
+        number = 0 if days else bisect_right(times, first - midnight)
+        if number < len(times) and _is_on(when, day):
+            return (midnight + times[number]).replace(tzinfo=when.tz)
+    return None
 
 
 def _of_interval(every: timedelta, after: datetime, until: datetime) -> Dues | None:

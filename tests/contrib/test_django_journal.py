@@ -196,7 +196,8 @@ def test_the_admin_lists_the_newest_first(admin):
     fields = {"task_name": "shop.ship", "reason": "locked", "holder": "w2@host", "hostname": "w1@host"}
     write(store, encode("task_skipped", fields, 0), encode("records_dropped", {"count": 3}, 0))
     newest, *rows = rows_of(client)
-    assert [row[1:] for row in rows] == [
+    # Django 4.2 leaves empty what newer ones show as "-"
+    assert [[cell or "-" for cell in row[1:]] for row in rows] == [
         ["task_skipped", "-", "shop.ship", "skipped", "locked", "w1@host"],
         ["task_started", "sweep", "shop.sweep", "running", "-", "w1@host"],
     ]

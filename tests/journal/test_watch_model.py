@@ -298,10 +298,10 @@ def test_events_are_said_by_the_names_of_their_entries_and_nothing_that_is_in_a_
 
 
 @pytest.fixture
-def asked(monkeypatch):
+def asked(monkeypatch, tmp_path):
     """A feed of a memory store that is asked ten times as often; what was asked, and whether there are answers."""
     app = Celery("shop", broker="memory://", set_as_current=False)
-    app.conf.update(lockbeat_driver="memory")
+    app.conf.update(lockbeat_driver="memory", lockbeat_memory_path=str(tmp_path / "memory"))
     told = SimpleNamespace(app=app, calls=[], away=False, rings=0)
     monkeypatch.setattr(feed, "ASKED_EVERY", 0.05)
     monkeypatch.setattr(feed, "SNAPSHOT_EVERY", 0.0)
