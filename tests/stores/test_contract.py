@@ -406,6 +406,15 @@ def test_a_run_is_remembered_for_its_time_only_also_when_another_has_followed(st
 
 
 @named
+def test_a_run_is_forgotten_when_its_time_is_over_though_nobody_came_since(store, kind, names):
+    run, *_ = names
+    assert store.locks.release(take(store, run=run), remember_for=0.3)
+    assert store.locks.acquire("key", holder="b", ttl=30, run=run) == Finished()
+    kind.later(0.3)
+    take(store, holder="b", run=run)
+
+
+@named
 def test_a_key_that_is_kept_is_held_and_its_run_remembered(store, kind, names):
     run, _, whole, other = names
     lease = take(store, run=run, whole=whole, description="me")
