@@ -64,11 +64,11 @@ def finish(store: RedisStore, key: str, task_id: str) -> None:
         holder=os.urandom(16).hex(),
         ttl=30,
         run=f"{task_id}:0:0~{nonce}",
-        whole=f"{task_id}::0~{nonce}",
+        task=f"{task_id}::0~{nonce}",
         description=f"celery@worker-1 pid 1234 app.tasks.report[{task_id}]",
     )
     assert store.locks.release(
-        lease, remember_for=10 * LockOptions.__dataclass_fields__["dedupe_ttl"].default, whole=True
+        lease, remember_for=10 * LockOptions.__dataclass_fields__["dedupe_ttl"].default, task=True
     )
 
 

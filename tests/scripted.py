@@ -80,7 +80,7 @@ class ScriptedStore(Store, LockStore):
         holder: str,
         ttl: float,
         run: str | None = None,
-        whole: str | None = None,
+        task: str | None = None,
         description: str = "",
     ) -> Lease | Held | Finished:
         self.acquisitions.append(round(self._time.now, 3))
@@ -95,7 +95,7 @@ class ScriptedStore(Store, LockStore):
         answer = self._next()
         return [answer] * len(leases)
 
-    def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0, whole: bool = False) -> bool:
+    def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0, task: bool = False) -> bool:
         self.releases.append({"hold_for": hold_for, "remember_for": remember_for})
         return bool(self._next())
 

@@ -32,7 +32,7 @@ class Asker(NamedTuple):
 
     description: str
     run: str | None = None
-    whole: str | None = None
+    task: str | None = None
 
 
 class Acquisition:
@@ -122,7 +122,7 @@ class Acquisition:
                 holder=holder,
                 ttl=options.ttl,
                 run=asker.run,
-                whole=asker.whole,
+                task=asker.task,
                 description=asker.description,
             )
             if not isinstance(answer, Lease):

@@ -229,10 +229,10 @@ class Lock:
             raise RuntimeError(f"lock {self.key!r} {why}")
         return self.end()
 
-    def end(self, *, hold: bool = True, finished: bool = True, whole: bool = True) -> bool:
+    def end(self, *, hold: bool = True, finished: bool = True, task: bool = True) -> bool:
         """As ``release``, for a task's attempt; False, too, where there is nothing to end.
 
-        ``finished``: remember the attempt, so that a copy of its message is a duplicate; ``whole``: and so are those of all
+        ``finished``: remember the attempt, so that a copy of its message is a duplicate; ``task``: and so are those of all
         other attempts of its task, earlier and later. ``hold``: honour ``hold_at_least``. A store that does not answer now
         changes nothing: the lock was ours until here, and its lease runs out by itself.
         """
@@ -249,13 +249,13 @@ class Lock:
             return False
         hold_for = max(0.0, self._options.hold_at_least - own.held_for()) if hold else 0.0
         remember_for = self._options.dedupe_ttl if finished else 0.0
-        return self._release(own, hold_for, remember_for, whole)
+        return self._release(own, hold_for, remember_for, task)
 
-    def _release(self, own: OwnLease, hold_for: float, remember_for: float, whole: bool) -> bool:
+    def _release(self, own: OwnLease, hold_for: float, remember_for: float, task: bool) -> bool:
         lease = own.lease
 
         def release(store: Store) -> bool:
-            return store.locks.release(lease, hold_for=hold_for, remember_for=remember_for, whole=whole)
+            return store.locks.release(lease, hold_for=hold_for, remember_for=remember_for, task=task)
 
         try:
             released = release(self._store)

@@ -92,7 +92,7 @@ LISTED_AT_MOST: Final = 10_000
 class Lease(NamedTuple):
     """A granted lock: what its owner needs to extend or to release it.
 
-    ``holder`` is unique per execution. ``run`` names the attempt that is executed (None: nothing to remember), ``whole`` the
+    ``holder`` is unique per execution. ``run`` names the attempt that is executed (None: nothing to remember), ``task`` the
     task that it is an attempt of (None: of none). ``token`` is the fencing token, greater than every earlier one of this key.
     """
 
@@ -100,7 +100,7 @@ class Lease(NamedTuple):
     holder: str
     run: str | None
     token: int
-    whole: str | None = None
+    task: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,9 +119,9 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A refusal: this run, or the ``whole`` that it is an attempt of, was released as finished: there is a tombstone of it."""
+    """A refusal: this attempt, or the ``task`` that it is one of, was released as finished: there is a tombstone of it."""
 
-    whole: bool = False
+    task: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,12 +270,12 @@ class LockStore(abc.ABC):
         holder: str,
         ttl: float,
         run: str | None = None,
-        whole: str | None = None,
+        task: str | None = None,
         description: str = "",
     ) -> Lease | Held | Finished:
         """Take ``key`` for ``ttl`` seconds, or say why not.
 
-        First match counts: ``run`` or ``whole`` is remembered as finished -> :class:`Finished`; the key is held live by another
+        First match counts: ``run`` or ``task`` is remembered as finished -> :class:`Finished`; the key is held live by another
         ``holder`` -> :class:`Held`; it is held by this very ``holder`` -> its lease again, with the same token and a
         fresh ttl; else a new lease with a new token, ``max(last token + 1, the store's clock in microseconds)``.
         """
@@ -291,12 +291,12 @@ class LockStore(abc.ABC):
         """
 
     @abc.abstractmethod
-    def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0, whole: bool = False) -> bool:
+    def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0, task: bool = False) -> bool:
         """End a lease; False: it was lost before.
 
         ``hold_for``: keep the key held for so much longer (the lease itself is over: it cannot be extended any more).
-        ``remember_for``: answer :class:`Finished` for ``lease.run`` during so long, or, if the ``whole`` is finished, for every
-        attempt of ``lease.whole``; ignored where that is None or the lease was lost. Releasing again gives the first release's
+        ``remember_for``: answer :class:`Finished` for ``lease.run`` during so long, or, if the ``task`` is finished, for every
+        attempt of ``lease.task``; ignored where that is None or the lease was lost. Releasing again gives the first release's
         answer, at least as long as the token or the run is remembered and nobody else has taken the key.
         """
 

@@ -92,7 +92,7 @@ class _Steps:
     def _acquire(self) -> None:
         key = self.key_of(self.task, self.args, self.kwargs)
         description = f"{self._hostname()} pid {this_process.pid} {self.task.name}[{self.request and self.request.id}]"
-        asker = Asker(description, run=name_of(self.request), whole=name_of_all_tries(self.request))
+        asker = Asker(description, run=name_of(self.request), task=name_of_all_tries(self.request))
         lock = Lock.of_run(key, self.options, stores_of(self.task.app), self.report.story, asker)
         self.lock = lock
         if self.request is not None and self.request.is_eager:
@@ -111,7 +111,7 @@ class _Steps:
     def _refused(self, key: str, refusal: Held | Finished) -> Exception:
         """What is raised in place of the body."""
         if isinstance(refusal, Finished):
-            self.task_is_over = refusal.whole
+            self.task_is_over = refusal.task
             return TaskSkipped(f"duplicate: this run has ended before, under lock {key!r}", reason="duplicate", key=key)
         if refusal.same_run:
             return _GoesOnElsewhere(refusal.remaining)
@@ -159,7 +159,7 @@ class _Steps:
         over = exc is None or (isinstance(exc, Exception) and not isinstance(exc, Reject))
         task_is_over = over and not isinstance(exc, Retry)
         began = time.monotonic()
-        self.held = self.lock is None or self.lock.end(finished=over, hold=task_is_over, whole=task_is_over)
+        self.held = self.lock is None or self.lock.end(finished=over, hold=task_is_over, task=task_is_over)
         if self.lock is not None and self.lock.lease is not None:
             self.report.release_ms = ms_since(began)
 

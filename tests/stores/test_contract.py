@@ -308,14 +308,14 @@ def test_a_finished_run_is_not_granted_again(store):
 
 
 def test_what_is_finished_as_a_whole_has_none_of_its_tries_granted_earlier_or_later(store):
-    store.locks.release(take(store, run="r:1", whole="r"), remember_for=30)
-    assert store.locks.acquire("key", holder="b", ttl=30, run="r:1", whole="r") == Finished()
-    last = take(store, holder="b", run="r:2", whole="r")
-    assert store.locks.release(last, remember_for=30, whole=True)
-    assert store.locks.release(last, remember_for=30, whole=True)
+    store.locks.release(take(store, run="r:1", task="r"), remember_for=30)
+    assert store.locks.acquire("key", holder="b", ttl=30, run="r:1", task="r") == Finished()
+    last = take(store, holder="b", run="r:2", task="r")
+    assert store.locks.release(last, remember_for=30, task=True)
+    assert store.locks.release(last, remember_for=30, task=True)
     for number in range(4):
-        assert store.locks.acquire("key", holder="c", ttl=30, run=f"r:{number}", whole="r") == Finished(whole=True)
-    take(store, holder="c", run="q:0", whole="q")
+        assert store.locks.acquire("key", holder="c", ttl=30, run=f"r:{number}", task="r") == Finished(task=True)
+    take(store, holder="c", run="q:0", task="q")
 
 
 def test_finished_counts_more_than_held(store):
@@ -383,12 +383,12 @@ def test_each_run_of_a_key_is_remembered_however_many_follow_it(store, names, re
 @named
 def test_a_whole_is_told_from_a_try_wherever_it_is_remembered(store, names):
     run, later, whole, other = names
-    assert store.locks.release(take(store, run=run, whole=whole), remember_for=30)
-    assert store.locks.acquire("key", holder="b", ttl=30, run=run, whole=whole) == Finished()
-    assert store.locks.release(take(store, holder="b", run=later, whole=whole), remember_for=30, whole=True)
+    assert store.locks.release(take(store, run=run, task=whole), remember_for=30)
+    assert store.locks.acquire("key", holder="b", ttl=30, run=run, task=whole) == Finished()
+    assert store.locks.release(take(store, holder="b", run=later, task=whole), remember_for=30, task=True)
     for _ in range(2):
-        assert store.locks.acquire("key", holder="c", ttl=30, run=run, whole=whole).whole
-        assert store.locks.acquire("key", holder="c", ttl=30, run=later, whole=whole) == Finished(whole=True)
+        assert store.locks.acquire("key", holder="c", ttl=30, run=run, task=whole).task
+        assert store.locks.acquire("key", holder="c", ttl=30, run=later, task=whole) == Finished(task=True)
         store.locks.release(take(store, holder="another", run=other))
 
 
@@ -417,17 +417,17 @@ def test_a_run_is_forgotten_when_its_time_is_over_though_nobody_came_since(store
 @named
 def test_a_key_that_is_kept_is_held_and_its_run_remembered(store, kind, names):
     run, _, whole, other = names
-    lease = take(store, run=run, whole=whole, description="me")
+    lease = take(store, run=run, task=whole, description="me")
     for _ in range(2):
-        assert store.locks.release(lease, hold_for=1, remember_for=30, whole=True)
-        assert store.locks.acquire("key", holder="b", ttl=30, run=run, whole=whole) == Finished(whole=True)
+        assert store.locks.release(lease, hold_for=1, remember_for=30, task=True)
+        assert store.locks.acquire("key", holder="b", ttl=30, run=run, task=whole) == Finished(task=True)
         refusal = store.locks.acquire("key", holder="b", ttl=30, run=other)
         assert isinstance(refusal, Held)
         assert (refusal.description, refusal.same_run) == ("me", False)
     kind.later(1)
     last = take(store, holder="b", run=other)
     assert last.token > lease.token
-    assert store.locks.acquire("key", holder="c", ttl=30, run=run, whole=whole) == Finished(whole=True)
+    assert store.locks.acquire("key", holder="c", ttl=30, run=run, task=whole) == Finished(task=True)
 
 
 # -- many at once ------------------------------------------------------------------------------------------------------

@@ -500,7 +500,7 @@ def test_a_key_whose_holder_lives_is_given_to_nobody_though_the_files_are_delete
     remove(path, what)
     with contextlib.closing(MemoryStore(path)) as newcomer:
         assert isinstance(newcomer.locks.acquire("key", holder="b", ttl=LONG), Held)
-        assert newcomer.locks.acquire("done", holder="b", ttl=LONG, run="r") == Finished(whole=False)
+        assert newcomer.locks.acquire("done", holder="b", ttl=LONG, run="r") == Finished(task=False)
         # the holder's renewal finds its lease
         assert newcomer.locks.extend([(lease, LONG)]) == [True]
         assert newcomer.locks.release(lease)
@@ -739,7 +739,7 @@ def test_where_processes_of_the_earlier_release_are_all_stay_until_the_last_of_t
     def come_when_all_are_gone():
         this_process()._descriptors.clear()  # of its parent, which is gone in this tale
         with contextlib.closing(MemoryStore()) as last:
-            assert last.locks.acquire("done", holder="last", ttl=LONG, run="r") == Finished(whole=False)
+            assert last.locks.acquire("done", holder="last", ttl=LONG, run="r") == Finished(task=False)
             take(last, holder="last")  # all who held it there are dead
 
     # this process has files of the earlier place open until it ends

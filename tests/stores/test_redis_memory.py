@@ -55,8 +55,8 @@ def take(store, key="key", holder="a", **more) -> Lease:
 
 
 def finish(store, key="key", holder="a", *, run=RUN, whole=WHOLE, hold_for=0, remember_for=TOKEN_MEMORY) -> Lease:
-    lease = take(store, key, holder, run=run, whole=whole)
-    assert store.locks.release(lease, hold_for=hold_for, remember_for=remember_for, whole=True)
+    lease = take(store, key, holder, run=run, task=whole)
+    assert store.locks.release(lease, hold_for=hold_for, remember_for=remember_for, task=True)
     return lease
 
 
@@ -74,7 +74,7 @@ def test_the_key_lives_as_long_as_the_run_or_the_token_is_remembered(store, clie
     finish(store, remember_for=remember_for)
     (key,) = client.keys("*")
     assert abs(client.pttl(key) - 1000 * max(remember_for, TOKEN_MEMORY)) < 5000
-    take(store, holder="b", run="x:0:0~n", whole="x::0~n")
+    take(store, holder="b", run="x:0:0~n", task="x::0~n")
     (mark,) = client.keys("lockbeat:done:*")
     assert abs(client.pttl(mark) - 1000 * remember_for) < 5000
 
@@ -128,7 +128,7 @@ def test_what_a_run_leaves_is_no_riddle_to_workers_of_0_1_0(store, old, hold_for
     assert old.locks.extend([(lease, 30)]) == [False]
     assert old.locks.free("key", holder="a") is False
     assert old.locks.release(lease), "again, after a lost answer"
-    theirs = old.locks.acquire("key", holder="b", ttl=30, run="x:0:0", whole="x::0")
+    theirs = old.locks.acquire("key", holder="b", ttl=30, run="x:0:0", task="x::0")
     if hold_for:
         assert isinstance(theirs, Held)
         assert theirs.run.startswith("8f14e45f-ceea-467f-a0e6-3f1b2c4d5e6f:")
@@ -140,22 +140,22 @@ def test_what_a_run_leaves_is_no_riddle_to_workers_of_0_1_0(store, old, hold_for
 
 
 def test_what_workers_of_0_1_0_leave_is_no_riddle_to_us(store, old):
-    lease = take(old, run=OLD_RUN, whole=OLD_WHOLE)
-    held = store.locks.acquire("key", holder="b", ttl=30, run=OLD_RUN, whole=OLD_WHOLE)
+    lease = take(old, run=OLD_RUN, task=OLD_WHOLE)
+    held = store.locks.acquire("key", holder="b", ttl=30, run=OLD_RUN, task=OLD_WHOLE)
     assert (held.same_run, held.run) == (True, OLD_RUN)
-    assert old.locks.release(lease, remember_for=30, whole=True)
-    assert store.locks.release(lease, remember_for=30, whole=True)
-    assert store.locks.acquire("key", holder="b", ttl=30, run=OLD_RUN, whole=OLD_WHOLE) == Finished(whole=True)
+    assert old.locks.release(lease, remember_for=30, task=True)
+    assert store.locks.release(lease, remember_for=30, task=True)
+    assert store.locks.acquire("key", holder="b", ttl=30, run=OLD_RUN, task=OLD_WHOLE) == Finished(task=True)
     assert finish(store, holder="b").token > lease.token
 
 
 def test_a_tick_and_a_message_without_a_nonce_that_we_have_finished_are_known_to_workers_of_0_1_0(store, old):
     finish(store, run=OLD_RUN, whole=OLD_WHOLE)
     for number in range(2):
-        assert old.locks.acquire("key", holder="b", ttl=30, run=OLD_RUN, whole=OLD_WHOLE) == Finished(whole=True)
+        assert old.locks.acquire("key", holder="b", ttl=30, run=OLD_RUN, task=OLD_WHOLE) == Finished(task=True)
         # also when another run has followed
         finish(store, holder=f"c{number}", run=f"{number}:0:0~n", whole=f"{number}::0~n")
-    assert store.locks.acquire("key", holder="b", ttl=30, run=OLD_RUN, whole=OLD_WHOLE) == Finished(whole=True)
+    assert store.locks.acquire("key", holder="b", ttl=30, run=OLD_RUN, task=OLD_WHOLE) == Finished(task=True)
 
 
 def test_of_workers_of_both_releases_one_has_the_key(store, old):

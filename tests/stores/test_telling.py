@@ -191,14 +191,14 @@ def test_a_server_with_a_limit_tells_what_finished_runs_take_of_it(server):
         before = client.info("memory")["used_memory"]
         for number in range(runs):
             lease = store.locks.acquire(
-                f"own:{number}", holder=f"h{number}", ttl=LONG, run=f"{number}:0:0~n", whole=f"{number}::0~n"
+                f"own:{number}", holder=f"h{number}", ttl=LONG, run=f"{number}:0:0~n", task=f"{number}::0~n"
             )
-            store.locks.release(lease, remember_for=LONG, whole=True)
+            store.locks.release(lease, remember_for=LONG, task=True)
         for number in range(runs):
             lease = store.locks.acquire(
-                "shared", holder=f"h{number}", ttl=LONG, run=f"s{number}:0:0~n", whole=f"s{number}::0~n"
+                "shared", holder=f"h{number}", ttl=LONG, run=f"s{number}:0:0~n", task=f"s{number}::0~n"
             )
-            store.locks.release(lease, remember_for=LONG, whole=True)
+            store.locks.release(lease, remember_for=LONG, task=True)
         used = client.info("memory")["used_memory"] - before
         # neither what is held now nor what is another's counts
         for number in range(runs):

@@ -27,7 +27,7 @@ __all__ = ["RedisLocks", "is_over"]
 
 logger: Final = logging.getLogger("celery_lockbeat")
 
-#: A description is cut after so many bytes, for a lock has to be read whole (lock.lua).
+#: A description is cut after so many bytes, for a lock has to be read as one (lock.lua).
 LONGEST_DESCRIPTION: Final = 1000
 
 #: A lock, as acquire.lua writes it.
@@ -56,10 +56,10 @@ class RedisLocks(LockStore):
         holder: str,
         ttl: float,
         run: str | None = None,
-        whole: str | None = None,
+        task: str | None = None,
         description: str = "",
     ) -> Lease | Held | Finished:
-        keys = self._keys_of(key, run, whole)
+        keys = self._keys_of(key, run, task)
         owner, lasts = f"{plain(holder)} {plain(run or '')} {_readable(description)}", ms(ttl)
         again = _USED_BEFORE if mark(run or "")[1] else ""
         within = min(ttl, self._client.time_allowed)  # a later answer grants nothing
@@ -69,7 +69,7 @@ class RedisLocks(LockStore):
             answer = self._client.call(self._acquire, keys, args, replicated=True, within=within)
             if isinstance(answer, int):
                 self._seen = (asked, answer // 1000)
-                return Lease(key, holder, run, answer, whole)
+                return Lease(key, holder, run, answer, task)
             kind, *answer = answer
             if kind == b"finished":
                 return Finished(bool(answer[0]))
@@ -86,7 +86,7 @@ class RedisLocks(LockStore):
                 )
             self._seen = (asked, answer[0])
             if kind == b"granted":
-                return Lease(key, holder, run, answer[1], whole)
+                return Lease(key, holder, run, answer[1], task)
             # Late: the answer took too long, or the server's clock was set forward; its time is known now.
         msg = f"{self._client.where} takes longer to answer than lockbeat_redis_options['socket_timeout'] allows"
         raise StoreUnavailable(self._client.spelled(msg))
@@ -115,8 +115,8 @@ class RedisLocks(LockStore):
             raise errors[0]
         return extended
 
-    def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0, whole: bool = False) -> bool:
-        run = lease.whole if whole else lease.run
+    def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0, task: bool = False) -> bool:
+        run = lease.task if task else lease.run
         answer = self._client.call(
             self._release,
             self._keys_of(lease.key, run),

@@ -47,7 +47,7 @@ class SQLLocks(LockStore):
         holder: str,
         ttl: float,
         run: str | None = None,
-        whole: str | None = None,
+        task: str | None = None,
         description: str = "",
     ) -> Lease | Held | Finished:
         row_key, ours, named, described = (
@@ -58,9 +58,9 @@ class SQLLocks(LockStore):
         )
 
         def take(connection: sqlite3.Connection, now: float) -> Lease | Held | Finished:
-            for mark in (whole, run):
+            for mark in (task, run):
                 if mark is not None and _finished_by(connection, row_key, as_blob(mark), now) is not None:
-                    return Finished(whole=mark == whole)
+                    return Finished(task=mark == task)
             token = int(self._database.wall() * 1_000_000)
             row = connection.execute(
                 "SELECT token, until, holder, run, description, process FROM lockbeat_lock WHERE key = ?", (row_key,)
@@ -76,7 +76,7 @@ class SQLLocks(LockStore):
                 "INSERT OR REPLACE INTO lockbeat_lock VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 (row_key, token, now + ttl, ours, named, described, self._database.process, now + ttl + TOKEN_MEMORY),
             )
-            return Lease(key, holder, run, token, whole)
+            return Lease(key, holder, run, token, task)
 
         return self._database.atomically(take)
 
@@ -105,8 +105,8 @@ class SQLLocks(LockStore):
 
         return self._database.atomically(prolong) if leases else []
 
-    def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0, whole: bool = False) -> bool:
-        mark = lease.whole if whole else lease.run
+    def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0, task: bool = False) -> bool:
+        mark = lease.task if task else lease.run
         row_key, ours, run = self._database.row_key(lease.key), as_blob(lease.holder), as_blob(mark or "")
 
         def free(connection: sqlite3.Connection, now: float) -> bool:
@@ -182,7 +182,7 @@ def _begin_a_new_boot(connection: sqlite3.Connection, now: float, sees: Callable
     """End the leases of who is dead, and keep what is remembered.
 
     The wall clock could tell how long the machine was down, but is often not yet set when it comes up: a finished
-    run is remembered for its whole time once more instead, since an early end would let it run twice.
+    run is remembered for all of its time once more instead, since an early end would let it run twice.
     """
     for (process,) in connection.execute("SELECT DISTINCT process FROM lockbeat_lock").fetchall():
         # a live holder proves that it is the same boot under another name (see boot_id)

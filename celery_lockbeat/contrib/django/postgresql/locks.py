@@ -30,23 +30,23 @@ class PostgresLocks(LockStore):
         holder: str,
         ttl: float,
         run: str | None = None,
-        whole: str | None = None,
+        task: str | None = None,
         description: str = "",
     ) -> Lease | Held | Finished:
-        named, tried = (None if name is None else exact(name) for name in (run, whole))
+        named, tried = (None if name is None else exact(name) for name in (run, task))
         described = description.encode("utf-8", "backslashreplace")
         fixed = (self._client.row_key(key), exact(holder), named, tried, us(ttl), us(TOKEN_MEMORY), described)
         for _ in range(2):
             asked = monotonic()
             kind, *answer = self._client.call("lockbeat_acquire", *fixed, self._waits_until(asked))
             if kind == "finished":
-                return Finished(whole=answer[0])
+                return Finished(task=answer[0])
             if kind == "held":
                 remaining, same_run, their_run, described = answer
                 return Held(readable(described), remaining / 1e6, same_run, readable(their_run))
             self._seen = (asked, answer[0])
             if kind == "granted":
-                return Lease(key, holder, run, answer[1], whole)
+                return Lease(key, holder, run, answer[1], task)
             # late: the answer took too long, or the server's clock was set forward; its time is known now
         raise self._client.unavailable("it takes longer than its time limit")
 
@@ -67,8 +67,8 @@ class PostgresLocks(LockStore):
         )
         return answers
 
-    def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0, whole: bool = False) -> bool:
-        mark = lease.whole if whole else lease.run
+    def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0, task: bool = False) -> bool:
+        mark = lease.task if task else lease.run
         released: bool = self._client.call(
             "lockbeat_release",
             self._client.row_key(lease.key),
