@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["gevent_has_patched", "new_lock", "start"]
+from celery_lockbeat.clock import monotonic
+
+__all__ = ["Recurrent", "gevent_has_patched", "new_lock", "start"]
 
 
 def gevent_has_patched() -> Any:
@@ -31,3 +34,70 @@ def start(run: Callable[[], None], name: str) -> Callable[[float], None]:
     thread = threading.Thread(target=run, name=name, daemon=True)
     thread.start()
     return thread.join
+
+
+class Recurrent:
+    """A thread that is there while there is something to do: it does so after each pause, and ends when it has long been idle.
+
+    ``work`` is what it does, and raises nothing; ``has_work`` tells whether there is any. ``pause`` and ``idle_for`` return
+    seconds. ``ended`` is called as it ends. Whoever makes work asks ``runs``, and begins it where it does not.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        work: Callable[[], object],
+        *,
+        has_work: Callable[[], object],
+        pause: Callable[[], float],
+        idle_for: Callable[[], float],
+        ended: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.runs = False
+        self._name = name
+        self._work, self._has_work, self._ended = work, has_work, ended
+        self._pause, self._idle_for = pause, idle_for
+        self._rests = False
+        self._join: Callable[[float], None] | None = None
+        self._beginning = new_lock()
+        self._bell = new_lock()  # locked, until it rings: a sleep that gevent does not patch
+        self._bell.acquire()
+
+    def begin(self) -> None:
+        """Begin, unless it runs, or no thread can be had now."""
+        # whoever finds it taken need not begin one
+        if not self._beginning.acquire(False):
+            return
+        try:
+            if not self.runs:
+                self._rests = False
+                self._join = start(self._run, self._name)
+                self.runs = True
+        except RuntimeError:
+            pass
+        finally:
+            self._beginning.release()
+
+    def rest(self, within: float) -> None:
+        """Let it end as soon as there is nothing to do, and wait for that, so many seconds at most."""
+        self._rests = True
+        with contextlib.suppress(RuntimeError):  # it rings already
+            self._bell.release()
+        if self._join is not None:
+            self._join(within)
+
+    def _run(self) -> None:
+        idle_since = monotonic()
+        while True:
+            self._bell.acquire(timeout=self._pause())
+            if self._has_work():
+                self._work()
+                idle_since = monotonic()
+            elif self._rests or monotonic() - idle_since > self._idle_for():
+                self.runs = False
+                # who made work meanwhile found it running
+                if not self._has_work() or not self._beginning.acquire(False):
+                    self._ended()
+                    return
+                self.runs = True
+                self._beginning.release()

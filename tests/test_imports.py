@@ -32,9 +32,9 @@ ROOMS = [
     "stores",
     "options",
     "exceptions",
+    "threads",
     "clock",
     "process",
-    "threads",
     "signals",
 ]
 

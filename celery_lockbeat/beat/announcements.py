@@ -26,6 +26,7 @@ from celery.schedules import crontab, schedule
 from celery_lockbeat.beat.agenda import Agenda
 from celery_lockbeat.exceptions import StoreUnavailable
 from celery_lockbeat.membership.members import HEARD_EVERY, KEPT, KEPT_EVERY, Member, enumerate_some, fields_of
+from celery_lockbeat.stores import name_of
 from celery_lockbeat.stores.base import ALIVE, ANNOUNCED_AT_ONCE, STATE_MEMORY, Announcement, Store
 
 __all__ = ["Announcements", "Group", "definition_of", "definitions_of", "groups_of"]
@@ -173,7 +174,7 @@ class Announcements:
 
     def __init__(self, app: Any, clock: Callable[[], float], **more: Any) -> None:
         self._app = app
-        self._name = str(app.main or "")
+        self._name = name_of(app)
         self._clock = clock
         self._more = more
         self._member: Member | None = None

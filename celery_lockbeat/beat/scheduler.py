@@ -40,7 +40,7 @@ from celery_lockbeat.journal.writer import journal_of
 from celery_lockbeat.membership.health import HealthFile
 from celery_lockbeat.membership.startup import say_what_is_set
 from celery_lockbeat.options import AppOptions, LockOptions
-from celery_lockbeat.stores import stores_of
+from celery_lockbeat.stores import name_of, stores_of
 from celery_lockbeat.stores.base import Store
 
 __all__ = ["LockedScheduler", "LockedSchedulerMixin"]
@@ -108,7 +108,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         locks = LockOptions.read(app.conf, {}, owner="the app")
         self._options.connection(locks.driver, locks.connection)
         self._chosen = (locks.driver, locks.connection)
-        self._name = str(app.main or "")
+        self._name = name_of(app)
         self._health: HealthFile | None = None  # until it begins
         self._in_tick = False
         self._ends = False  # close() was called in a tick

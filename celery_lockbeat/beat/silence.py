@@ -19,7 +19,7 @@ from celery_lockbeat.exceptions import LockbeatError
 from celery_lockbeat.journal.records import ENDINGS, Record, read_record
 from celery_lockbeat.journal.writer import journal_of
 from celery_lockbeat.observe.events import Story
-from celery_lockbeat.stores import home_store_of
+from celery_lockbeat.stores import home_store_of, name_of
 from celery_lockbeat.stores.base import JOURNALED_AT_ONCE
 from celery_lockbeat.tasks.task import LockedTask
 
@@ -75,7 +75,7 @@ class Silence:
 
     def look(self) -> None:
         """Read what is new in the journal, and say which entries are silent. Raises LockbeatError."""
-        journal, name = home_store_of(self._app).journal, str(self._app.main or "")
+        journal, name = home_store_of(self._app).journal, name_of(self._app)
         for _ in range(PAGES_AT_MOST):
             page = journal.records(name, after=self._position)
             for stored in page:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import click
 
 from celery_lockbeat.cli.output import command, print_json, print_table
-from celery_lockbeat.cli.stores import name_of, stores_in_use
 from celery_lockbeat.contrib.schedulers import announced_schedulers, names_of
-from celery_lockbeat.stores import Store
+from celery_lockbeat.membership.used import stores_in_use
+from celery_lockbeat.stores import Store, name_of
 from celery_lockbeat.stores.base import ALIVE, Beats, StoredEntry
 
 __all__ = ["NamedEntry", "entries", "named_entries"]

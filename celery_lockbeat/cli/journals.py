@@ -12,7 +12,6 @@ import click
 from celery.schedules import crontab, schedule
 
 from celery_lockbeat.cli.entries import named_entries
-from celery_lockbeat.cli.stores import name_of
 from celery_lockbeat.contrib.schedulers import static_schedules
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.journal import Record, read
@@ -20,7 +19,7 @@ from celery_lockbeat.journal.audit import Calendar, Counted, Ledger, audit
 from celery_lockbeat.journal.ticks import Tick, ticks_of
 from celery_lockbeat.options import AppOptions
 from celery_lockbeat.schedules.dues import dues_between
-from celery_lockbeat.stores import Store, home_store_of
+from celery_lockbeat.stores import Store, home_store_of, name_of
 from celery_lockbeat.tasks.task import LockedTask
 
 __all__ = ["Story", "audited", "calendars_of", "names_known", "refuse_unknown", "story_since", "time_of"]

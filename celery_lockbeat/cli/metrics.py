@@ -8,8 +8,8 @@ import sys
 import click
 
 from celery_lockbeat.cli.output import textual
-from celery_lockbeat.cli.stores import stores_in_use
 from celery_lockbeat.exceptions import ConfigurationError
+from celery_lockbeat.membership.used import stores_in_use
 from celery_lockbeat.options import AppOptions
 
 __all__ = ["metrics"]

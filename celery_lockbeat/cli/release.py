@@ -7,7 +7,7 @@ from dataclasses import asdict
 import click
 
 from celery_lockbeat.cli.output import command, print_json
-from celery_lockbeat.cli.stores import stores_in_use
+from celery_lockbeat.membership.used import stores_in_use
 
 __all__ = ["release"]
 

@@ -13,10 +13,10 @@ from celery.utils import uuid
 
 from celery_lockbeat.cli.entries import NamedEntry, named_entries
 from celery_lockbeat.cli.output import command, print_json
-from celery_lockbeat.cli.stores import name_of, stores_in_use
 from celery_lockbeat.exceptions import StoreUnavailable
+from celery_lockbeat.membership.used import stores_in_use
 from celery_lockbeat.options import AppOptions
-from celery_lockbeat.stores import Store
+from celery_lockbeat.stores import Store, name_of
 from celery_lockbeat.stores.base import Claim, StoredEntry
 
 __all__ = ["run"]

@@ -12,7 +12,7 @@ import click
 
 from celery_lockbeat.journal.ticks import Tick
 
-__all__ = ["BAR", "KILLED", "LEGEND", "LOST", "NOTHING", "SIGNS", "SKIPPED", "Sign", "Track", "strip_of", "styled"]
+__all__ = ["BAR", "KILLED", "LOST", "NOTHING", "SIGNS", "SKIPPED", "Sign", "Track", "strip_of", "styled"]
 
 
 class Sign(NamedTuple):
@@ -32,17 +32,6 @@ SIGNS: Final[Mapping[str, Sign]] = {
     "running": Sign(">", "bold cyan"),
     "queued": Sign("~", "cyan"),
     "published": Sign("o", "dim"),
-}
-
-LEGEND: Final[Mapping[str, str]] = {
-    "succeeded": "succeeded",
-    "failed": "failed",
-    "died": "died",
-    "skipped": "skipped",
-    "missed": "missed",
-    "running": "running",
-    "queued": "queued",
-    "published": "published",
 }
 
 #: Of rows of time: an empty cell, a run, a lock that was lost, and what was killed or skipped.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import click
 
 from celery_lockbeat.cli.output import command, print_json, print_table
-from celery_lockbeat.cli.stores import name_of, stores_in_use
+from celery_lockbeat.membership.used import stores_in_use
+from celery_lockbeat.stores import name_of
 from celery_lockbeat.stores.base import ALIVE
 
 __all__ = ["status"]

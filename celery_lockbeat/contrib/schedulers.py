@@ -16,7 +16,7 @@ from celery.utils.imports import load_extension_class_names, symbol_by_name
 
 from celery_lockbeat.beat.scheduler import LockedScheduler, LockedSchedulerMixin
 from celery_lockbeat.membership.members import fields_of
-from celery_lockbeat.stores import Store
+from celery_lockbeat.stores import Store, name_of
 
 __all__ = [
     "Entries",
@@ -44,7 +44,7 @@ class Entries:
 
 def announced_schedulers(app: Any, store: Store) -> list[str]:
     """Return the names of the scheduler classes that beats have announced. Raises StoreUnavailable."""
-    members = map(fields_of, store.announcements.announced(str(app.main or ""), "member"))
+    members = map(fields_of, store.announcements.announced(name_of(app), "member"))
     return sorted({str(fields["scheduler"]) for fields in members if "scheduler" in fields})
 
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from celery_lockbeat.journal.records import Record, read_record
-from celery_lockbeat.stores import Store, home_store_of
+from celery_lockbeat.stores import Store, home_store_of, name_of
 from celery_lockbeat.stores.base import JOURNALED_AT_ONCE
 
 __all__ = ["follow", "read"]
@@ -43,7 +43,7 @@ def read(
     _check(since, until)
     found: list[Record] = []
     once = _Once()
-    for record in _backwards(home_store_of(app), str(app.main or ""), since):
+    for record in _backwards(home_store_of(app), name_of(app), since):
         if limit is not None and len(found) >= limit:
             break
         wanted = (
@@ -68,7 +68,7 @@ def follow(
     None is yielded after each look at which there was no more, so that who follows can do something else, or stop; the
     store is asked twice a second. Raises StoreUnavailable when it does not answer: then go on ``after`` the last position.
     """
-    store, name, once = home_store_of(app), str(app.main or ""), _Once()
+    store, name, once = home_store_of(app), name_of(app), _Once()
     if after is None:
         newest = store.journal.records(name, newest_first=True, limit=1)
         after = newest[0].position if newest else None

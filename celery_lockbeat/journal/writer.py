@@ -9,7 +9,6 @@ oldest are dropped, and how many is written in their place. A fork takes nothing
 from __future__ import annotations
 
 import atexit
-import contextlib
 import hashlib
 import logging
 import os
@@ -26,7 +25,7 @@ from celery_lockbeat.exceptions import LockbeatError
 from celery_lockbeat.journal.records import ENDINGS, encode
 from celery_lockbeat.options import AppOptions
 from celery_lockbeat.process import name_of_its_own, this_process, when_a_worker_has_ended
-from celery_lockbeat.stores import Store, before_redirection_ends, home_store_of, on_close
+from celery_lockbeat.stores import Store, before_redirection_ends, home_store_of, name_of, on_close
 from celery_lockbeat.stores.base import JOURNALED_AT_ONCE
 
 __all__ = ["Journal", "Put", "finish", "journal_of"]
@@ -109,7 +108,7 @@ class Journal:
 
     def __init__(self, app: Any, keep: int) -> None:
         self._app = weakref.ref(app)
-        self._name: Final = str(app.main or "")
+        self._name: Final = name_of(app)
         self._keep: Final = keep
         self.begin_anew()
         _journals.add(self)
@@ -125,13 +124,15 @@ class Journal:
         self._writer = ""
         self._batches = 0
         self._is_away = False
-        self._running = False
-        self._rests = False
-        self._join: Callable[[float], None] | None = None
-        self._beginning = threads.new_lock()
         self._writing = threads.new_lock()
-        self._bell = threads.new_lock()  # locked, until it rings
-        self._bell.acquire()
+        self._thread = threads.Recurrent(
+            "lockbeat-journal",
+            self.write,
+            has_work=self._has_work,
+            pause=lambda: AWAY_FOR if self._is_away else GATHERED_FOR,
+            idle_for=lambda: IDLE_FOR,
+            ended=self._close,
+        )
         self._home: Store | None = None
         self._twin: Store | None = None
 
@@ -161,7 +162,7 @@ class Journal:
         waiting.extend(records)
         while len(waiting) > AT_MOST:
             self._drop_oldest()
-        if not self._running:
+        if not self._thread.runs:
             self._begin()
 
     def case(self, name: str, event: str, fields: Mapping[str, Any], then: Callable[[], object]) -> None:
@@ -170,7 +171,7 @@ class Journal:
         Where the store does not answer it is called by each: an alarm that comes twice is better than none.
         """
         self._cases.append(_Case(name, _Put(event, monotonic(), fields, _NO_FIELDS, None), then))
-        if not self._running:
+        if not self._thread.runs:
             self._begin()
 
     def _drop_oldest(self) -> None:
@@ -178,51 +179,26 @@ class Journal:
             oldest = self._waiting.popleft()
         except IndexError:  # it is being written just now
             return
-        if not self._dropped:
-            self._dropped_since = oldest.at
-        self._dropped += 1
+        self._drop((oldest,))
+
+    def _drop(self, records: Sequence[Put]) -> None:
+        if records and not self._dropped:
+            self._dropped_since = records[0].at
+        self._dropped += len(records)
 
     def _begin(self) -> None:
-        # whoever finds it taken need not begin one
-        if not self._beginning.acquire(False):
-            return
-        try:
-            if not self._running:
-                self._rests = False
-                self._join = threads.start(self._run, "lockbeat-journal")
-                self._running = True
-        except RuntimeError:  # no thread can be had now: with the next record, or at the end of the process
-            pass
-        finally:
-            self._beginning.release()
+        self._thread.begin()
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        idle_since = monotonic()
-        while True:
-            self._bell.acquire(timeout=AWAY_FOR if self._is_away else GATHERED_FOR)
-            if self._waiting or self._cases or self._batch is not None:
-                self.write()
-                idle_since = monotonic()
-            elif self._rests or monotonic() - idle_since > IDLE_FOR:
-                self._running = False
-                # what was put meanwhile found it running
-                if not (self._waiting or self._cases) or not self._beginning.acquire(False):
-                    self._close()
-                    return
-                self._running = True
-                self._beginning.release()
+    def _has_work(self) -> bool:
+        return bool(self._waiting or self._cases or self._batch is not None)
 
     def end(self, within: float) -> None:
         """Write all that there is, and let the thread end, for so many seconds at most. What is put later begins another."""
         deadline = monotonic() + within
         self.write(within)
-        self._rests = True
-        with contextlib.suppress(RuntimeError):  # it rings already
-            self._bell.release()
-        if self._join is not None:
-            self._join(max(0.0, deadline - monotonic()))
+        self._thread.rest(max(0.0, deadline - monotonic()))
         self._close()
 
     def _close(self) -> None:
@@ -242,7 +218,7 @@ class Journal:
         except Exception:  # whoever comes to its end here, or the thread, goes on, whatever it was
             logger.exception("the journal cannot be written")
             if self._batch is not None:
-                self._dropped += len(self._batch.records)
+                self._drop(self._batch.records)
             self._batch = None
             return False
         finally:

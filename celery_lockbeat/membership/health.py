@@ -22,7 +22,7 @@ from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.membership.identity import place_of
 from celery_lockbeat.membership.members import fields_of
 from celery_lockbeat.options import AppOptions, LockOptions
-from celery_lockbeat.stores import Lease, Store, home_store_of, stores_of
+from celery_lockbeat.stores import Lease, Store, home_store_of, name_of, stores_of
 
 __all__ = ["TOUCHED_EVERY", "Health", "HealthFile", "health_of"]
 
@@ -121,7 +121,7 @@ def health_of(app: Any, *, beat: bool, worker: bool, max_silence: float) -> Heal
 def _silent_for(app: Any, host: str) -> dict[str, float]:
     """Return for each kind of member that this host has the seconds since one was heard of."""
     silent: dict[str, float] = {}
-    for announcement in home_store_of(app).announcements.announced(str(app.main or ""), "member"):
+    for announcement in home_store_of(app).announcements.announced(name_of(app), "member"):
         fields = fields_of(announcement)
         if fields.get("host") == host:
             kind = str(fields.get("kind"))

@@ -20,7 +20,7 @@ from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import LockbeatError
 from celery_lockbeat.membership.identity import digest_of, home_of, locks_of_tasks, meeting_store_of, work_of
 from celery_lockbeat.process import name_of_its_own
-from celery_lockbeat.stores import Store
+from celery_lockbeat.stores import Store, name_of
 from celery_lockbeat.stores.base import Announcement
 
 __all__ = ["HEARD_EVERY", "KEPT", "KEPT_EVERY", "REMEMBERED", "Member", "enumerate_some", "fields_of"]
@@ -73,7 +73,7 @@ class Member:
         self.name = name or name_of_its_own()
         self.more = more
         self._clock = clock
-        self._app_name = str(app.main or "")
+        self._app_name = name_of(app)
         self._tasks = locks_of_tasks(app)
         self._fields = {
             "kind": kind,

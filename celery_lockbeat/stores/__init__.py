@@ -21,6 +21,7 @@ __all__ = [
     "Stores",
     "before_redirection_ends",
     "home_store_of",
+    "name_of",
     "on_close",
     "open_store",
     "redirected",
@@ -134,6 +135,11 @@ def stores_of(app: Any) -> Stores:
         # the only way to learn of it: Celery has no signal for it
         vars(app)["close"] = partial(_close, app.close, stores)
     return stores
+
+
+def name_of(app: Any) -> str:
+    """Return the name under which its stores know an app."""
+    return str(app.main or "")
 
 
 def home_store_of(app: Any) -> Store:

@@ -9,14 +9,12 @@ Not promised: the median under gevent, whose sockets no thread of the kernel's m
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import statistics
 import sys
 import traceback
 import weakref
-from collections.abc import Callable
 from pathlib import Path, PurePath
 from typing import Any, Final
 
@@ -69,8 +67,8 @@ class _Body:
 def watch(report: Any, thread: int | None) -> None:
     """Look at this attempt, whose body is entered, until :func:`unwatch`."""
     _watcher.bodies[id(report)] = _Body(report, thread)
-    if not _watcher.running:
-        _watcher.begin()
+    if not _watcher.thread.runs:
+        _watcher.thread.begin()
 
 
 def unwatch(report: Any) -> None:
@@ -83,53 +81,17 @@ class _Watcher:
 
     def __init__(self) -> None:
         self.bodies: dict[int, _Body] = {}
-        self.running = False
-        self._beginning = threads.new_lock()
-        self._bell = threads.new_lock()  # locked, until it rings
-        self._bell.acquire()
-        self._rests = False
-        self._join: Callable[[float], None] | None = None
+        self.thread = threads.Recurrent(
+            "lockbeat-overdue",
+            self._look,
+            has_work=lambda: self.bodies,
+            pause=lambda: LOOKS_EVERY,
+            idle_for=lambda: IDLE_FOR,
+        )
         self._medians: dict[tuple[Any, str], tuple[float, float | None]] = {}
 
-    def begin(self) -> None:
-        # whoever finds it taken need not begin one
-        if not self._beginning.acquire(False):
-            return
-        try:
-            if not self.running:
-                self._rests = False
-                self._join = threads.start(self._run, "lockbeat-overdue")
-                self.running = True
-        except RuntimeError:  # no thread can be had now
-            pass
-        finally:
-            self._beginning.release()
-
-    def rest(self) -> None:
-        """Let the thread end, once there is nothing to look at."""
-        self._rests = True
-        with contextlib.suppress(RuntimeError):  # it rings already
-            self._bell.release()
-        if self._join is not None and not self.bodies:
-            self._join(LOOKS_EVERY)
-
-    def _run(self) -> None:
-        idle_since = monotonic()
-        while True:
-            self._bell.acquire(timeout=LOOKS_EVERY)
-            now = monotonic()
-            if self.bodies:
-                idle_since = now
-                self._look(now)
-            elif self._rests or now - idle_since > IDLE_FOR:
-                self.running = False
-                # what was entered meanwhile found it running
-                if not self.bodies or not self._beginning.acquire(False):
-                    return
-                self.running = True
-                self._beginning.release()
-
-    def _look(self, now: float) -> None:
+    def _look(self) -> None:
+        now = monotonic()
         for name, body in list(self.bodies.items()):
             report = body.report()
             if report is None:
@@ -198,7 +160,7 @@ def _begin_anew() -> None:
 
 
 def _rest(*_: Any) -> None:
-    _watcher.rest()
+    _watcher.thread.rest(0.0 if _watcher.bodies else LOOKS_EVERY)
 
 
 when_a_worker_has_ended(_rest)

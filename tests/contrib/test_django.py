@@ -674,9 +674,10 @@ def test_a_project_without_timezones_is_understood(make_world, aware):
 
 
 def test_a_django_celery_beat_that_is_too_old_is_refused(make_world, monkeypatch):
-    from celery_lockbeat.contrib.django import LockedDatabaseScheduler, scheduler
+    from celery_lockbeat.contrib import versions
+    from celery_lockbeat.contrib.django import LockedDatabaseScheduler
 
-    monkeypatch.setattr(scheduler, "version", lambda name: {"django-celery-beat": "2.7.0"}[name])
+    monkeypatch.setattr(versions, "version", lambda name: {"django-celery-beat": "2.7.0"}[name])
     with pytest.raises(ConfigurationError, match=r"django-celery-beat is 2\.7\.0; allowed: 2\.8 or newer"):
         LockedDatabaseScheduler(app=make_world().app())
 

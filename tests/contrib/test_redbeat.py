@@ -22,7 +22,7 @@ from worlds import die_with_a_claim
 from celery_lockbeat import ConfigurationError, cron, timeout
 from celery_lockbeat.cli.doctor.facts import gather
 from celery_lockbeat.cli.doctor.rules import examine
-from celery_lockbeat.contrib import redbeat as contrib
+from celery_lockbeat.contrib import versions
 from celery_lockbeat.contrib.redbeat import LockedRedBeatScheduler
 from celery_lockbeat.contrib.redbeat.hashes import Look
 from celery_lockbeat.contrib.schedulers import entries_of, names_of
@@ -618,7 +618,7 @@ def test_the_key_prefix_is_redbeats(make_world):
 
 
 def test_a_redbeat_that_is_too_old_is_refused(make_world, monkeypatch):
-    monkeypatch.setattr(contrib, "version", lambda name: {"celery-redbeat": "2.1.1"}[name])
+    monkeypatch.setattr(versions, "version", lambda name: {"celery-redbeat": "2.1.1"}[name])
     with pytest.raises(ConfigurationError, match=r"celery-redbeat is 2\.1\.1; allowed: 2\.2 or newer"):
         LockedRedBeatScheduler(app=make_world().user)
 

@@ -756,7 +756,7 @@ MUTANTS = [
     Mutant(
         "what is dropped is not counted",
         "journal/writer.py",
-        "        self._dropped += 1\n",
+        "        self._dropped += len(records)\n",
         "",
         ("tests/test_journal.py::test_the_oldest_are_dropped_and_how_many_is_written",),
     ),

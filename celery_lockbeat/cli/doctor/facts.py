@@ -18,7 +18,6 @@ from celery_lockbeat.beat.scheduler import LockedScheduler
 from celery_lockbeat.cli.entries import named_entries
 from celery_lockbeat.cli.journals import time_of
 from celery_lockbeat.cli.redaction import passwords_in, redactor
-from celery_lockbeat.cli.stores import UsedStore, name_of, stores_of_locks
 from celery_lockbeat.cli.times import now
 from celery_lockbeat.contrib.schedulers import announced_schedulers, entries_of, is_ours, names_of, plain_redbeat
 from celery_lockbeat.exceptions import ConfigurationError, StoreRefused, StoreUnavailable
@@ -33,8 +32,9 @@ from celery_lockbeat.membership.identity import (
     work_of,
 )
 from celery_lockbeat.membership.members import fields_of
+from celery_lockbeat.membership.used import UsedStore, stores_of_locks
 from celery_lockbeat.options import DELIVERS_AGAIN, AppOptions, LockOptions
-from celery_lockbeat.stores import Store, stores_of
+from celery_lockbeat.stores import Store, name_of, stores_of
 from celery_lockbeat.stores.base import Beats
 from celery_lockbeat.stores.redis.store import RedisStore, ServerFacts
 

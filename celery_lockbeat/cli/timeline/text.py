@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Final
 
 from celery_lockbeat.cli.output import printable
-from celery_lockbeat.cli.signs import BAR, LEGEND, LOST, SIGNS, Sign, Track
+from celery_lockbeat.cli.signs import BAR, LOST, SIGNS, Sign, Track
 from celery_lockbeat.cli.timeline.lanes import Lane, Timeline, axis_of
 
 __all__ = ["lines_of"]
@@ -70,7 +70,7 @@ def _axis(timeline: Timeline, cells: int) -> str:
 
 
 def _legend(style: Callable[[Sign], str], width: int) -> list[str]:
-    told = [(BAR, "a run"), *((SIGNS[outcome], name) for outcome, name in LEGEND.items() if outcome != "succeeded")]
+    told = [(BAR, "a run"), *((sign, outcome) for outcome, sign in SIGNS.items() if outcome != "succeeded")]
     lines, size = [""], 0
     for sign, name in (*told, (LOST, "lost its lock")):
         length = len(f"{sign.text} {name}  ")

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from celery_lockbeat.cli.output import textual
-from celery_lockbeat.cli.stores import name_of, stores_in_use
 from celery_lockbeat.contrib.schedulers import static_entries
+from celery_lockbeat.membership.used import stores_in_use
 from celery_lockbeat.options import AppOptions
+from celery_lockbeat.stores import name_of
 from celery_lockbeat.tasks.task import LockedTask
 
 if TYPE_CHECKING:

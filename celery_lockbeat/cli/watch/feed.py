@@ -14,13 +14,15 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import Any, Final
 
+from celery_lockbeat.cli.journals import time_of
 from celery_lockbeat.cli.redaction import redactor
-from celery_lockbeat.cli.stores import UsedStore, name_of, stores_in_use
 from celery_lockbeat.cli.watch.model import Model
 from celery_lockbeat.contrib.schedulers import announced_schedulers, names_of
 from celery_lockbeat.exceptions import LockbeatError
 from celery_lockbeat.journal import Record, follow, read
+from celery_lockbeat.membership.used import UsedStore, stores_in_use
 from celery_lockbeat.options import AppOptions
+from celery_lockbeat.stores import name_of
 from celery_lockbeat.stores.base import Beats
 
 __all__ = ["Feed"]
@@ -174,15 +176,7 @@ def _up_to_now(followed: Iterator[Record | None]) -> list[Record]:
 
 
 def _times_of(beats: Beats, app: Any) -> Mapping[str, datetime | None]:
-    return {entry.name: _time_of(entry.state.last_run_at, app) for entry in beats.entries}
-
-
-def _time_of(text: str, app: Any) -> datetime | None:
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return at if at.tzinfo is not None else at.replace(tzinfo=app.timezone)
+    return {entry.name: time_of(entry.state.last_run_at, app) for entry in beats.entries}
 
 
 def _set_read(model: Model) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from rich.text import Text
 
 from celery_lockbeat.cli.screen import cell, text_of
-from celery_lockbeat.cli.signs import LEGEND, SIGNS, strip_of
+from celery_lockbeat.cli.signs import SIGNS, strip_of
 from celery_lockbeat.cli.watch.model import Row, Share
 from celery_lockbeat.cli.watch.said import event_of, span_of, style_of
 from celery_lockbeat.journal.records import Record
@@ -198,8 +198,8 @@ def events(newest: Sequence[Record], width: int, at_most: int, now: datetime, zo
 def legend() -> Text:
     """Explain the letters."""
     parts: list[Any] = []
-    for outcome, name in LEGEND.items():
-        parts += [SIGNS[outcome], (f" {name} ", DIM)]
+    for outcome, sign in SIGNS.items():
+        parts += [sign, (f" {outcome} ", DIM)]
     return Text.assemble(*parts)
 
 

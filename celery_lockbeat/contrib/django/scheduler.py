@@ -14,10 +14,8 @@ While Django's database is away entries go on as last known, if their ticks are 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from celery import schedules
@@ -31,7 +29,8 @@ from celery_lockbeat.contrib.django.history import History
 from celery_lockbeat.contrib.django.rows import Rows, pks_of
 from celery_lockbeat.contrib.django.runs import Runs
 from celery_lockbeat.contrib.django.statics import Statics
-from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
+from celery_lockbeat.contrib.versions import refuse_older
+from celery_lockbeat.exceptions import StoreUnavailable
 
 __all__ = ["LockedDatabaseScheduler"]
 
@@ -52,7 +51,7 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
     gather = 0.2
 
     def __init__(self, app: Any, **kwargs: Any) -> None:
-        _refuse_old()
+        refuse_older("django-celery-beat", OLDEST)
         self._to_set_up = self._is_set_up = False
         super().__init__(app, **kwargs)
 
@@ -210,13 +209,3 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
             return None
         # deleted, disabled, or not seen yet
         return ScheduleEntry(name=key, task="", schedule=schedules.schedule(1), total_run_count=-1, app=self.app)
-
-
-def _refuse_old() -> None:
-    try:
-        installed = version("django-celery-beat")
-    except PackageNotFoundError:
-        return  # somebody's own copy
-    if tuple(int(part) for part in re.findall(r"\d+", installed)[:2]) < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
-        raise ConfigurationError(f"django-celery-beat is {installed}; allowed: {oldest} or newer")

@@ -15,7 +15,7 @@ from celery_lockbeat.contrib.prometheus.tally import Tally
 from celery_lockbeat.exceptions import LockbeatError
 from celery_lockbeat.journal import Record, follow
 from celery_lockbeat.journal.records import read_record
-from celery_lockbeat.stores import home_store_of
+from celery_lockbeat.stores import home_store_of, name_of
 
 __all__ = ["Follower"]
 
@@ -91,7 +91,7 @@ class Follower:
 
     def _find_the_ends(self) -> None:
         """Begin at the oldest record: from the newest one of now on they are counted."""
-        journal, name = home_store_of(self._app).journal, str(self._app.main or "")
+        journal, name = home_store_of(self._app).journal, name_of(self._app)
         newest = journal.records(name, newest_first=True, limit=1)
         oldest = journal.records(name, limit=1) if newest else []
         if not oldest:

@@ -16,8 +16,8 @@ from celery_lockbeat.clock import monotonic
 from celery_lockbeat.contrib.schedulers import announced_schedulers, names_of
 from celery_lockbeat.exceptions import LockbeatError
 from celery_lockbeat.membership.identity import lock_options_of
-from celery_lockbeat.options import LockOptions
-from celery_lockbeat.stores import Store, home_store_of, stores_of
+from celery_lockbeat.membership.used import stores_of_locks
+from celery_lockbeat.stores import home_store_of, name_of
 from celery_lockbeat.stores.base import ALIVE
 
 __all__ = ["Looks", "Seen"]
@@ -73,7 +73,7 @@ class Looks:
         return aside.held, None if keys is None or names is None else frozenset(names.get(key, key) for key in keys)
 
     def _look(self) -> Seen:
-        beats = home_store_of(self._app).beats.status(str(self._app.main or ""))
+        beats = home_store_of(self._app).beats.status(name_of(self._app))
         alive = [beat for beat in beats.replicas if beat.silent_for < ALIVE]
         return Seen(
             beats=len(alive),
@@ -116,14 +116,11 @@ class _Aside:
             if began - self._named >= NAMED_FOR or not keys <= (self.names or {}).keys():
                 self.names = names_of(self._app, keys, announced_schedulers(self._app, home_store_of(self._app)))
                 self._named = began
-            self.held = sum(len(store.locks.held(limit=COUNTED_AT_MOST)) for store in self._stores())
+            locks = [lock for _, lock in lock_options_of(self._app) if lock is not None]
+            stores = [used.store for used in stores_of_locks(self._app, locks)]
+            self.held = sum(len(store.locks.held(limit=COUNTED_AT_MOST)) for store in stores)
         except LockbeatError:
             self.held = None
         finally:
             now = monotonic()
             self._next = now + max(EVERY, RESTS * (now - began))
-
-    def _stores(self) -> list[Store]:
-        default = LockOptions.read(self._app.conf, {}, owner="the app")
-        locks = [default, *(lock for _, lock in lock_options_of(self._app) if lock is not None)]
-        return list(dict.fromkeys(stores_of(self._app).choose(lock.driver, lock.connection)[0] for lock in locks))

@@ -12,9 +12,7 @@ is the new truth from then on: the entry goes on under another key in the store,
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from redbeat.schedulers import RedBeatScheduler
@@ -28,7 +26,8 @@ from celery_lockbeat.contrib.redbeat.inspection import names_of, plain_redbeat, 
 from celery_lockbeat.contrib.redbeat.runs import Runs
 from celery_lockbeat.contrib.redbeat.statics import Statics
 from celery_lockbeat.contrib.redbeat.stored import KEY, life_of
-from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
+from celery_lockbeat.contrib.versions import refuse_older
+from celery_lockbeat.exceptions import StoreUnavailable
 
 # the last three are for the commands; the class is here, and not in a file of its own, as beats announce its name with its module's
 __all__ = ["LockedRedBeatScheduler", "names_of", "plain_redbeat", "stored_entries"]
@@ -48,7 +47,7 @@ class LockedRedBeatScheduler(LockedSchedulerMixin, RedBeatScheduler):  # type: i
     gather = 0.2
 
     def __init__(self, app: Any, **kwargs: Any) -> None:
-        _refuse_old_redbeat()
+        refuse_older("celery-redbeat", OLDEST)
         self._to_set_up = self._is_set_up = self._has_looked = False
         super().__init__(app, **kwargs)
         # before RedBeat's receiver of beat_init looks for it
@@ -189,13 +188,3 @@ class LockedRedBeatScheduler(LockedSchedulerMixin, RedBeatScheduler):  # type: i
         except StoreUnavailable as exc:
             # the ticks are published: they are settled all the same
             self._complaints.make("redbeat", "beat cannot write down runs, and goes on: %s", exc)
-
-
-def _refuse_old_redbeat() -> None:
-    try:
-        installed = version("celery-redbeat")
-    except PackageNotFoundError:
-        return  # somebody's own copy
-    if tuple(int(part) for part in re.findall(r"\d+", installed)[:2]) < OLDEST:
-        oldest = ".".join(map(str, OLDEST))
-        raise ConfigurationError(f"celery-redbeat is {installed}; allowed: {oldest} or newer")

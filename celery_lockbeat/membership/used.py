@@ -1,4 +1,4 @@
-"""The stores that an app's locks and beats are in, for the commands that look into all of them."""
+"""The stores that an app's locks and beats are in, for those who look into all of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from celery_lockbeat.membership.identity import lock_options_of, place_of
 from celery_lockbeat.options import AppOptions, LockOptions
 from celery_lockbeat.stores import Store, stores_of
 
-__all__ = ["UsedStore", "name_of", "stores_in_use", "stores_of_locks"]
+__all__ = ["UsedStore", "stores_in_use", "stores_of_locks"]
 
 
 class UsedStore(NamedTuple):
@@ -23,11 +23,6 @@ class UsedStore(NamedTuple):
     def name(self) -> str:
         """What to call it."""
         return place_of(self.arguments) if (self.arguments or {}).get("url") else f"the {self.store.driver} store"
-
-
-def name_of(app: Any) -> str:
-    """Return the name by which beats know the app."""
-    return str(app.main or "")
 
 
 def stores_in_use(app: Any) -> list[UsedStore]:
