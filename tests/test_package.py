@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import pkgutil
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
+from email import message_from_string
+from email.message import Message
 from pathlib import Path
 
 import pytest
@@ -40,20 +44,113 @@ def wheel(tmp_path_factory) -> Path:
     return built
 
 
-def test_the_wheel_has_the_lua_files_the_migration_and_the_types_mark(wheel):
+def tracked(*where: str) -> set[str]:
+    """What is in the repository; all that is there, where this is none."""
+    listed = subprocess.run(
+        ["git", "-C", ROOT, "ls-files", "-z", "--cached", "--", *where], capture_output=True, text=True
+    )
+    if listed.returncode == 0 and listed.stdout:
+        return {path for path in listed.stdout.split("\0") if path and (ROOT / path).exists()}
+    paths = [path for each in where or (".",) for path in (ROOT / each).rglob("*")]
+    return {str(path.relative_to(ROOT)) for path in paths if path.is_file() and "__pycache__" not in path.parts}
+
+
+def test_the_wheel_has_all_of_the_package_and_nothing_else(wheel):
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    package = tracked("celery_lockbeat")
+    assert {Path(path).suffix for path in package} >= {".py", ".lua", ".sql", ".typed"}
+    assert names == package | {"celery_lockbeat_pytest.py"}
+
+
+def test_the_wheel_says_what_is_to_be_found_in_it(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    migrations = {
-        str(path.relative_to(ROOT)) for path in (ROOT / "celery_lockbeat/contrib/django/migrations").glob("0*")
-    }
-    assert len(migrations) == 9
-    assert migrations <= set(names)
-    written = {str(path.relative_to(ROOT)) for path in (ROOT / "celery_lockbeat").rglob("*.lua")}
-    assert len(written) == 19
-    assert written | {"celery_lockbeat/py.typed"} <= set(names)
-    assert not [name for name in names if name.startswith("tests")]
-    assert "celery_lockbeat_pytest.py" in names
     (entry_points,) = [name for name in names if name.endswith("entry_points.txt")]
     assert "[pytest11]" in zipfile.ZipFile(wheel).read(entry_points).decode()
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory) -> Path:
+    """A copy of what is in the repository."""
+    copy = tmp_path_factory.mktemp("repository")
+    for path in tracked():
+        (copy / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, copy / path)
+    return copy
+
+
+BUILD_SDIST = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+
+
+def test_the_sdist_has_all_that_is_in_the_repository(repository, tmp_path):
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is no clone")
+    build = [sys.executable, "-c", BUILD_SDIST, str(tmp_path)]
+    done = subprocess.run(build, cwd=repository, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        files = {member.name.partition("/")[2] for member in archive.getmembers() if member.isfile()}
+    made = {path for path in files if ".egg-info/" in path} | {"PKG-INFO"}
+    assert files - made == tracked()
+
+
+METADATA = (
+    "import sys; from setuptools import build_meta; print(build_meta.prepare_metadata_for_build_wheel(sys.argv[1]))"
+)
+
+
+def metadata(repository: Path, out: Path, **environment: str) -> Message:
+    done = subprocess.run(
+        [sys.executable, "-c", METADATA, str(out)],
+        cwd=repository,
+        env={**{k: v for k, v in os.environ.items() if k != "LOCKBEAT_REPOSITORY"}, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    (file,) = out.glob("*.dist-info/METADATA")
+    return message_from_string(file.read_text("utf-8"))
+
+
+def links_of(told: Message) -> list[str]:
+    """What an index page would link to, and show."""
+    text = re.sub(r"^```.*?^```$", "", told.get_payload(), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"\]\(([^)]+)\)", text) + re.findall(r'(?:src|srcset)="([^"]+)"', text)
+
+
+def test_an_index_page_has_no_link_that_leads_nowhere_where_no_repository_is_known(repository, tmp_path):
+    told = metadata(repository, tmp_path)
+    assert told["Version"] == celery_lockbeat.__version__
+    assert told["Description-Content-Type"] == "text/markdown"
+    assert [link for link in links_of(told) if "://" not in link] == []
+    assert "<picture>" not in told.get_payload()
+    assert "@interval" in told.get_payload()
+    assert told["Project-URL"] is None
+
+
+def test_where_the_repository_is_known_each_link_of_an_index_page_leads_into_this_release(repository, tmp_path):
+    host = "https://code.example.com/team/celery-lockbeat"
+    told = metadata(repository, tmp_path, LOCKBEAT_REPOSITORY=host)
+    urls = dict(each.split(", ") for each in told.get_all("Project-URL"))
+    assert urls["Source"] == host
+    assert urls.keys() == {"Source", "Documentation", "Changelog", "Issues"}
+    ours = [link for link in links_of(told) if link.startswith(host)]
+    assert len(ours) > 10
+    for link in ours:
+        path = re.sub(rf"^{re.escape(host)}/(blob|raw)/v[\d.]+/", "", link).partition("#")[0]
+        assert (repository / path).exists(), link
+    assert [link for link in links_of(told) if not link.startswith(("https://", "#"))] == []
+
+
+def test_the_version_is_said_in_one_place():
+    said = re.escape(celery_lockbeat.__version__)
+    places = {
+        path
+        for path in tracked()
+        if Path(path).suffix in (".py", ".cfg", ".toml", ".yml", ".yaml", ".in", ".ini")
+        and re.search(rf"^\W*(__)?version(__)?\W* = \W?{said}\W?$", (ROOT / path).read_text("utf-8"), re.MULTILINE)
+    }
+    assert places == {"setup.cfg"}
 
 
 RUN_FROM_WHEEL = """
