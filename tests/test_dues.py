@@ -10,8 +10,9 @@ import pytest
 from celery import Celery
 from celery.schedules import crontab, schedule, solar
 
+from celery_lockbeat.schedules.celerys import crontab_of
 from celery_lockbeat.schedules.dues import dues_between, next_due
-from celery_lockbeat.schedules.when import Timeout, crontab_of
+from celery_lockbeat.schedules.when import Timeout
 
 UTC = timezone.utc
 START = datetime(2026, 2, 27, 23, 58, 30, tzinfo=UTC)

@@ -49,6 +49,7 @@ UPWARD = {
 #: Who may import what others have made. The rest of the package does not know them.
 OUTSIDE = {
     "redis": ["stores.redis", "contrib.redbeat", "demo"],  # RedBeat's keys are in Redis; the demo starts a server
+    "cronsim": ["schedules"],
     "click": ["cli", "demo", "exceptions"],  # Click shows a ClickException in one line
     "redbeat": ["contrib.redbeat"],
     "django": ["contrib.django"],

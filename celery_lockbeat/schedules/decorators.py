@@ -18,7 +18,8 @@ from celery.schedules import BaseSchedule, schedule
 
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.options import TASK_PREFIX, check_options, check_unprefixed
-from celery_lockbeat.schedules.when import Timeout, crontab_of, seconds_of
+from celery_lockbeat.schedules.celerys import crontab_of
+from celery_lockbeat.schedules.when import Timeout, seconds_of
 from celery_lockbeat.tasks.task import LockedTask
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def interval(
     **task_options: Any,
 ) -> Any:
     """Run a function every so many ``seconds``, for the first time that long after its first start; else like :func:`cron`."""
-    when = schedule(timedelta(seconds=seconds_of("interval", seconds, low=0.001)))
+    when = schedule(timedelta(seconds=seconds_of("@interval", seconds, low=0.001)))
     return _periodic("interval", when, name, app, args, kwargs, options, task_options)
 
 
@@ -169,7 +170,7 @@ def timeout(
 
     A cold start is one while no other replica is there. A beat scheduler that is not ours fires it after each of its starts.
     """
-    when = Timeout(seconds_of("timeout", seconds, low=0.0))
+    when = Timeout(seconds_of("@timeout", seconds, low=0.0))
     return _periodic("timeout", when, name, app, args, kwargs, options, task_options)
 
 

@@ -1,37 +1,80 @@
-"""How many ticks a schedule has between two moments: what nobody has fired in time is counted, not gone through one by one.
+"""When a schedule is due, and how often between two moments: what nobody has fired in time is counted, not gone through.
 
-Promises: the count is exact by the wall clock of the schedule's zone, whatever the span, in a time that grows with its days;
-an hour that a clock change leaves out or repeats is counted as the wall clock shows it.
+Promises: counts are exact, whatever the span, in a time that grows with its days. Ours are counted by the time that passes; a
+crontab of Celery's by the wall clock of its zone: an hour that a clock change leaves out or repeats is counted as that shows it.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from calendar import monthrange
+from collections.abc import Iterator
 from datetime import date, datetime, timedelta
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from celery.schedules import crontab, schedule, solar
 
-__all__ = ["Dues", "dues_between", "next_due"]
+from celery_lockbeat.options import refusal
+from celery_lockbeat.schedules.policy import Policy
+from celery_lockbeat.schedules.wall import WallTimes
+from celery_lockbeat.schedules.when import Dues, OwnSchedule
+
+__all__ = ["Dues", "check_policy", "dues_between", "iter_dues", "next_due", "previous_due", "shortest_gap"]
+
+#: The first moment of the wall clock's times.
+BEGINNING: Final = datetime(1970, 1, 1)  # noqa: DTZ001  the wall clock's
+
+SECOND: Final = timedelta(seconds=1)
+
+#: Days in which the sun is looked for, backward: in the polar night it does not rise for months.
+SOME_DAYS: Final = (2, 20, 200, 400)
 
 
-#: The 29th of February is eight years from the next one at most, and its weekday 40.
-DAYS_AT_MOST: Final = 40 * 366
+def next_due(when: Any, after: datetime) -> datetime | None:
+    """Return when a schedule is due next after an aware moment; None: not any more, or nobody can tell."""
+    if isinstance(when, OwnSchedule):
+        return when.next_due(after)
+    if isinstance(when, crontab):
+        return _of_clock(when, _times(when).next(_shown(when, after, SECOND)))
+    if not isinstance(when, (schedule, solar)):
+        return None
+    try:
+        left: timedelta = _until_next(when, after) if isinstance(when, solar) else when.run_every
+    except Exception:  # noqa: BLE001  a schedule of somebody's own, or a sun that does not rise
+        return None
+    due: datetime = after + left
+    return due if due > after else None
 
 
-class Dues(NamedTuple):
-    """So many ticks, of which this was the last."""
+def previous_due(when: Any, before: datetime) -> datetime | None:
+    """Return when a schedule was due last before an aware moment; None: never, or nobody can tell.
 
-    ticks: int
-    last: datetime
+    An interval without a start counts from the moment, as in :func:`next_due`: so give one at which it was due.
+    """
+    if isinstance(when, OwnSchedule):
+        return when.previous_due(before)
+    if isinstance(when, crontab):
+        return _of_clock(when, _times(when).previous(-_shown(when, before, -SECOND)))
+    if isinstance(when, solar):
+        return _last_of_sun(when, before)
+    if not isinstance(when, schedule):
+        return None
+    due: datetime = before - when.run_every
+    return due if due < before else None
+
+
+def iter_dues(when: Any, after: datetime) -> Iterator[datetime]:
+    """Yield when a schedule is due after an aware moment, one after the other, for as long as it is."""
+    while (due := next_due(when, after)) is not None:
+        yield due
+        after = due
 
 
 def dues_between(when: Any, after: datetime, until: datetime) -> Dues | None:
     """Count the ticks that were due after one aware moment and until another; None: none, or nobody can tell."""
+    if isinstance(when, OwnSchedule):
+        return when.dues_between(after, until)
     if isinstance(when, crontab):
-        return _of_crontab(when, after.astimezone(when.tz), until.astimezone(when.tz))
+        return _of_crontab(when, after, until)
     if isinstance(when, solar):
         return _one_by_one(when, after, until)
     if isinstance(when, schedule):
@@ -39,30 +82,24 @@ def dues_between(when: Any, after: datetime, until: datetime) -> Dues | None:
     return None
 
 
-def next_due(when: Any, after: datetime) -> datetime | None:
-    """Return when a schedule is due next after an aware moment; None: that depends on more, or nobody can tell."""
+def shortest_gap(when: Any) -> float | None:
+    """Return the seconds between two ticks at least, but for changes of the clock; None: there are no two, or nobody can tell."""
+    if isinstance(when, OwnSchedule):
+        return when.shortest_gap()
     if isinstance(when, crontab):
-        return _next_of_crontab(when, after)
-    if not isinstance(when, (schedule, solar)):
-        return None
-    try:
-        due = after + (_until_next(when, after) if isinstance(when, solar) else when.run_every)
-    except Exception:  # noqa: BLE001  a schedule of somebody's own, or a sun that does not rise
-        return None
-    return due if due > after else None
+        return _times(when).shortest_gap()
+    return float(when.run_every.total_seconds()) if isinstance(when, schedule) else None
 
 
-def _next_of_crontab(when: crontab, after: datetime) -> datetime | None:
-    # not by Celery, whose answer depends on its now, too (celery 5.4, schedules.py: remaining_delta)
-    first = after.astimezone(when.tz).replace(tzinfo=None)
-    times = _times(frozenset(when.hour), frozenset(when.minute))
-    for days in range(DAYS_AT_MOST):
-        day = first.date() + timedelta(days=days)
-        midnight = datetime(day.year, day.month, day.day)  # noqa: DTZ001  the wall clock's
-        number = 0 if days else bisect_right(times, first - midnight)
-        if number < len(times) and _is_on(when, day):
-            return (midnight + times[number]).replace(tzinfo=when.tz)
-    return None
+def check_policy(when: Any, policy: Policy, *, owner: str) -> None:
+    """Refuse what does not fit a schedule, of whatever kind. Raises ConfigurationError."""
+    given = policy.as_keywords()
+    for name in sorted(given.keys() & (when.without if isinstance(when, OwnSchedule) else ())):
+        raise refusal(f"{name} of {owner}", given[name], "nothing, for there is one tick")
+    policy.check(lambda: shortest_gap(when), owner=owner, is_interval=isinstance(when, schedule))
+
+
+# -- Celery's ----------------------------------------------------------------------------------------------------------
 
 
 def _of_interval(every: timedelta, after: datetime, until: datetime) -> Dues | None:
@@ -71,49 +108,71 @@ def _of_interval(every: timedelta, after: datetime, until: datetime) -> Dues | N
 
 
 def _of_crontab(when: crontab, after: datetime, until: datetime) -> Dues | None:
-    # by the wall clock alone: a zone would make the hour of a change an hour longer or shorter
-    first, last = after.replace(tzinfo=None), until.replace(tzinfo=None)
-    times = _times(frozenset(when.hour), frozenset(when.minute))
-    count, newest = 0, None
-    day = first.date()
-    while day <= last.date():
-        if _is_on(when, day):
-            midnight = datetime(day.year, day.month, day.day)  # noqa: DTZ001  the wall clock's
-            begin = bisect_right(times, first - midnight) if day == first.date() else 0
-            end = bisect_right(times, last - midnight) if day == last.date() else len(times)
-            if begin < end:
-                count, newest = count + end - begin, midnight + times[end - 1]
-        day += timedelta(days=1)
-    return None if newest is None else Dues(count, newest.replace(tzinfo=until.tzinfo))
+    times = _times(when)
+    end = _shown(when, until, SECOND) + 1
+    count = times.count(_shown(when, after, SECOND) + 1, end)
+    last = _of_clock(when, times.previous(end)) if count else None
+    return None if last is None else Dues(count, last)
 
 
-@lru_cache(maxsize=100)
-def _times(hours: frozenset[int], minutes: frozenset[int]) -> tuple[timedelta, ...]:
-    """The times of a day, of which a minutely crontab has 1,440."""
-    return tuple(timedelta(hours=hour, minutes=minute) for hour in sorted(hours) for minute in sorted(minutes))
+def _times(when: crontab) -> WallTimes:
+    days = (when.month_of_year, when.day_of_month, when.day_of_week)
+    return _wall_times(*map(frozenset, (when.hour, when.minute, *days)))
 
 
-def _is_on(when: crontab, day: date) -> bool:
-    return (
-        day.month in when.month_of_year
-        and day.day in when.day_of_month
-        and day.day <= monthrange(day.year, day.month)[1]
-        and day.isoweekday() % 7 in when.day_of_week
-    )
+@lru_cache(maxsize=256)
+def _wall_times(
+    hours: frozenset[int],
+    minutes: frozenset[int],
+    months: frozenset[int],
+    days: frozenset[int],
+    weekdays: frozenset[int],
+) -> WallTimes:
+    def has(day: date) -> bool:
+        return day.day in days and day.isoweekday() % 7 in weekdays
+
+    each = len(months) == 12 and len(days) == 31 and len(weekdays) == 7  # noqa: PLR2004  all of them
+    return WallTimes(hours, minutes, (0,), months, None if each else has)
+
+
+def _shown(when: crontab, at: datetime, unit: timedelta) -> int:
+    """What the clock of its zone shows at a moment, as seconds since 1970."""
+    return (at.astimezone(when.tz).replace(tzinfo=None) - BEGINNING) // unit
+
+
+def _of_clock(when: crontab, shown: int | None) -> datetime | None:
+    return None if shown is None else (BEGINNING + shown * SECOND).replace(tzinfo=when.tz)
 
 
 def _one_by_one(when: Any, after: datetime, until: datetime) -> Dues | None:
     """Count a few a day: sunrise, and its like."""
     count, at = 0, after
+    for due in _of_sun(when, after, until):
+        count, at = count + 1, due
+    return Dues(count, at) if count else None
+
+
+def _last_of_sun(when: Any, before: datetime) -> datetime | None:
+    for days in SOME_DAYS:
+        last = None
+        for due in _of_sun(when, before - timedelta(days=days), before):
+            last = due if due < before else last
+        if last is not None:
+            return last
+    return None
+
+
+def _of_sun(when: Any, after: datetime, until: datetime) -> Iterator[datetime]:
+    at = after
     while True:
         try:
             following = at + _until_next(when, at)
         except Exception:  # noqa: BLE001  the sun does not rise there just now (celery 5.7, schedules.py)
-            break
+            return
         if not at < following <= until:
-            break
-        count, at = count + 1, following
-    return Dues(count, at) if count else None
+            return
+        yield following
+        at = following
 
 
 def _until_next(when: Any, at: datetime) -> timedelta:
