@@ -16,6 +16,11 @@ from simulation import Simulation, World, open_store, set_clocks
 
 _names = itertools.count()
 
+# Hundreds of processes are started: where none may keep what it has compiled, each compiles Celery anew, and its start takes
+# twice as long.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # a noisy machine is no finding
 settings.register_profile("without deadlines", deadline=None)
 settings.load_profile("without deadlines")
