@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 GREETINGS = {b"CLIENT": b"+OK\r\n", b"SELECT": b"+OK\r\n", b"PING": b"+PONG\r\n"}
 
 
-#: What a server says to the trial of all commands that it has.
-TRIED = b"*2\r\n$1\r\n0\r\n*0\r\n"
+def tried(words: list[bytes]) -> bytes:
+    """What a server says to the trial of all commands that it has, and to who asks for the format of its keys."""
+    told = b"*2\r\n$1\r\n1\r\n$5\r\n0.1.0\r\n" if words[3].endswith(b"format") else b"*0\r\n"
+    return b"*2\r\n$%d\r\n%b\r\n%b" % (len(words[-1]), words[-1], told)
 
 
 class FakeRedis(socketserver.ThreadingTCPServer):
@@ -71,7 +73,7 @@ def of_version(version: str) -> Callable[[list[bytes]], bytes]:
             text = f"redis_version:{version}\r\n".encode()
             return b"$%d\r\n%b\r\n" % (len(text), text)
         if words[0].upper() == b"EVALSHA":
-            return TRIED
+            return tried(words)
         return b"-ERR unknown command\r\n"
 
     return answer

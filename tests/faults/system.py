@@ -315,7 +315,9 @@ class System:
         """What is left when all has ended."""
         with self.store.client() as store, self.results.client() as results:
             held = [f"{key} by {lease}" for key, lease in live(store).items()] + self.disk.held()
-            lasting = [key for key in store.scan_iter(f"{PREFIX}*", count=1000) if store.ttl(key) == -1]
+            # but for the format, which has no end
+            keys = [key for key in store.scan_iter(f"{PREFIX}*", count=1000) if key != f"{PREFIX}format"]
+            lasting = [key for key in keys if store.ttl(key) == -1]
             over = [line for line in self.history.of("over") if line["state"] in ("SUCCESS", "TaskSkipped")]
             told = {line["id"] for line in over if line["pid"] not in self.history.deaths}
             answers = {task_id: results.get(f"celery-task-meta-{task_id}") for task_id in told}

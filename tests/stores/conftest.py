@@ -95,6 +95,7 @@ class MemoryKind:
                 "journal",
                 "batch",
                 "tail",
+                "format",
             ):
                 connection.execute(f"DELETE FROM lockbeat_{table}")
 

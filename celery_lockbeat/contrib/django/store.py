@@ -29,6 +29,7 @@ from celery_lockbeat.clock import monotonic
 from celery_lockbeat.contrib.django.postgresql.announcements import PostgresAnnouncements
 from celery_lockbeat.contrib.django.postgresql.beats import PostgresBeats
 from celery_lockbeat.contrib.django.postgresql.client import Client
+from celery_lockbeat.contrib.django.postgresql.formats import check_format
 from celery_lockbeat.contrib.django.postgresql.journal import PostgresJournal
 from celery_lockbeat.contrib.django.postgresql.locks import PostgresLocks
 from celery_lockbeat.exceptions import ConfigurationError, StoreRefused, StoreUnavailable
@@ -95,6 +96,7 @@ class PostgresStore(Store):
     def check(self) -> None:
         try:
             self.client.ask("lockbeat_purge", (0,), self.client.timeout)
+            check_format(self.client)
         except StoreRefused as exc:
             raise ConfigurationError(str(exc)) from exc
 

@@ -15,6 +15,7 @@ from celery_lockbeat.stores.base import Store
 from celery_lockbeat.stores.redis.announcements import RedisAnnouncements
 from celery_lockbeat.stores.redis.beats import RedisBeats
 from celery_lockbeat.stores.redis.client import Client
+from celery_lockbeat.stores.redis.formats import check_format
 from celery_lockbeat.stores.redis.inspection import Inspection, ServerFacts
 from celery_lockbeat.stores.redis.journal import RedisJournal
 from celery_lockbeat.stores.redis.locks import RedisLocks
@@ -57,6 +58,7 @@ class RedisStore(Store):
 
     def check(self) -> None:
         self._inspection.check()
+        check_format(self.client)
 
     def facts(self, app: str) -> list[ServerFacts]:
         """Ask each server about itself, and try what this store and the beats of ``app`` need. Raises StoreUnavailable.

@@ -19,7 +19,7 @@ from typing import ClassVar, Final
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.stores.base import Store
-from celery_lockbeat.stores.sqlite import announcements, beats, journal, locks
+from celery_lockbeat.stores.sqlite import announcements, beats, formats, journal, locks
 from celery_lockbeat.stores.sqlite.database import Database, Tables
 
 try:
@@ -30,7 +30,7 @@ except ImportError:  # Windows, which has no fcntl, and where Celery has no pref
 __all__ = ["TABLES", "MemoryStore", "SQLStore"]
 
 #: What all parts keep.
-TABLES: Final[Sequence[Tables]] = (locks.TABLES, beats.TABLES, announcements.TABLES, journal.TABLES)
+TABLES: Final[Sequence[Tables]] = (locks.TABLES, beats.TABLES, announcements.TABLES, journal.TABLES, formats.TABLES)
 
 
 class SQLStore(Store):
@@ -49,7 +49,8 @@ class SQLStore(Store):
         return self.database.place
 
     def check(self) -> None:
-        self.database.atomically(lambda _connection, _now: None)
+        where = f"the {self.driver} store in {self.place}"
+        self.database.atomically(lambda connection, _now: formats.check_format(connection, where))
 
     def close(self) -> None:
         self.database.close()

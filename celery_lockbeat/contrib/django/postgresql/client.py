@@ -21,7 +21,7 @@ from celery_lockbeat.contrib.django.postgresql.names import cut, exact
 from celery_lockbeat.exceptions import ConfigurationError, StoreRefused, StoreUnavailable
 from celery_lockbeat.process import leaves_its_parents
 
-__all__ = ["Client"]
+__all__ = ["Client", "NotMigrated"]
 
 #: So many connections are kept while nobody uses them.
 KEPT_IDLE: Final = 8
@@ -42,6 +42,10 @@ REFUSED: Final = (b"42501", b"28", b"3D000")
 _NO_LOGIN: Final = re.compile(
     r"authentication failed|no password supplied|does not exist|no pg_hba\.conf entry|permission denied"
 )
+
+
+class NotMigrated(StoreRefused):
+    """Raised when a migration that this release came with has not been run."""
 
 
 class Client:
@@ -126,7 +130,7 @@ class Client:
 
     def _told(self, state: bytes, error: str) -> StoreUnavailable:
         if state in NOT_MIGRATED:
-            return self._refused(f"{error}; has 'manage.py migrate lockbeat' been run?")
+            return NotMigrated(f"{self.where} refuses us: {error.strip()}; has 'manage.py migrate lockbeat' been run?")
         return self._refused(error) if state.startswith(REFUSED) else self.unavailable(error)
 
     def _lend(self) -> tuple[Any, bool]:
@@ -158,13 +162,14 @@ class Client:
 
     def unavailable(self, why: str) -> StoreUnavailable:
         """Say why there is no answer."""
-        return StoreUnavailable(f"{self._where} does not answer: {why.strip()}")
+        return StoreUnavailable(f"{self.where} does not answer: {why.strip()}")
 
     def _refused(self, why: str) -> StoreRefused:
-        return StoreRefused(f"{self._where} refuses us: {why.strip()}")
+        return StoreRefused(f"{self.where} refuses us: {why.strip()}")
 
     @property
-    def _where(self) -> str:
+    def where(self) -> str:
+        """Say where it is, without who asks there."""
         settings = connections[self._alias].settings_dict
         place = f"{settings['HOST'] or 'localhost'}:{settings['PORT'] or 5432}"
         return f"the database {settings['NAME']} at {place} (DATABASES[{self._alias!r}])"
