@@ -1,4 +1,4 @@
-"""The app of docker/compose.yml."""
+"""The app of docker/compose.yml and deploy/kubernetes."""
 
 import os
 import time
@@ -10,6 +10,10 @@ from celery_lockbeat import cron, interval
 app = Celery("docker", broker=os.environ["REDIS_URL"], backend=os.environ["REDIS_URL"])
 app.conf.beat_scheduler = "celery_lockbeat:LockedScheduler"
 app.conf.broker_connection_retry_on_startup = True
+# touched by each beat and worker, for the probes
+app.conf.lockbeat_health_file = os.environ.get("HEALTH_FILE")
+# after a warm shutdown was asked for twice, or by SIGQUIT: so long runs may still take (Celery 5.5 and newer)
+app.conf.worker_soft_shutdown_timeout = 20
 
 
 @interval(1, app=app, name="heartbeat")

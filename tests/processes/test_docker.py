@@ -27,8 +27,9 @@ def test_the_compose_files_beats_and_workers_run_and_a_killed_beat_stops_no_tick
             # containers have host names of their own
             command += ["--hostname", f"w{number}@test"]
     (tmp_path / "tasks.py").write_text((DOCKER / "tasks.py").read_text())
-    assert set(services["beat"]["environment"]) == {"REDIS_URL"}
-    with running(commands, tmp_path, REDIS_URL=spare_server.url) as (first, second, third, *workers):
+    assert set(services["beat"]["environment"]) == {"REDIS_URL", "HEALTH_FILE"}
+    environment = {"REDIS_URL": spare_server.url, "HEALTH_FILE": f"{tmp_path}/{{kind}}"}
+    with running(commands, tmp_path, **environment) as (first, second, third, *workers):
 
         def ticks() -> list[str]:
             logs = "".join(worker.log() for worker in workers)
@@ -51,3 +52,5 @@ def test_the_readme_kills_beats_by_the_names_that_compose_gives_them():
     assert killed == [f"{compose['name']}-beat-1", f"{compose['name']}-beat-2"]
     for command in re.findall(r"^docker compose.*$", readme, re.MULTILINE):
         assert shlex.split(command)[3] in ("docker/compose.yml", "docker/redis-versions.yml")
+    for service in re.findall(r" exec (\S+) celery", readme):
+        assert service in compose["services"]
