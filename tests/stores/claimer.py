@@ -1,18 +1,22 @@
-"""Claims ticks beside others of its kind, and prints which (entry, run) it has published."""
+"""Replicas that claim ticks beside each other, each with the store opened by itself: claimer.py STORE TARGET HOW_MANY.
+
+It prints which (entry, run) they have published, a line of JSON each.
+"""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import random
 import sys
 import uuid
 
-from opening import open_at
+from opening import import_for, open_at
 
 from celery_lockbeat.stores.base import Claim, EntryState
 
 
-def main(kind: str, target: str, replica: str) -> None:
+def claim_all(kind: str, target: str, replica: str) -> None:
     store = open_at(kind, target, "lockbeat:")
     published = []
     runs = dict.fromkeys([f"e{n}" for n in range(5)], 0)
@@ -37,7 +41,19 @@ def main(kind: str, target: str, replica: str) -> None:
             if store.beats.take_over("app", replica, [each.task_id], ttl=30) == [True]:
                 store.beats.settle("app", replica, [(each.task_id, each.entry)])
                 published.append((each.entry, each.run))
-    print(json.dumps(published))
+    # in one write, or lines of two would mix
+    sys.stdout.write(json.dumps(published) + "\n")
+    sys.stdout.flush()
 
 
-main(*sys.argv[1:])
+if __name__ == "__main__":
+    kind, target, how_many = sys.argv[1:]
+    # nothing is open yet: all that they have in common is what was imported, once
+    import_for(kind)
+    make = multiprocessing.get_context("fork").Process
+    claimers = [make(target=claim_all, args=(kind, target, str(number))) for number in range(int(how_many))]
+    for claimer in claimers:
+        claimer.start()
+    for claimer in claimers:
+        claimer.join()
+    sys.exit(any(claimer.exitcode for claimer in claimers))

@@ -21,6 +21,17 @@ REDIS = {
 }
 
 
+def import_for(name: str) -> None:
+    """What a process imports before it is forked, its children need not."""
+    if name in ("postgresql", "sqlite"):
+        # a process of its own has only this directory on its path
+        sys.path.append(str(Path(__file__).parent.parent))
+        import djangos
+
+        djangos.configure()
+        import celery_lockbeat.contrib.django.store  # noqa: F401
+
+
 def open_at(name: str, target: str, key_prefix: str = "lockbeat:", clock=monotonic) -> Store:
     """A new kind of store needs a line here and an entry in ``conftest.KINDS``."""
     if name in REDIS:
@@ -28,8 +39,7 @@ def open_at(name: str, target: str, key_prefix: str = "lockbeat:", clock=monoton
     if name == "memory":
         return MemoryStore(target, key_prefix=key_prefix, clock=clock)
     if name in ("postgresql", "sqlite"):
-        # a process of its own has only this directory on its path
-        sys.path.append(str(Path(__file__).parent.parent))
+        import_for(name)
         import djangos
 
         alias = djangos.use(json.loads(target))

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from kinds import ONE_OF_EACH, first_on
 from test_contract import HOSTILE
 
 from celery_lockbeat.stores import base
@@ -159,19 +160,19 @@ def test_the_store_tells_its_time(kind):
     assert before < beat.asks().server_time or kind.name in ("memory", "sqlite")
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_any_name_of_an_entry_and_of_an_app_is_one_of_its_own(store, name):
-    beat = Beat(store, "a", name)
-    beat.join()
-    assert beat.lists(name, at=name) == [EntryState(0, name)]
-    assert beat.asks(tick(name, at=name, task_id="id", what=["é", 1, None])).refusals == [None]
-    assert beat.settles(handed_over=["id"]) == []
-    (overdue,) = beat.asks().overdue
-    assert (overdue.entry, overdue.run, overdue.details) == (name, 1, {"what": ["é", 1, None]})
-    assert beat.takes_over("id") == [True]
-    assert beat.settles(("id", name)) == [True]
-    assert beat.lists(name) == [EntryState(1, name)]
-    assert Beat(store, "a", name + "'").lists(name) == [EntryState(0, "t0")]
+def test_any_name_of_an_entry_and_of_an_app_is_one_of_its_own(store):
+    for name in HOSTILE:
+        beat = Beat(store, "a", name)
+        beat.join()
+        assert beat.lists(name, at=name) == [EntryState(0, name)]
+        assert beat.asks(tick(name, at=name, task_id="id", what=["é", 1, None])).refusals == [None], name
+        assert beat.settles(handed_over=["id"]) == [], name
+        (overdue,) = beat.asks().overdue
+        assert (overdue.entry, overdue.run, overdue.details) == (name, 1, {"what": ["é", 1, None]})
+        assert beat.takes_over("id") == [True], name
+        assert beat.settles(("id", name)) == [True], name
+        assert beat.lists(name) == [EntryState(1, name)]
+        assert Beat(store, "a", name + "'").lists(name) == [EntryState(0, "t0")], name
 
 
 # -- settle, take over -------------------------------------------------------------------------------------------------
@@ -242,17 +243,14 @@ def test_overdue_claims_are_told_oldest_first_in_pages(kind, monkeypatch):
     assert beat.overdue(skip=2) == ["e-3"]
 
 
+@first_on(*ONE_OF_EACH)
 def test_replicas_that_fight_over_ticks_get_each_of_them_once(kind, tmp_path):
     script = Path(__file__).with_name("claimer.py")
-    command = [sys.executable, str(script), kind.name, kind.target]
-    claimers = [
-        subprocess.Popen([*command, str(n)], stdout=subprocess.PIPE, text=True, cwd=script.parent) for n in range(4)
-    ]
-    got = Counter()
-    for claimer in claimers:
-        out, _ = claimer.communicate(timeout=60)
-        assert claimer.returncode == 0
-        got.update(tuple(each) for each in json.loads(out))
+    command = [sys.executable, str(script), kind.name, kind.target, "4"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=script.parent, timeout=60)
+    assert done.returncode == 0, done.stderr
+    published = [json.loads(line) for line in done.stdout.splitlines()]
+    got = Counter(tuple(each) for of_one in published for each in of_one)
     # claims made, settled, handed over and taken over at random: what was published was published once
     assert len(got) == 5 * 60
     assert set(got.values()) == {1}
