@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 from datetime import datetime, timedelta, timezone
 from zoneinfo import ZoneInfo
@@ -16,6 +17,9 @@ from simulation import assert_same, let_them_sleep
 
 from celery_lockbeat import LockedTask, cron, interval, timeout
 from celery_lockbeat.exceptions import ConfigurationError
+from celery_lockbeat.schedules import Cron, Every
+from celery_lockbeat.schedules.dues import iter_dues
+from celery_lockbeat.schedules.policy import Policy
 from celery_lockbeat.schedules.when import Timeout
 
 DAY = 86400.0
@@ -61,9 +65,9 @@ def entry_of(app, name):
         ("5-x * * * *", r"minute of @cron is '5-x'"),
         ("1,,2 * * * *", r"minute of @cron is '1,,2'"),
         ("* * * *", r"expression of @cron is '\* \* \* \*'; allowed: five fields, minute hour"),
-        ("* * * * * *", r"allowed: five fields"),
+        ("* * * * * * *", r"allowed: five fields"),
         ("", r"allowed: five fields"),
-        ("@hourly", r"expression of @cron is '@hourly'; allowed: five fields"),
+        ("@reboot", r"expression of @cron is '@reboot'; allowed: five fields.*; @yearly, @annually, @monthly"),
         (5, r"expression of @cron is 5; allowed: five fields"),
         (None, r"expression of @cron is None"),
         (["0", "*", "*", "*", "*"], r"expression of @cron is \["),
@@ -211,9 +215,79 @@ def test_the_schedules_are_what_the_decorators_say(app):
     def t(): ...
 
     app.finalize()
-    assert entry_of(app, "c")["schedule"] == crontab("*/5", "1-3", "mon-fri", "1,15", "*")
+    assert entry_of(app, "c")["schedule"] == Cron("*/5 1-3 1,15 * mon-fri")
     assert entry_of(app, "i")["schedule"] == schedule(120)
     assert entry_of(app, "t")["schedule"] == Timeout(1.5)
+
+
+POLICY = {"jitter": 2, "catchup": "none", "catchup_window": 60, "start_within": timedelta(seconds=5)}
+OF_MANY = {
+    **POLICY,
+    "start": datetime(2026, 1, 1, tzinfo=timezone.utc),
+    "end": datetime(2027, 1, 1, tzinfo=timezone.utc),
+    "max_runs": 5,
+    "catchup_limit": 7,
+}
+
+
+@pytest.mark.parametrize(
+    ("decorator", "when", "policy"),
+    [(cron, "0 * * * *", OF_MANY), (interval, 5, {**OF_MANY, "run_at_start": True}), (timeout, 5, POLICY)],
+)
+def test_the_keywords_of_a_policy_go_to_the_schedule_and_none_to_the_task(app, decorator, when, policy):
+    @decorator(when, name="e", app=app, lock_ttl=7, **policy)
+    def body(): ...
+
+    app.finalize()
+    assert entry_of(app, "e")["schedule"].policy == Policy.read(policy, owner="x")
+    assert entry_of(app, "e")["options"] == {}
+    assert app.tasks["e"].lock_ttl == 7
+    assert not policy.keys() & {name for each in type(app.tasks["e"]).__mro__ for name in vars(each)}
+
+
+def test_with_a_policy_an_interval_is_an_every_and_without_one_celerys(app):
+    interval(5, name="plain", app=app)(nothing)
+    interval(5, name="spread", app=app, jitter=1)(nothing)
+    app.finalize()
+    assert type(entry_of(app, "plain")["schedule"]) is schedule
+    assert isinstance(entry_of(app, "spread")["schedule"], Every)
+
+
+def test_what_celery_can_say_is_a_crontab_for_those_who_know_no_other(app):
+    cron("*/15 * * * mon", name="plain", app=app, timezone="Europe/Berlin")(nothing)
+    cron("*/15 * * * * *", name="seconds", app=app)(nothing)
+    app.finalize()
+    assert isinstance(entry_of(app, "plain")["schedule"], crontab)
+    assert not isinstance(entry_of(app, "seconds")["schedule"], crontab)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_name_of_the_entry_decides_what_h_is_and_the_jitter(app, shared):
+    where = {} if shared else {"app": app}
+    for name in ("one", "other"):
+        cron("H H * * *", name=name, **where)(nothing)
+        interval(600, name=f"every {name}", jitter=300, **where)(nothing)
+    app.finalize()
+    for name in ("one", "other"):
+        assert entry_of(app, name)["schedule"] == Cron("H H * * *").bound_to(name)
+        assert entry_of(app, f"every {name}")["schedule"] == Every(600, jitter=300).bound_to(f"every {name}")
+    assert entry_of(app, "one")["schedule"] != entry_of(app, "other")["schedule"]
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (lambda: cron("0 * * * *", jitter=3601), r"jitter of @cron is 3601.*allowed: at most 3600"),
+        (lambda: cron("0 * * * *", start=datetime(2026, 1, 1)), r"start of @cron is '2026.*a datetime with a timezone"),
+        (lambda: cron("0 * * * *", run_at_start=True), r"run_at_start of @cron is True"),
+        (lambda: interval(0.5, catchup="all"), r"catchup of @interval is 'all'"),
+        (lambda: interval(5, catchup="some"), r"catchup of @interval is 'some'; allowed: 'latest', 'all', 'none'"),
+        (lambda: timeout(5, max_runs=2), r"max_runs of @timeout is not an option"),
+    ],
+)
+def test_a_wrong_policy_is_refused_where_it_stands(make, told):
+    with pytest.raises(ConfigurationError, match=told):
+        make()
 
 
 def test_without_a_name_task_and_entry_have_the_functions_full_name(app):
@@ -395,7 +469,7 @@ def schedules():
 def test_schedules_are_equal_by_what_they_say_and_survive_pickle_and_copy(name):
     one, other = schedules()[name], schedules()[name]
     assert one == other
-    if name != "cron" and name != "interval":  # Celery's own have no hash
+    if name != "interval":  # Celery's own have no hash
         assert hash(one) == hash(other)
     for twin in (pickle.loads(pickle.dumps(one)), copy.copy(one), copy.deepcopy(one)):
         assert twin == one
@@ -484,36 +558,58 @@ CHANGES = {
     "Australia/Lord_Howe": ("2026-04-04T10:00:00.500000+00:00", "2026-10-03T10:00:00.500000+00:00"),
     "Asia/Kolkata": ("2026-03-28T20:00:00.500000+00:00",),
 }
+EXPRESSIONS = ["*/30 * * * *", "30 1-3 * * *", "0 2 * * *", "15 0 * * sun", "45 9 * * *", "5 2 1-31 * *"]
 
 
-@pytest.mark.skipif(celery.VERSION < (5, 7), reason="older Celerys answer otherwise over changes of the clocks")
 @pytest.mark.parametrize(("zone", "start"), [(zone, start) for zone, starts in CHANGES.items() for start in starts])
-def test_a_cron_with_a_timezone_fires_as_celerys_crontab_in_an_app_of_that_timezone(
+def test_over_a_change_of_the_clocks_a_cron_fires_when_it_is_due_in_our_beat_and_in_celerys(
     simulation, monkeypatch, zone, start
 ):
     let_them_sleep(monkeypatch)
     world = simulation.restart(start)
-    enable_utc = zone != "Europe/Berlin"
-    expressions = ["*/30 * * * *", "30 1-3 * * *", "0 2 * * *", "15 0 * * sun", "45 9 * * *", "5 2 1-31 * *"]
-    settings = {"lockbeat_claim_ttl": 3600, "beat_max_loop_interval": 900}
+    settings = {"lockbeat_claim_ttl": 3600, "beat_max_loop_interval": 900, "enable_utc": zone != "Europe/Berlin"}
 
     def decorate(app):
-        for expression in expressions:
+        for expression in EXPRESSIONS:
             cron(expression, name=expression, app=app, timezone=zone)(nothing)
 
-    app = simulation.app(timezone="Asia/Tokyo", enable_utc=enable_utc, **settings)
+    app = simulation.app(timezone="Asia/Tokyo", **settings)
     decorate(app)
     ours = simulation.beat(app)
-    # ours under Celery's beat, and Celery's own in an app of that timezone
-    zoned = simulation.celery({}, prepare=decorate, timezone="Asia/Tokyo", enable_utc=enable_utc, **settings)
+    theirs = simulation.celery({}, prepare=decorate, timezone="Asia/Tokyo", **settings)
+    world.run(ours, theirs, seconds=1.4 * DAY)
+    assert_same(simulation.times(), theirs.broker.times())
+    end = world.start + timedelta(seconds=1.4 * DAY)
+    for expression in EXPRESSIONS:
+        # tests/schedules/test_clock_changes.py has a watchman for these
+        due = list(iter_dues_until(Cron(expression, timezone=zone), world.start, end))
+        sent = [world.start + timedelta(seconds=at) for at in simulation.times().get(expression, [])]
+        assert len(sent) == len(due)
+        assert all(timedelta(0) <= at - moment < timedelta(seconds=2) for at, moment in zip(sent, due, strict=True))
+
+
+def iter_dues_until(when, after, end):
+    return itertools.takewhile(lambda due: due <= end, iter_dues(when, after))
+
+
+@pytest.mark.skipif(celery.VERSION < (5, 7), reason="older Celerys answer otherwise for other zones")
+@pytest.mark.parametrize("zone", CHANGES)
+def test_where_no_clock_is_changed_a_cron_fires_as_celerys_crontab_in_an_app_of_its_timezone(
+    simulation, monkeypatch, zone
+):
+    let_them_sleep(monkeypatch)
+    world = simulation.restart("2026-06-06T10:00:00.500000+00:00")
+    settings = {"lockbeat_claim_ttl": 3600, "beat_max_loop_interval": 900}
+    app = simulation.app(timezone="Asia/Tokyo", **settings)
+    for expression in EXPRESSIONS:
+        cron(expression, name=expression, app=app, timezone=zone)(nothing)
     celerys = {
         each: {"task": each, "schedule": crontab(minute, hour, dow, dom, moy)}
-        for each in expressions
+        for each in EXPRESSIONS
         for minute, hour, dom, moy, dow in [each.split()]
     }
     theirs = simulation.celery(celerys, timezone=zone, **settings)
-    world.run(ours, zoned, theirs, seconds=1.4 * DAY)
+    world.run(simulation.beat(app), theirs, seconds=1.4 * DAY)
     assert_same(simulation.times(), theirs.broker.times())
-    assert_same(zoned.broker.times(), theirs.broker.times())
     local = [world.start + timedelta(seconds=at) for at in simulation.times()["45 9 * * *"]]
     assert {(at.astimezone(ZoneInfo(zone)).hour, at.astimezone(ZoneInfo(zone)).minute) for at in local} == {(9, 45)}

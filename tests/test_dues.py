@@ -10,7 +10,6 @@ import pytest
 from celery import Celery
 from celery.schedules import crontab, schedule, solar
 
-from celery_lockbeat.schedules.celerys import crontab_of
 from celery_lockbeat.schedules.dues import dues_between, next_due
 from celery_lockbeat.schedules.when import Timeout
 
@@ -60,7 +59,9 @@ def test_a_crontab_has_as_many_as_there_are_minutes(expression):
 
 
 def test_it_counts_by_the_clock_of_its_zone():
-    when = crontab_of("0 3 * * *", "Europe/Berlin")
+    there = Celery("there", set_as_current=False)
+    there.conf.timezone = "Europe/Berlin"
+    when = crontab(minute=0, hour=3, app=there)
     found = dues_between(when, datetime(2026, 7, 1, 0, 59, tzinfo=UTC), datetime(2026, 7, 2, 1, 0, tzinfo=UTC))
     assert found == (2, datetime(2026, 7, 2, 3, 0, tzinfo=ZoneInfo("Europe/Berlin")))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from celery_lockbeat import ConfigurationError, Lock, LockLost, TaskSkipped, cron
+from celery_lockbeat import Lock, LockLost, TaskSkipped
 
 HOW_TO = Path(__file__).parent.parent / "docs" / "how-to"
 
@@ -87,14 +87,9 @@ def test_what_nest_schedule_calls_its_decorators_makes_tasks_and_entries():
     app.finalize()
     entries = app.conf.beat_schedule
     assert {name: str(entry["schedule"]) for name, entry in entries.items()} == {
-        "report": "<crontab: 30 6 * * 1-5 (m/h/dM/MY/d)>",
+        "report": "Cron('30 6 * * 1-5', timezone='Europe/Berlin')",
         "sync": "<freq: 10.00 seconds>",
-        "nest.warm_up": "<timeout: 5 s after the start>",
+        "nest.warm_up": "Once(after=5)",
     }
     assert app.tasks["sync"].lock_ttl == 60
     app.close()
-
-
-def test_the_seconds_of_other_crons_are_refused_with_the_expression_without_them():
-    with pytest.raises(ConfigurationError, match=r"without the seconds, which others have first: '30 6 \* \* 1-5'"):
-        cron("0 30 6 * * 1-5")

@@ -18,10 +18,13 @@ ROOT = Path(__file__).parent.parent
 MODULE = """\
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING
 
+from celery import Celery
+
 from celery_lockbeat import LockedTask, cron, interval, timeout
+from celery_lockbeat.schedules import Cron, Every, Once
 
 if TYPE_CHECKING:
     from typing_extensions import assert_type
@@ -42,7 +45,12 @@ def warm_up(self: LockedTask, shop: str) -> int:
     return len(shop)
 
 
-@interval(10)
+@cron("H H * * *", jitter=60, start=datetime(2026, 1, 1, tzinfo=timezone.utc), max_runs=3, catchup="all", lock_ttl=60)
+def spread(day: str) -> int:
+    return len(day)
+
+
+@interval(10, start_within=timedelta(seconds=5), run_at_start=True)
 async def fetch(url: str) -> bytes:
     return url.encode()
 
@@ -63,6 +71,9 @@ def use() -> None:
     report.apply((7,))
     warm_up.delay("x")
     sweep.delay()
+    spread.delay("mon")
+    app = Celery("typed")
+    app.conf.beat_schedule = {"e": {"task": "t", "schedule": Every(60, jitter=5)}, "o": {"task": "t", "schedule": Once(after=5)}}
     print(report.name, report.lock_ttl)
 
 
@@ -80,7 +91,21 @@ def clean() -> None:
     pass
 
 
+@cron("0 * * * *", catchup="some")  # wrong
+def often() -> None:
+    pass
+
+
+@timeout(5, jitter="a little")  # wrong
+def once() -> None:
+    pass
+
+
 def misuse() -> int:
+    Cron("0 * * * *", timezone=5)  # wrong
+    Every(60, catchup="some")  # wrong
+    Once(after=5, max_runs=3)  # wrong
+    spread.delay(5)  # wrong
     report()  # wrong
     report("seven")  # wrong
     report.delay("seven")  # wrong
@@ -129,6 +154,6 @@ def test_a_users_module_is_flagged_where_it_is_wrong_and_nowhere_else(tmp_path, 
     file = tmp_path / "tasks.py"
     file.write_text(MODULE)
     expected = {number for number, line in enumerate(MODULE.split("\n"), 1) if line.endswith("# wrong")}
-    assert len(expected) == 15
+    assert len(expected) == 21
     flagged = {"mypy": flagged_by_mypy, "basedpyright": flagged_by_pyright}[checker](file)
     assert flagged == expected

@@ -26,6 +26,7 @@ from celery.schedules import crontab, schedule
 from celery_lockbeat.beat.agenda import Agenda
 from celery_lockbeat.exceptions import StoreUnavailable
 from celery_lockbeat.membership.members import HEARD_EVERY, KEPT, KEPT_EVERY, Member, enumerate_some, fields_of
+from celery_lockbeat.schedules.when import OwnSchedule
 from celery_lockbeat.stores import name_of
 from celery_lockbeat.stores.base import ALIVE, ANNOUNCED_AT_ONCE, STATE_MEMORY, Announcement, Store
 
@@ -104,6 +105,8 @@ def _of_set(values: Iterable[Any], depth: int) -> Any:
 
 #: What has no ``repr`` that is the same in all processes, and what stands for it instead.
 _FORMS: Final[tuple[tuple[Any, Callable[[Any, int], Any]], ...]] = (
+    # before Celery's, of which some are, too
+    (OwnSchedule, lambda when, _: when.definition),
     (crontab, _of_crontab),
     (schedule, _of_schedule),
     (BeatLazyFunc, lambda value, depth: ("lazy", _of_mapping(vars(value), depth))),

@@ -19,6 +19,7 @@ from celery_lockbeat.journal.audit import Calendar, Counted, Ledger, audit
 from celery_lockbeat.journal.ticks import Tick, ticks_of
 from celery_lockbeat.options import AppOptions
 from celery_lockbeat.schedules.dues import dues_between
+from celery_lockbeat.schedules.when import Cron, OwnSchedule, bound
 from celery_lockbeat.stores import Store, home_store_of, name_of
 from celery_lockbeat.tasks.task import LockedTask
 
@@ -65,14 +66,18 @@ def _tells(app: Any, ran: set[str | None], task: str) -> bool:
 def calendars_of(app: Any) -> dict[str, Calendar]:
     """Return when the entries of the settings and decorators are due, as far as it can be told beforehand."""
     return {
-        name: Calendar(functools.partial(dues_between, when), isinstance(when, crontab), _text_of(when))
+        name: Calendar(
+            functools.partial(dues_between, bound(when, name)), not isinstance(when, schedule), _text_of(when)
+        )
         for name, when in static_schedules(app).items()
-        # what is made of these may be due in another way
-        if isinstance(when, crontab) or type(when) is schedule
+        # what is made of Celery's may be due in another way
+        if isinstance(when, (OwnSchedule, crontab)) or type(when) is schedule
     }
 
 
 def _text_of(when: Any) -> str:
+    if isinstance(when, OwnSchedule):
+        return when.expression if isinstance(when, Cron) else repr(when)
     if isinstance(when, crontab):
         fields = (when._orig_minute, when._orig_hour, when._orig_day_of_month)
         return " ".join(str(each) for each in (*fields, when._orig_month_of_year, when._orig_day_of_week))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import copy
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from celery import Celery, shared_task
@@ -18,8 +18,8 @@ from celery.schedules import BaseSchedule, schedule
 
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.options import TASK_PREFIX, check_options, check_unprefixed
-from celery_lockbeat.schedules.celerys import crontab_of
-from celery_lockbeat.schedules.when import Timeout, seconds_of
+from celery_lockbeat.schedules.policy import POLICY_NAMES
+from celery_lockbeat.schedules.when import Cron, Every, Timeout, bound, seconds_of
 from celery_lockbeat.tasks.task import LockedTask
 
 if TYPE_CHECKING:
@@ -41,6 +41,14 @@ def cron(
     args: Any = (),
     kwargs: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
+    jitter: float | timedelta = 0,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    max_runs: int | None = None,
+    catchup: Literal["latest", "all", "none"] = "latest",
+    catchup_limit: int = 100,
+    catchup_window: float | timedelta | None = None,
+    start_within: float | timedelta | None = None,
     **task_options: Any,
 ) -> BoundDecorator: ...
 
@@ -56,6 +64,14 @@ def cron(
     args: Any = (),
     kwargs: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
+    jitter: float | timedelta = 0,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    max_runs: int | None = None,
+    catchup: Literal["latest", "all", "none"] = "latest",
+    catchup_limit: int = 100,
+    catchup_window: float | timedelta | None = None,
+    start_within: float | timedelta | None = None,
     **task_options: Any,
 ) -> Decorator: ...
 
@@ -71,17 +87,18 @@ def cron(
     options: Mapping[str, Any] | None = None,
     **task_options: Any,
 ) -> Any:
-    """Run a function at the times of a cron expression: minute, hour, day of month, month, day of week.
+    """Run a function at the times of a cron expression: minute, hour, day of month, month, day of week; six have seconds first.
 
     >>> @cron("0 * * * *", name="report-job", lock_key="jobs:report")  # doctest: +SKIP
     ... def hourly_report(): ...
 
     ``name`` is the task's and the entry's, by default the function's full name. ``timezone`` is that of the expression, by
     default the app's. ``args`` and ``kwargs`` are the task's at each tick, ``options`` those of its message (``queue``,
-    ``expires``, ...). Without ``app`` it is a shared task, in every app. All else are options of the task: ``lock_*`` and
-    Celery's. Raises ConfigurationError.
+    ``expires``, ...). Without ``app`` it is a shared task, in every app. ``jitter``, ``start``, ``end``, ``max_runs``,
+    ``catchup`` and the like are the policy of its ticks, as of :class:`~celery_lockbeat.schedules.Cron`. All else are options
+    of the task: ``lock_*`` and Celery's. Raises ConfigurationError.
     """
-    when = crontab_of(expression, timezone)
+    when = Cron(expression, timezone=timezone, owner="@cron", **_policy(task_options))
     return _periodic("cron", when, name, app, args, kwargs, options, task_options)
 
 
@@ -95,6 +112,15 @@ def interval(
     args: Any = (),
     kwargs: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
+    jitter: float | timedelta = 0,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    max_runs: int | None = None,
+    catchup: Literal["latest", "all", "none"] = "latest",
+    catchup_limit: int = 100,
+    catchup_window: float | timedelta | None = None,
+    start_within: float | timedelta | None = None,
+    run_at_start: bool = False,
     **task_options: Any,
 ) -> BoundDecorator: ...
 
@@ -109,6 +135,15 @@ def interval(
     args: Any = (),
     kwargs: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
+    jitter: float | timedelta = 0,
+    start: datetime | None = None,
+    end: datetime | None = None,
+    max_runs: int | None = None,
+    catchup: Literal["latest", "all", "none"] = "latest",
+    catchup_limit: int = 100,
+    catchup_window: float | timedelta | None = None,
+    start_within: float | timedelta | None = None,
+    run_at_start: bool = False,
     **task_options: Any,
 ) -> Decorator: ...
 
@@ -123,8 +158,13 @@ def interval(
     options: Mapping[str, Any] | None = None,
     **task_options: Any,
 ) -> Any:
-    """Run a function every so many ``seconds``, for the first time that long after its first start; else like :func:`cron`."""
-    when = schedule(timedelta(seconds=seconds_of("@interval", seconds, low=0.001)))
+    """Run a function every so many ``seconds``, for the first time that long after its first start; else like :func:`cron`.
+
+    With a keyword of a policy its ticks are due so many seconds after they were due last, else after they were sent.
+    """
+    policy = _policy(task_options)
+    every = timedelta(seconds=seconds_of("@interval", seconds, low=0.001))
+    when = Every(every, owner="@interval", **policy) if policy else schedule(every)
     return _periodic("interval", when, name, app, args, kwargs, options, task_options)
 
 
@@ -138,6 +178,10 @@ def timeout(
     args: Any = (),
     kwargs: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
+    jitter: float | timedelta = 0,
+    catchup: Literal["latest", "all", "none"] = "latest",
+    catchup_window: float | timedelta | None = None,
+    start_within: float | timedelta | None = None,
     **task_options: Any,
 ) -> BoundDecorator: ...
 
@@ -152,6 +196,10 @@ def timeout(
     args: Any = (),
     kwargs: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
+    jitter: float | timedelta = 0,
+    catchup: Literal["latest", "all", "none"] = "latest",
+    catchup_window: float | timedelta | None = None,
+    start_within: float | timedelta | None = None,
     **task_options: Any,
 ) -> Decorator: ...
 
@@ -170,8 +218,13 @@ def timeout(
 
     A cold start is one while no other replica is there. A beat scheduler that is not ours fires it after each of its starts.
     """
-    when = Timeout(seconds_of("@timeout", seconds, low=0.0))
+    when = Timeout(seconds, owner="@timeout", **_policy(task_options))
     return _periodic("timeout", when, name, app, args, kwargs, options, task_options)
+
+
+def _policy(keywords: dict[str, Any]) -> dict[str, Any]:
+    """Take the keywords of a policy out of others."""
+    return {name: keywords.pop(name) for name in POLICY_NAMES if name in keywords}
 
 
 def _periodic(
@@ -192,7 +245,12 @@ def _periodic(
             task = name or app.gen_task_name(function.__name__, function.__module__)
             if task not in app.conf.beat_schedule:
                 # a schedule of its own in each app, for it has that app's timezone
-                entry = {"task": task, "schedule": copy(when), "args": tuple(args), "kwargs": dict(kwargs or {})}
+                entry = {
+                    "task": task,
+                    "schedule": bound(copy(when), task),
+                    "args": tuple(args),
+                    "kwargs": dict(kwargs or {}),
+                }
                 app.conf.beat_schedule = {**app.conf.beat_schedule, task: {**entry, "options": dict(options or {})}}
 
         if app is not None:

@@ -10,16 +10,35 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, Literal, TypedDict
 
 from celery_lockbeat.options import LONGEST, refusal, written
 from celery_lockbeat.options.refusals import refuse_unknown
 from celery_lockbeat.options.rules import flag, one_of, seconds
 
-__all__ = ["LONGEST_TIME", "POLICY_NAMES", "Policy", "moment"]
+__all__ = ["LONGEST_TIME", "POLICY_NAMES", "OnceKeywords", "Policy", "PolicyKeywords", "moment"]
 
 #: Seconds: a year or so. More is a mistake in the unit.
 LONGEST_TIME: Final = 12 * LONGEST
+
+
+class OnceKeywords(TypedDict, total=False):
+    """The keywords of a policy for what comes once."""
+
+    jitter: float | timedelta | None
+    catchup: Literal["latest", "all", "none"] | None
+    catchup_window: float | timedelta | None
+    start_within: float | timedelta | None
+
+
+class PolicyKeywords(OnceKeywords, total=False):
+    """The keywords of a policy, each of which may be None: the default. Durations are seconds."""
+
+    start: datetime | None
+    end: datetime | None
+    max_runs: int | None
+    catchup_limit: int | None
+    run_at_start: bool | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

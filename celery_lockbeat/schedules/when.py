@@ -11,17 +11,21 @@ is said of catching up change nothing: what was missed runs once, as Celery's ow
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone, tzinfo
 from functools import lru_cache
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Final, NamedTuple
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from celery.schedules import BaseSchedule, crontab, schedstate, schedule
 
 from celery_lockbeat.options import refusal, unit, written
 from celery_lockbeat.schedules.expression import Expression
-from celery_lockbeat.schedules.policy import LONGEST_TIME, Policy, moment
+from celery_lockbeat.schedules.policy import LONGEST_TIME, OnceKeywords, Policy, PolicyKeywords, moment
 from celery_lockbeat.schedules.zoned import Zoned
+
+if TYPE_CHECKING:
+    from typing_extensions import Self, Unpack
 
 __all__ = ["Cron", "Dues", "Every", "Once", "OwnSchedule", "Timeout", "bound", "policy_of", "seconds_of"]
 
@@ -64,7 +68,7 @@ class OwnSchedule(BaseSchedule):  # type: ignore[misc]
     #: the entry's, if it is bound to one
     name: str | None
 
-    def __init__(self, owner: str, policy: dict[str, Any], nowfun: Any, app: Any) -> None:
+    def __init__(self, owner: str, policy: Mapping[str, Any], nowfun: Any, app: Any) -> None:
         BaseSchedule.__init__(self, nowfun=nowfun, app=app)
         self.name = None
         self.policy = Policy.read(policy, owner=owner, without=self.without)
@@ -210,12 +214,14 @@ class Cron(OwnSchedule):
 
     kind = "cron"
 
-    def __new__(cls, expression: Any = None, **keywords: Any) -> Any:
+    def __new__(cls, expression: Any = None, **keywords: Any) -> Self:
         """Choose between what Celery can say, and what it cannot."""
+        chosen: Any = cls
         bounds = keywords.get("start") is not None or keywords.get("end") is not None
         if cls is Cron and not bounds and _read(expression, keywords.get("owner", "Cron")).celerys is not None:
-            return object.__new__(_CelerysCron)
-        return object.__new__(cls)
+            chosen = _CelerysCron
+        made: Self = object.__new__(chosen)
+        return made
 
     def __init__(
         self,
@@ -225,7 +231,7 @@ class Cron(OwnSchedule):
         nowfun: Any = None,
         app: Any = None,
         owner: str = "Cron",
-        **policy: Any,
+        **policy: Unpack[PolicyKeywords],
     ) -> None:
         self._owner: Final = owner
         self._expression = _read(expression, owner)
@@ -402,7 +408,13 @@ class Every(OwnSchedule, schedule):  # type: ignore[misc]
     relative = False
 
     def __init__(
-        self, seconds: float | timedelta, *, nowfun: Any = None, app: Any = None, owner: str = "Every", **policy: Any
+        self,
+        seconds: float | timedelta,
+        *,
+        nowfun: Any = None,
+        app: Any = None,
+        owner: str = "Every",
+        **policy: Unpack[PolicyKeywords],
     ) -> None:
         self.run_every: Final = timedelta(seconds=seconds_of(owner, seconds, low=0.001))
         super().__init__(owner, policy, nowfun, app)
@@ -465,15 +477,23 @@ class Once(OwnSchedule):
     kind = "timeout"
     without = frozenset({"start", "end", "max_runs", "catchup_limit", "run_at_start"})
 
-    def __new__(cls, *_args: Any, after: Any = None, **_keywords: Any) -> Any:
+    def __new__(cls, *_args: Any, after: float | timedelta | None = None, **_keywords: Any) -> Self:
         """Choose between the two."""
-        return object.__new__(Timeout if cls is Once and after is not None else cls)
+        chosen: Any = Timeout if cls is Once and after is not None else cls
+        made: Self = object.__new__(chosen)
+        return made
 
     def __init__(
-        self, *, at: datetime | None = None, nowfun: Any = None, app: Any = None, owner: str = "Once", **policy: Any
+        self,
+        *,
+        at: datetime | None = None,
+        after: float | timedelta | None = None,
+        nowfun: Any = None,
+        app: Any = None,
+        owner: str = "Once",
+        **policy: Unpack[OnceKeywords],
     ) -> None:
-        policy.pop("after", None)  # it is None, or this would be the other
-        if at is None:
+        if at is None or after is not None:
             raise refusal(f"the time of {owner}", at, "after=seconds, or at=datetime")
         self.at: Final = moment(f"at of {owner}", at)
         super().__init__(owner, policy, nowfun, app)
@@ -510,7 +530,7 @@ class Timeout(Once):
         after: float | timedelta | None = None,
         at: datetime | None = None,
         owner: str = "Once",
-        **policy: Any,
+        **policy: Unpack[OnceKeywords],
     ) -> None:
         if at is not None:
             raise refusal(f"at of {owner}", at, "either after=seconds, or at=datetime")
