@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+import docs
 from celery_lockbeat import Lock, LockLost, TaskSkipped
+from celery_lockbeat.options import AppOptions
 
 HOW_TO = Path(__file__).parent.parent / "docs" / "how-to"
 
@@ -72,6 +74,35 @@ def test_flasks_own_base_and_ours_make_one(app):
         report(7)
     assert not flask.has_app_context()
     assert report.__wrapped__.__name__ == "report"
+
+
+def test_a_web_process_sends_looks_and_locks(server):
+    fastapi = pytest.importorskip("fastapi")
+    scope = docs.run("how-to/fastapi.md", url=server.url)
+    celery_app = scope["celery_app"]
+    celery_app.conf.update(task_always_eager=True, task_store_eager_result=True)
+    look = scope["look_at_a_report"]
+    assert look(scope["ask_for_a_report"](7)["id"]) == {"state": "success", "report": "report of 7"}
+    scope["import_now"](7)
+    with Lock("report:7", app=celery_app):
+        # as a worker answers for a run that it skips
+        celery_app.backend.mark_as_revoked("an-id", "report:7 is held by w1@host")
+        assert look("an-id") == {"state": "skipped", "why": "report:7 is held by w1@host"}
+        with pytest.raises(fastapi.HTTPException) as refused:
+            scope["import_now"](7)
+    assert refused.value.status_code == 409
+    celery_app.close()
+
+
+@pytest.mark.parametrize("page", ["kubernetes", "systemd"])
+def test_the_settings_of_a_deployment_are_read_from_its_environment(page, monkeypatch):
+    monkeypatch.setenv("REDIS_URL", "redis://redis.example.com:6379/3")
+    monkeypatch.setenv("HEALTH_FILE", "/tmp/{kind}")
+    app = docs.run(f"how-to/{page}.md")["app"]
+    options = AppOptions.read(app.conf)
+    assert options.connection("redis", "default")["url"] == "redis://redis.example.com:6379/3"
+    assert options.health_file == "/tmp/{kind}"
+    app.close()
 
 
 def test_a_base_that_awaits_holds_the_lock_of_a_coroutine(app):
