@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import forker
 from fleet import HERE, Fleet, Witness
 from kombu import pools
 from postgres import Postgres
@@ -35,6 +36,12 @@ def heeded_sigint() -> Iterator[None]:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_forker_left() -> Iterator[None]:
+    yield
+    forker.end()
 
 
 @pytest.fixture(scope="module", autouse=True)

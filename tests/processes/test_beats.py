@@ -100,7 +100,7 @@ SOAK = float(os.environ.get("LOCKBEAT_TEST_SOAK_SECONDS", "1200"))
     ("driver", "seconds"),
     [
         pytest.param("redis", 15.0, id="redis"),
-        pytest.param("memory", 7.0, id="memory"),
+        pytest.param("memory", 7.0, id="memory", marks=pytest.mark.soak),
         pytest.param("redis", SOAK, id="soak-redis", marks=[pytest.mark.soak, pytest.mark.timeout(SOAK + 300)]),
         pytest.param("memory", SOAK, id="soak-memory", marks=[pytest.mark.soak, pytest.mark.timeout(SOAK + 300)]),
     ],
@@ -646,6 +646,7 @@ def test_replicas_whose_clocks_differ_fire_each_mark_of_the_clock_once(make_beat
 # -- many entries ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.soak
 def test_a_hundred_thousand_entries_start_in_seconds_and_hold_up_none_of_the_short_ones(make_beats):
     more = 100_000
     first = {"first": every(0.5)}
@@ -669,6 +670,7 @@ def test_a_hundred_thousand_entries_start_in_seconds_and_hold_up_none_of_the_sho
     assert beats.book.listed_by(beat.pid) == more + 2
 
 
+@pytest.mark.soak
 def test_replicas_share_the_work_of_many_entries(make_beats):
     beats = make_beats({}, lockbeat_claim_ttl=30)
     a, b = beats.start("a", "b", test_more_entries=[2000, 1.0])

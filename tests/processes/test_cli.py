@@ -18,7 +18,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from commands import running
+from commands import forker, running
 from proxy import Proxy
 from servers import Server, free_port, wait_until
 
@@ -68,14 +68,8 @@ class Project:
     def run(self, *arguments: str, environment: dict[str, str] | None = None, **settings: object):
         if arguments[0] == "doctor" and not self.misses_its_beat:
             arguments = (*arguments, "--ignore", "no-beat")
-        return subprocess.run(
-            [sys.executable, "-m", "celery", "-A", "proj", "lockbeat", *arguments],
-            cwd=self.directory,
-            env={**os.environ, **self.environment(environment or {}, settings)},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        command = ["-A", "proj", "lockbeat", *arguments]
+        return forker.run(command, self.directory, self.environment(environment or {}, settings))
 
     def told(self, *arguments: str, **more):
         done = self.run(*arguments, "--json", **more)
@@ -407,8 +401,20 @@ def test_a_store_that_is_away_is_said_in_one_line_without_its_password(project, 
     assert "geheim" not in done.stderr
 
 
-@pytest.mark.parametrize("setting", ["lockbeat_ttl", "lockbeat_claim_ttl", "lockbeat_redis_url"])
-@pytest.mark.parametrize("command", ["beat --pidfile=", "worker -P solo", "lockbeat status"])
+@pytest.mark.parametrize(
+    ("command", "setting"),
+    [
+        ("beat --pidfile=", "lockbeat_ttl"),
+        ("beat --pidfile=", "lockbeat_claim_ttl"),
+        ("worker -P solo", "lockbeat_ttl"),
+        ("lockbeat status", "lockbeat_redis_url"),
+        pytest.param("beat --pidfile=", "lockbeat_redis_url", marks=pytest.mark.soak),
+        pytest.param("worker -P solo", "lockbeat_claim_ttl", marks=pytest.mark.soak),
+        pytest.param("worker -P solo", "lockbeat_redis_url", marks=pytest.mark.soak),
+        pytest.param("lockbeat status", "lockbeat_ttl", marks=pytest.mark.soak),
+        pytest.param("lockbeat status", "lockbeat_claim_ttl", marks=pytest.mark.soak),
+    ],
+)
 def test_a_wrong_setting_ends_every_command_with_one_line_and_status_1(project, command, setting):
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "celery", "-A", "proj", *command.split()],

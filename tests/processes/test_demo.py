@@ -246,7 +246,9 @@ def test_a_server_out_of_reach_is_told(demo):
     demo.assert_nothing_is_left()
 
 
-@pytest.mark.parametrize(("name", "words"), [("beat-1", ["beat"]), ("worker-2", ["worker-2@demo"])])
+@pytest.mark.parametrize(
+    ("name", "words"), [("beat-1", ["beat"]), pytest.param("worker-2", ["worker-2@demo"], marks=pytest.mark.soak)]
+)
 def test_a_process_that_dies_unasked_is_told_with_its_last_words(demo, name, words):
     process = demo.start()
     demo.wait_for("running")
@@ -297,6 +299,7 @@ def test_on_a_terminal_it_is_one_live_view_and_the_terminals_again_after_a_signa
     demo.assert_nothing_is_left()
 
 
+@pytest.mark.soak
 def test_what_is_interrupted_here_is_so_too_where_the_suite_ignores_sigint():
     """As it does in a background job of a shell."""
     test = f"{__file__}::{test_a_signal_while_it_starts_leaves_nothing_behind.__name__}"

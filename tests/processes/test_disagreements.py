@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from commands import running
+from commands import forker, running
 from servers import Server, wait_until
 
 PROJ = """
@@ -49,14 +46,8 @@ class Project:
         return running([command], directory, **self.environment(*told, **more))
 
     def finds(self, *told, **more) -> dict[str, list[str]]:
-        done = subprocess.run(
-            [sys.executable, "-m", "celery", "-A", "proj", "lockbeat", "doctor", "--json"],
-            cwd=self.directory,
-            env={**os.environ, **self.environment(*told, **more)},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        command = ["-A", "proj", "lockbeat", "doctor", "--json"]
+        done = forker.run(command, self.directory, self.environment(*told, **more))
         assert "Traceback" not in done.stderr, done.stderr
         found: dict[str, list[str]] = {}
         for finding in json.loads(done.stdout)["findings"]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections import Counter
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 from celery import Celery
-from commands import running
+from commands import forker, running
 from servers import Server, wait_until
 
 from celery_lockbeat import Lock
@@ -61,14 +60,7 @@ class Shop:
         self.killed = self.stopped = datetime.min.replace(tzinfo=timezone.utc)
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "celery", "-A", "proj", "lockbeat", *arguments],
-            cwd=self.directory,
-            env={**os.environ, "URL": self.server.url},
-            capture_output=True,
-            text=True,
-            timeout=100,
-        )
+        done = forker.run(["-A", "proj", "lockbeat", *arguments], self.directory, {"URL": self.server.url}, timeout=100)
         assert "Traceback" not in done.stderr, done.stderr
         return done
 

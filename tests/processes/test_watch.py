@@ -15,7 +15,7 @@ from xml.etree import ElementTree as ET
 import psutil
 import pytest
 from celery import Celery
-from commands import running
+from commands import forker, running
 from screens import Seat
 from servers import Server, wait_until
 
@@ -86,14 +86,7 @@ class Shop:
         return Seat([*LOCKBEAT, "watch", *arguments], self.directory, environment, columns, lines)
 
     def run(self, *arguments: str, url: str | None = None) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*LOCKBEAT, *arguments],
-            cwd=self.directory,
-            env={**os.environ, "URL": url or self.server.url},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        return forker.run(["-A", "proj", "lockbeat", *arguments], self.directory, {"URL": url or self.server.url})
 
 
 @pytest.fixture(scope="module")
