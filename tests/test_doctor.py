@@ -12,9 +12,9 @@ from celery import Celery
 
 import docs
 from celery_lockbeat import Lock, LockedTask
-from celery_lockbeat.cli.doctor.facts import Facts, MemberFacts, StoreFacts, TaskFacts, gather
-from celery_lockbeat.cli.doctor.kinds import KINDS, LEVELS
-from celery_lockbeat.cli.doctor.rules import CLEANUP, examine
+from celery_lockbeat.insight.doctor.facts import Facts, MemberFacts, StoreFacts, TaskFacts, gather
+from celery_lockbeat.insight.doctor.kinds import KINDS, LEVELS
+from celery_lockbeat.insight.doctor.rules import CLEANUP, examine
 from celery_lockbeat.options import LockOptions
 from celery_lockbeat.stores.base import Beats, EntryState, Replica
 from celery_lockbeat.stores.redis.store import ServerFacts

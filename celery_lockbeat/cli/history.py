@@ -8,9 +8,11 @@ from typing import Any, Final
 
 import click
 
-from celery_lockbeat.cli.journals import names_known, refuse_unknown, story_since
+from celery_lockbeat.cli.journals import refuse_unknown
 from celery_lockbeat.cli.output import command, print_json, print_pages, table_lines, width_of_terminal
-from celery_lockbeat.cli.times import date_of, since_of, since_option, to_the_second
+from celery_lockbeat.cli.times import since_option
+from celery_lockbeat.insight.journals import names_known, story_since
+from celery_lockbeat.insight.times import date_of, since_of, to_the_second
 from celery_lockbeat.journal.ticks import OUTCOMES, Tick, named
 from celery_lockbeat.observe.vocabulary import took
 

@@ -12,8 +12,9 @@ from typing import Any, Final
 import click
 from celery.bin.base import CeleryCommand
 
-from celery_lockbeat.cli.redaction import redactor
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
+from celery_lockbeat.insight.plain import printable
+from celery_lockbeat.insight.redaction import redactor
 
 __all__ = [
     "command",
@@ -111,11 +112,6 @@ def _line(
             blank = " " * (widths[name] - len(text))
             shown.append(blank + style(text) if name in right else style(text) + blank)
     return "  ".join(shown).rstrip()
-
-
-def printable(text: str) -> str:
-    """Return a text on one line: messages of errors may have several, and what a terminal obeys."""
-    return text if text.isprintable() else "".join(each if each.isprintable() else " " for each in text)
 
 
 def print_pages(ctx: click.Context, lines: Sequence[str]) -> None:

@@ -9,9 +9,10 @@ from typing import Any, Final
 import click
 
 from celery_lockbeat.cli.audit import settled_ledger
-from celery_lockbeat.cli.journals import Story
 from celery_lockbeat.cli.output import command, print_json, table_lines
-from celery_lockbeat.cli.times import since_of, since_option, to_the_second
+from celery_lockbeat.cli.times import since_option
+from celery_lockbeat.insight.journals import Story
+from celery_lockbeat.insight.times import since_of, to_the_second
 from celery_lockbeat.journal.statistics import Spread, Statistics, statistics_of
 from celery_lockbeat.observe.vocabulary import took
 

@@ -11,9 +11,9 @@ from typing import Any
 import click
 from celery.utils import uuid
 
-from celery_lockbeat.cli.entries import NamedEntry, named_entries
 from celery_lockbeat.cli.output import command, print_json
 from celery_lockbeat.exceptions import StoreUnavailable
+from celery_lockbeat.insight.entries import NamedEntry, named_entries
 from celery_lockbeat.membership.used import stores_in_use
 from celery_lockbeat.options import AppOptions
 from celery_lockbeat.stores import Store, name_of

@@ -10,8 +10,8 @@ from rich.cells import set_cell_size
 from rich.console import Console
 from rich.text import Text
 
-from celery_lockbeat.cli.output import printable
 from celery_lockbeat.cli.signs import Sign
+from celery_lockbeat.insight.plain import printable
 
 __all__ = ["cell", "console_of_stdout", "text_of"]
 

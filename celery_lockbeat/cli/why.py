@@ -8,9 +8,10 @@ from typing import Any, Final, NamedTuple
 
 import click
 
-from celery_lockbeat.cli.journals import Story, audited, calendars_of, names_known, refuse_unknown, story_since
+from celery_lockbeat.cli.journals import refuse_unknown
 from celery_lockbeat.cli.output import command, print_json, printable
-from celery_lockbeat.cli.times import moment_of, now
+from celery_lockbeat.insight.journals import Story, audited, calendars_of, names_known, story_since
+from celery_lockbeat.insight.times import moment_of, now
 from celery_lockbeat.journal.audit import Gap
 from celery_lockbeat.journal.sentences import Writing, sentence_of
 from celery_lockbeat.journal.ticks import Tick

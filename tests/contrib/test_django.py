@@ -14,9 +14,9 @@ from simulation import let_them_sleep
 from worlds import die_with_a_claim
 
 from celery_lockbeat import ConfigurationError, cron, timeout
-from celery_lockbeat.cli.doctor.facts import gather
-from celery_lockbeat.cli.doctor.rules import examine
 from celery_lockbeat.contrib.schedulers import entries_of, names_of
+from celery_lockbeat.insight.doctor.facts import gather
+from celery_lockbeat.insight.doctor.rules import examine
 
 
 @pytest.fixture

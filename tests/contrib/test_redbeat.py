@@ -20,12 +20,12 @@ from simulation import every
 from worlds import die_with_a_claim
 
 from celery_lockbeat import ConfigurationError, cron, timeout
-from celery_lockbeat.cli.doctor.facts import gather
-from celery_lockbeat.cli.doctor.rules import examine
 from celery_lockbeat.contrib import versions
 from celery_lockbeat.contrib.redbeat import LockedRedBeatScheduler
 from celery_lockbeat.contrib.redbeat.hashes import Look
 from celery_lockbeat.contrib.schedulers import entries_of, names_of
+from celery_lockbeat.insight.doctor.facts import gather
+from celery_lockbeat.insight.doctor.rules import examine
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from celery.schedules import schedule
 
-from celery_lockbeat.cli.timeline.lanes import timeline_of
 from celery_lockbeat.cli.timeline.svg import svg_of
 from celery_lockbeat.cli.timeline.text import lines_of
-from celery_lockbeat.cli.watch.model import Model
 from celery_lockbeat.cli.watch.view import View
+from celery_lockbeat.insight.lanes import timeline_of
+from celery_lockbeat.insight.model import Model
 from celery_lockbeat.journal.records import Record
 from celery_lockbeat.journal.ticks import ticks_of
 from celery_lockbeat.stores.base import Beats, EntryState, LiveLock, Replica, StoredEntry

@@ -11,9 +11,9 @@ from ledgers import NOON, at, of_run, published, ran, record
 from test_doctor import BEAT, FINE, FOUND
 
 from celery_lockbeat import LockedTask
-from celery_lockbeat.cli.doctor.facts import READ_AT_MOST, Facts, JournalFacts, gather
-from celery_lockbeat.cli.doctor.kinds import KINDS
-from celery_lockbeat.cli.doctor.rules import examine
+from celery_lockbeat.insight.doctor.facts import READ_AT_MOST, Facts, JournalFacts, gather
+from celery_lockbeat.insight.doctor.kinds import KINDS
+from celery_lockbeat.insight.doctor.rules import examine
 from celery_lockbeat.journal.writer import journal_of
 from celery_lockbeat.stores import home_store_of
 from celery_lockbeat.stores.base import Beats, EntryState, JournalStore
@@ -368,7 +368,7 @@ def test_the_journal_is_read_from_the_store_without_passwords(app):
 
 
 def test_no_more_is_read_than_is_judged(app, monkeypatch):
-    monkeypatch.setattr("celery_lockbeat.cli.doctor.facts.READ_AT_MOST", 3)
+    monkeypatch.setattr("celery_lockbeat.insight.doctor.facts.READ_AT_MOST", 3)
     written(app, *(("tick_published", {"entry": "hourly", "run": run}) for run in range(9)))
     assert [each.run for each in gather(app).journal.records] == [6, 7, 8]
 

@@ -13,9 +13,10 @@ from celery.schedules import crontab
 
 from celery_lockbeat import ConfigurationError, LockedTask
 from celery_lockbeat.cli import history, why
-from celery_lockbeat.cli.journals import audited, calendars_of, refuse_unknown, story_since
+from celery_lockbeat.cli.journals import refuse_unknown
 from celery_lockbeat.cli.output import printable, table_lines
-from celery_lockbeat.cli.times import moment_of, since_of
+from celery_lockbeat.insight.journals import audited, calendars_of, story_since
+from celery_lockbeat.insight.times import moment_of, since_of
 from celery_lockbeat.journal import writer
 from celery_lockbeat.journal.records import encode
 from celery_lockbeat.journal.writer import Journal

@@ -16,11 +16,12 @@ from click.testing import CliRunner
 from ledgers import NOON, at, of_run, published, ran, record
 
 from celery_lockbeat.cli.signs import Sign, styled
-from celery_lockbeat.cli.timeline import _write, lanes
-from celery_lockbeat.cli.timeline.lanes import Timeline, axis_of, timeline_of
+from celery_lockbeat.cli.timeline import _write
 from celery_lockbeat.cli.timeline.svg import _LEGEND, _MARKS, _STYLE, page_of, svg_of
 from celery_lockbeat.cli.timeline.text import lines_of
 from celery_lockbeat.exceptions import ConfigurationError
+from celery_lockbeat.insight import lanes
+from celery_lockbeat.insight.lanes import Timeline, axis_of, timeline_of
 from celery_lockbeat.journal.ticks import OUTCOMES, ticks_of
 
 HOSTILE = "</text><script>alert(1)</script>&amp;\"'<!--]]>\x00\x1b[2J\ud800\u202e\n" + "漢" * 60

@@ -16,13 +16,13 @@ from ledgers import NOON, at, of_run, published, ran, record
 from rich.cells import cell_len
 
 from celery_lockbeat.cli.signs import SIGNS, Sign, Track, strip_of
-from celery_lockbeat.cli.watch import feed, model
-from celery_lockbeat.cli.watch.feed import Feed
 from celery_lockbeat.cli.watch.keys import KeyReader
-from celery_lockbeat.cli.watch.model import KEPT, SORTS, Model
-from celery_lockbeat.cli.watch.said import event_of, span_of
 from celery_lockbeat.cli.watch.view import View
 from celery_lockbeat.exceptions import StoreUnavailable
+from celery_lockbeat.insight import feed, model
+from celery_lockbeat.insight.feed import Feed
+from celery_lockbeat.insight.model import KEPT, SORTS, Model
+from celery_lockbeat.insight.said import event_of, span_of
 from celery_lockbeat.journal.ticks import OUTCOMES, ticks_of
 from celery_lockbeat.stores.base import Beats, EntryState, LiveLock, Replica, StoredEntry
 

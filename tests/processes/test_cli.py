@@ -24,7 +24,7 @@ from servers import Server, free_port, wait_until
 
 from celery_lockbeat import Lock
 from celery_lockbeat.cli import COMMANDS
-from celery_lockbeat.cli.doctor.kinds import KINDS
+from celery_lockbeat.insight.doctor.kinds import KINDS
 from celery_lockbeat.stores.base import BACKLOG, Claim, EntryState, Lease
 from celery_lockbeat.stores.redis.store import RedisStore
 

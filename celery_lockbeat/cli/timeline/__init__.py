@@ -9,14 +9,15 @@ from typing import Final
 
 import click
 
-from celery_lockbeat.cli.journals import story_since
 from celery_lockbeat.cli.output import printable, textual
 from celery_lockbeat.cli.signs import styled
-from celery_lockbeat.cli.timeline.lanes import Timeline, some, timeline_of
 from celery_lockbeat.cli.timeline.svg import page_of, svg_of
 from celery_lockbeat.cli.timeline.text import lines_of
-from celery_lockbeat.cli.times import now, since_of, since_option
+from celery_lockbeat.cli.times import since_option
 from celery_lockbeat.exceptions import ConfigurationError
+from celery_lockbeat.insight.journals import story_since
+from celery_lockbeat.insight.lanes import Timeline, some, timeline_of
+from celery_lockbeat.insight.times import now, since_of
 from celery_lockbeat.stores import name_of
 
 __all__ = ["timeline"]

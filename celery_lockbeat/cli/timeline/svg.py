@@ -11,8 +11,8 @@ from datetime import datetime
 from typing import Final
 from xml.sax.saxutils import escape
 
-from celery_lockbeat.cli.output import printable
-from celery_lockbeat.cli.timeline.lanes import Bar, Lane, Timeline, axis_of
+from celery_lockbeat.insight.lanes import Bar, Lane, Timeline, axis_of
+from celery_lockbeat.insight.plain import printable
 
 __all__ = ["page_of", "svg_of"]
 

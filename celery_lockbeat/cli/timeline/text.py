@@ -9,9 +9,9 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
-from celery_lockbeat.cli.output import printable
 from celery_lockbeat.cli.signs import BAR, LOST, SIGNS, Sign, Track
-from celery_lockbeat.cli.timeline.lanes import Lane, Timeline, axis_of
+from celery_lockbeat.insight.lanes import Lane, Timeline, axis_of
+from celery_lockbeat.insight.plain import printable
 
 __all__ = ["lines_of"]
 

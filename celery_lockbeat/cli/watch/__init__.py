@@ -22,9 +22,9 @@ from celery_lockbeat.stores import name_of
 from celery_lockbeat.tasks.task import LockedTask
 
 if TYPE_CHECKING:
-    from celery_lockbeat.cli.watch.feed import Feed
-    from celery_lockbeat.cli.watch.model import Model
     from celery_lockbeat.cli.watch.view import View
+    from celery_lockbeat.insight.feed import Feed
+    from celery_lockbeat.insight.model import Model
 
 __all__ = ["watch"]
 
@@ -44,9 +44,9 @@ def watch(ctx: click.Context, once: bool) -> None:
     if not once and not is_terminal:
         ctx.obj.error("watch needs a terminal; for programs there are `history --json` and `status --json`, or --once")
         ctx.exit(2)
-    from celery_lockbeat.cli.watch.feed import Feed  # noqa: PLC0415  after the check: what follows needs rich
-    from celery_lockbeat.cli.watch.model import Model  # noqa: PLC0415
     from celery_lockbeat.cli.watch.view import View  # noqa: PLC0415
+    from celery_lockbeat.insight.feed import Feed  # noqa: PLC0415  after the check: what follows needs rich
+    from celery_lockbeat.insight.model import Model  # noqa: PLC0415
 
     place = stores_in_use(app)[0].name  # this imports the app's tasks
     model = Model(static_entries(app), _tells(app), datetime.now(timezone.utc))

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from celery_lockbeat.cli.screen import cell
 from celery_lockbeat.cli.watch import parts
-from celery_lockbeat.cli.watch.model import SORTS, Model, Row
+from celery_lockbeat.insight.model import SORTS, Model, Row
 
 __all__ = ["STEPS", "Listing"]
 

@@ -13,10 +13,10 @@ from rich.console import Group
 from rich.live import Live
 
 from celery_lockbeat.cli.screen import console_of_stdout
-from celery_lockbeat.cli.watch.feed import Feed
 from celery_lockbeat.cli.watch.keys import Terminal, silenced_stderr
-from celery_lockbeat.cli.watch.model import Model
 from celery_lockbeat.cli.watch.view import View
+from celery_lockbeat.insight.feed import Feed
+from celery_lockbeat.insight.model import Model
 
 __all__ = ["look_on"]
 

@@ -9,13 +9,13 @@ from typing import Any, Final
 
 from rich.text import Text
 
-from celery_lockbeat.cli.output import printable
 from celery_lockbeat.cli.screen import cell
 from celery_lockbeat.cli.signs import SIGNS
 from celery_lockbeat.cli.watch import parts
 from celery_lockbeat.cli.watch.listing import STEPS
-from celery_lockbeat.cli.watch.model import Model, Row
-from celery_lockbeat.cli.watch.said import held_by
+from celery_lockbeat.insight.model import Model, Row
+from celery_lockbeat.insight.plain import printable
+from celery_lockbeat.insight.said import held_by
 from celery_lockbeat.journal.sentences import Writing, sentence_of
 from celery_lockbeat.journal.ticks import Tick
 from celery_lockbeat.observe.vocabulary import took

@@ -13,8 +13,8 @@ from rich.text import Text
 
 from celery_lockbeat.cli.screen import cell, text_of
 from celery_lockbeat.cli.signs import SIGNS, strip_of
-from celery_lockbeat.cli.watch.model import Row, Share
-from celery_lockbeat.cli.watch.said import event_of, span_of, style_of
+from celery_lockbeat.insight.model import Row, Share
+from celery_lockbeat.insight.said import event_of, span_of
 from celery_lockbeat.journal.records import Record
 from celery_lockbeat.journal.ticks import Tick
 from celery_lockbeat.stores.base import LiveLock
@@ -67,6 +67,20 @@ _KEYS: Final = (
     ("p, space", "pause the view, and go on"),
     ("?", "these keys"),
 )
+
+
+_STYLES: Final = {
+    "task_failed": "red",
+    "task_died": "bold red",
+    "lock_expired_before_finish": "bold red",
+    "tick_missed": "magenta",
+    "tick_late": "yellow",
+    "task_skipped": "yellow",
+    "run_overdue": "yellow",
+    "entry_silent": "yellow",
+    "records_dropped": "yellow",
+    "driver_fallback": "red",
+}
 
 
 class Columns(NamedTuple):
@@ -191,8 +205,12 @@ def events(newest: Sequence[Record], width: int, at_most: int, now: datetime, zo
     for record in newest[-at_most:] if at_most > 0 else ():
         at = record.at.astimezone(zone)
         clock = at.strftime("%H:%M:%S" if at.date() == today else "%m-%d %H:%M:%S")
-        lines.append(Text(cell(f" {clock}  {event_of(record)}", width), style_of(record)))
+        lines.append(Text(cell(f" {clock}  {event_of(record)}", width), _style_of(record)))
     return [*lines, *[Text("")] * (at_most - len(lines))]
+
+
+def _style_of(record: Record) -> str:
+    return _STYLES.get(record.event, "")
 
 
 def legend() -> Text:

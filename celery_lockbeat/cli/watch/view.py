@@ -14,9 +14,9 @@ from rich.text import Text
 from celery_lockbeat.cli.screen import cell
 from celery_lockbeat.cli.watch import parts
 from celery_lockbeat.cli.watch.listing import Listing
-from celery_lockbeat.cli.watch.model import Model
 from celery_lockbeat.cli.watch.opened import Opened
-from celery_lockbeat.cli.watch.said import span_of
+from celery_lockbeat.insight.model import Model
+from celery_lockbeat.insight.said import span_of
 
 __all__ = ["View"]
 

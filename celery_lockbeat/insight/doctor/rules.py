@@ -11,9 +11,9 @@ from statistics import median
 from typing import Final
 
 from celery_lockbeat.beat.clocks import SKEW
-from celery_lockbeat.cli.doctor.facts import Facts, StoreFacts, TaskFacts
-from celery_lockbeat.cli.doctor.journal import bare, what_happened
-from celery_lockbeat.cli.doctor.kinds import KINDS, LEVELS, Finding
+from celery_lockbeat.insight.doctor.facts import Facts, StoreFacts, TaskFacts
+from celery_lockbeat.insight.doctor.journal import bare, what_happened
+from celery_lockbeat.insight.doctor.kinds import KINDS, LEVELS, Finding
 from celery_lockbeat.membership.members import enumerate_some
 from celery_lockbeat.membership.startup import LONG_LEASE
 from celery_lockbeat.options import written

@@ -1,10 +1,4 @@
-"""What one would otherwise learn at 3 a.m.: the facts are gathered once, and judged by functions of them alone.
-
-Promises: nothing is changed, but for a key of a second that nobody else uses; a store that does not answer is a finding, in
-the time that its options give it; no password is in what is printed.
-
-Not promised: that all is well where nothing is found. It sees the settings of one process, and one moment of the servers.
-"""
+"""``celery lockbeat doctor``."""
 
 from __future__ import annotations
 
@@ -14,10 +8,10 @@ from typing import Final
 
 import click
 
-from celery_lockbeat.cli.doctor.facts import gather
-from celery_lockbeat.cli.doctor.kinds import KINDS, LEVELS
-from celery_lockbeat.cli.doctor.rules import examine
 from celery_lockbeat.cli.output import command, print_json, printable
+from celery_lockbeat.insight.doctor.facts import gather
+from celery_lockbeat.insight.doctor.kinds import KINDS, LEVELS
+from celery_lockbeat.insight.doctor.rules import examine
 from celery_lockbeat.options import spelling
 
 __all__ = ["doctor"]

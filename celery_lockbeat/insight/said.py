@@ -8,20 +8,7 @@ from typing import Final
 from celery_lockbeat.journal.records import Record
 from celery_lockbeat.observe.vocabulary import EVENTS, took
 
-__all__ = ["event_of", "span_of", "style_of"]
-
-_STYLES: Final = {
-    "task_failed": "red",
-    "task_died": "bold red",
-    "lock_expired_before_finish": "bold red",
-    "tick_missed": "magenta",
-    "tick_late": "yellow",
-    "task_skipped": "yellow",
-    "run_overdue": "yellow",
-    "entry_silent": "yellow",
-    "records_dropped": "yellow",
-    "driver_fallback": "red",
-}
+__all__ = ["event_of", "held_by", "span_of"]
 
 _EPOCH: Final = datetime.fromtimestamp(0, timezone.utc)
 _MINUTE: Final = 60
@@ -43,11 +30,6 @@ def held_by(holder: str, task: str | None) -> str:
     return _logged(Record(event="task_skipped", at=_EPOCH, reason="locked", holder=holder, task_name=task)).partition(
         ": "
     )[2]
-
-
-def style_of(record: Record) -> str:
-    """Return the style of an event."""
-    return _STYLES.get(record.event, "")
 
 
 def event_of(record: Record) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from celery_lockbeat.cli.watch.said import held_by
+from celery_lockbeat.insight.said import held_by
 from celery_lockbeat.journal.ticks import Attempt, Tick
 from celery_lockbeat.observe.vocabulary import took
 

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Final
 
 from celery_lockbeat.beat.clocks import SKEW
-from celery_lockbeat.cli.doctor.facts import READ_AT_MOST, Facts, JournalFacts
+from celery_lockbeat.insight.doctor.facts import READ_AT_MOST, Facts, JournalFacts
 from celery_lockbeat.journal.records import Record
 from celery_lockbeat.journal.ticks import OUTCOMES, Attempt, Tick, counted, ticks_of
 from celery_lockbeat.membership.members import enumerate_some

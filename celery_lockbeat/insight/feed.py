@@ -1,4 +1,4 @@
-"""What ``watch`` asks the store, by a thread of its own: so keys are answered while the store is not.
+"""What ``watch`` and the page ask the store, by a thread of its own: so keys are answered while the store is not.
 
 Promises: one question each half second, by turns: what is new in the journal, and how beats and locks stand. A question that costs
 much is asked less often. A store that is away is asked again; what was written meanwhile is read then.
@@ -14,11 +14,11 @@ from datetime import datetime, timezone
 from functools import partial
 from typing import Any, Final
 
-from celery_lockbeat.cli.journals import time_of
-from celery_lockbeat.cli.redaction import redactor
-from celery_lockbeat.cli.watch.model import Model
 from celery_lockbeat.contrib.schedulers import announced_schedulers, names_of
 from celery_lockbeat.exceptions import LockbeatError
+from celery_lockbeat.insight.journals import time_of
+from celery_lockbeat.insight.model import Model
+from celery_lockbeat.insight.redaction import redactor
 from celery_lockbeat.journal import Record, follow, read
 from celery_lockbeat.membership.used import UsedStore, stores_in_use
 from celery_lockbeat.options import AppOptions
@@ -42,11 +42,15 @@ _Change = Callable[[Model], object]
 
 
 class Feed:
-    """Tells changes of the model. ``ring`` is called from its thread when there are some."""
+    """Tells changes of the model. ``ring`` is called from its thread when there are some.
 
-    def __init__(self, app: Any, ring: Callable[[], object]) -> None:
+    While nobody ``looks`` nothing is asked.
+    """
+
+    def __init__(self, app: Any, ring: Callable[[], object], looks: Callable[[], bool] = lambda: True) -> None:
         self._app = app
         self._ring = ring
+        self._looks = looks
         self._clean = redactor(app)
         self._stores: list[UsedStore] = stores_in_use(app)
         self._writes: Final = bool(AppOptions.read(app.conf).journal)
@@ -96,6 +100,9 @@ class Feed:
         due = dict.fromkeys(snapshots, 0.0)
         asks_journal = True
         while not self._ended.is_set():
+            if not self._looks():
+                self._ended.wait(ASKED_EVERY)
+                continue
             began, cost = time.monotonic(), time.thread_time()
             which = min(due, key=due.__getitem__)
             if asks_journal or due[which] > began:
@@ -160,6 +167,8 @@ class Feed:
             self._names |= names_of(app, sorted(unknown), announced_schedulers(app, store))
         names, times = dict(self._names), _times_of(beats, app)
         self._tell("beats", lambda model: model.take_beats(beats, names, times))
+        members = store.announcements.announced(name_of(app), "member")
+        self._tell("members", lambda model: model.take_members(members))
 
     def _ask_locks(self, used: UsedStore) -> None:
         held = used.store.locks.held(limit=LOCKS)

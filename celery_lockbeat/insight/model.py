@@ -1,4 +1,4 @@
-"""What ``watch`` knows: of each entry its last records, when it is due next, and who holds, beats and has said what.
+"""What ``watch`` and the page know: of each entry its last records, when it is due next, and who holds, beats and has said what.
 
 Promises: what is kept is bounded, whatever comes. To take records in costs a little for each; what takes time (joining records to
 ticks, finding the next due moment) is done for the rows that are looked at, or once for each tick.
@@ -6,15 +6,17 @@ ticks, finding the next due moment) is done for the rows that are looked at, or 
 
 from __future__ import annotations
 
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
+from statistics import median
 from typing import Any, Final
 
 from celery_lockbeat.journal.records import Record
 from celery_lockbeat.journal.ticks import Tick, ticks_of
 from celery_lockbeat.schedules.dues import next_due
-from celery_lockbeat.stores.base import ALIVE, Beats, LiveLock
+from celery_lockbeat.stores.base import ALIVE, Announcement, Beats, LiveLock, Replica
 
 __all__ = ["SORTS", "Model", "Row", "Share"]
 
@@ -25,8 +27,15 @@ KEPT: Final = 200
 EVENTS: Final = 200
 SHARED: Final = 1_000
 
+#: By so many of its last ticks the clock of a beat is judged; beats that have gone are forgotten where there were more.
+LAST_TICKS: Final = 20
+BEATS: Final = 200
+
 #: By what the rows may be sorted.
 SORTS: Final = ("name", "next due", "lateness", "last failure")
+
+#: Seconds after which beats are asked for again, mostly.
+ASKED_AGAIN: Final = 3.0
 
 #: Seconds by which a tick is due before it is said to be overdue: it is on its way into the journal.
 ON_ITS_WAY: Final = 2.0
@@ -39,7 +48,20 @@ _NEVER: Final = datetime.max.replace(tzinfo=timezone.utc)
 class Row:
     """One entry, or a task whose runs no tick has asked for."""
 
-    __slots__ = ("_due", "_next", "_schedule", "_ticks", "late", "listed", "name", "records", "task", "troubled")
+    __slots__ = (
+        "_due",
+        "_next",
+        "_schedule",
+        "_tells_next",
+        "_ticks",
+        "changed",
+        "late",
+        "listed",
+        "name",
+        "records",
+        "task",
+        "troubled",
+    )
 
     def __init__(self, name: str, task: str | None = None, schedule: Any = None) -> None:
         self.name = name
@@ -50,7 +72,10 @@ class Row:
         self.late: float | None = None
         #: when it failed last
         self.troubled: datetime | None = None
+        #: the version of the model in which it was last another
+        self.changed = 0
         self._schedule = schedule
+        self._tells_next = schedule is not None
         self._due: datetime | None = None
         self._next: datetime | None = None
         self._ticks: list[Tick] | None = None
@@ -75,10 +100,10 @@ class Row:
     @property
     def next_due(self) -> datetime | None:
         """When it is due next, or has been since; None: nobody here knows."""
-        if self._next is None and self._schedule is not None and self._due is not None:
+        if self._next is None and self._tells_next and self._due is not None:
             self._next = next_due(self._schedule, self._due)
-            if self._next is None:
-                self._schedule = None  # it does not tell, and need not be asked again
+            # if it does not tell it need not be asked again
+            self._tells_next = self._next is not None
         return self._next
 
     @property
@@ -120,33 +145,52 @@ class Model:
         self.events: deque[Record] = deque(maxlen=EVENTS)
         self._shares: deque[str] = deque(maxlen=SHARED)
         self._beats: Beats | None = None
+        self._beats_at = 0.0
+        self._members: Sequence[Announcement] = ()
+        #: by how many seconds the clock of a beat was ahead of the store's, at its last ticks
+        self._ahead: dict[str, deque[float]] = {}
         self._locks: dict[str, list[LiveLock]] = {}
         self.locks: list[LiveLock] = []
         #: of which questions there is no answer, why, and since when
         self.away: dict[str, tuple[str, datetime]] = {}
         #: whether the journal was read up to now
         self.is_read = False
-        self._version = 0
+        #: it grows with each change
+        self.version = 0
         self._sorted: tuple[Any, list[Row]] = (None, [])
 
     # -- what comes in -------------------------------------------------------------------------------------------------
 
     def take_records(self, records: Iterable[Record]) -> None:
         """Take in records, in their order."""
+        self.version += 1
         for record in records:
             self.events.append(record)
             if record.event == "tick_published" and record.hostname:
-                self._shares.append(record.hostname)
+                self._take_publisher(record.hostname, record)
             name = record.entry or record.task_name
             if name is not None:
                 if name not in self._rows:
                     self._rows[name] = Row(name)
                 self._rows[name].take(record)
-        self._version += 1
+                self._rows[name].changed = self.version
+
+    def _take_publisher(self, beat: str, record: Record) -> None:
+        self._shares.append(beat)
+        if record.due is None or record.late is None:
+            return
+        if beat not in self._ahead:
+            self._ahead[beat] = deque(maxlen=LAST_TICKS)
+            if len(self._ahead) > BEATS:
+                del self._ahead[next(iter(self._ahead))]
+        # a tick has when it was published, by both clocks
+        self._ahead[beat].append((record.due - record.at).total_seconds() + record.late)
 
     def take_beats(self, beats: Beats, names: Mapping[str, str], times: Mapping[str, datetime | None]) -> None:
         """Take in what the beats know: ``names`` of entries by their keys, and ``times`` of their last ticks."""
-        self._beats = beats
+        self._beats, self._beats_at = beats, time.monotonic()
+        self.version += 1
+        before = {row: (row.listed, row.next_due) for row in self._rows.values()}
         listed = Counter(key for beat in beats.replicas if beat.silent_for < ALIVE for key in beat.entries)
         for row in self._rows.values():
             row.listed = 0
@@ -158,12 +202,20 @@ class Model:
                 self._rows[name] = Row(name)
             self._rows[name].listed = max(listed[key], self._rows[name].listed)
             self._rows[name].was_due(times.get(key))
-        self._version += 1
+        for row in self._rows.values():
+            if before.get(row) != (row.listed, row.next_due):
+                row.changed = self.version
+
+    def take_members(self, members: Sequence[Announcement]) -> None:
+        """Take in what beats and workers have announced of themselves."""
+        self._members = members
+        self.version += 1
 
     def take_locks(self, store: str, locks: Sequence[LiveLock]) -> None:
         """Take in the locks that are held in one store."""
         self._locks[store] = sorted(locks, key=lambda lock: lock.key)
         self.locks = [lock for each in self._locks.values() for lock in each]
+        self.version += 1
 
     # -- what is shown -------------------------------------------------------------------------------------------------
 
@@ -178,7 +230,7 @@ class Model:
         """Return the rows whose name or task contains a text, sorted. It costs something only when something has changed."""
         # who is late by now changes by itself
         moment = int(now.timestamp() / 2) if sort == "lateness" else 0
-        wanted = self._version, sort, containing, moment
+        wanted = self.version, sort, containing, moment
         if self._sorted[0] != wanted:
             part = containing.casefold()
             found = [row for row in self._rows.values() if part in row.name.casefold() or part in (row.task or "")]
@@ -187,6 +239,10 @@ class Model:
                 found.sort(key=_BY[sort](now))
             self._sorted = wanted, found
         return self._sorted[1]
+
+    def all_rows(self) -> Iterable[Row]:
+        """Return all rows, in no order."""
+        return self._rows.values()
 
     def ticks(self, row: Row) -> list[Tick]:
         """Return what became of the last ticks of a row, oldest first."""
@@ -212,6 +268,24 @@ class Model:
             for name in {*counts, *alive}
         ]
         return sorted(shares, key=lambda each: (each.silent_for is None, -each.ticks, each.name))
+
+    def replicas(self) -> list[tuple[Replica, float]]:
+        """Return the beats, and since how many seconds each is silent by now."""
+        # where it takes long to ask again, nobody is said to be gone for that
+        since = min(time.monotonic() - self._beats_at, ASKED_AGAIN)
+        return [(beat, beat.silent_for + since) for beat in (self._beats.replicas if self._beats else ())]
+
+    def members(self) -> Sequence[Announcement]:
+        """Return what beats and workers have announced of themselves."""
+        return self._members
+
+    def clock_of(self, beat: str) -> float | None:
+        """Return by how many seconds the clock of a beat is ahead of the store's, by its last ticks; None: nobody knows."""
+        return median(self._ahead[beat]) if self._ahead.get(beat) else None
+
+    def locks_by_store(self) -> Mapping[str, Sequence[LiveLock]]:
+        """Return the locks that are held in each store."""
+        return self._locks
 
     def waiting(self) -> tuple[int, int]:
         """Return how many claims wait to be published, and how many of them are overdue."""

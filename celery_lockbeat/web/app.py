@@ -1,0 +1,180 @@
+"""The page as an ASGI app: its routes, what each shows, and what goes with every answer.
+
+Promises: no route writes, so other methods than GET and HEAD are refused. All that is shown is escaped, and the browser is told to run
+and load nothing but what this app serves. Pages are bounded. What goes wrong is a page that says so, and no traceback; a store
+that is away is said, with what was known before.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from datetime import datetime, timezone
+from functools import partial
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from celery_lockbeat.exceptions import ConfigurationError, LockbeatError, StoreUnavailable
+from celery_lockbeat.web import drawing, views
+from celery_lockbeat.web.asking import name_of_entry
+from celery_lockbeat.web.guard import Headers
+from celery_lockbeat.web.known import Known
+from celery_lockbeat.web.statics import STATICS, digest, serve_static
+from celery_lockbeat.web.words import cut
+
+__all__ = ["Page"]
+
+logger: Final = logging.getLogger("celery_lockbeat.web")
+
+#: The views, in the order of the navigation: their paths and what they are called.
+VIEWS: Final = {"": "Schedules", "runs": "Runs", "locks": "Locks", "beats": "Beats", "health": "Health"}
+
+_View = Callable[[Known, Request, datetime], Mapping[str, Any]]
+
+
+class Page:
+    """The page of one Celery app. ``asgi`` is what is served."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.known = Known(app)
+        self.hub = self.known.hub
+        self._clean = self.known.clean
+        self._templates = _environment()
+        self.routes: Final = [
+            Route("/", partial(self._view, "", "schedules.html", views.schedules), name="schedules"),
+            Route("/entry", partial(self._view, "", "entry.html", views.entry)),
+            Route("/entry/story", self._story),
+            Route("/runs", partial(self._view, "runs", "runs.html", views.runs)),
+            Route("/locks", partial(self._view, "locks", "locks.html", views.locks)),
+            Route("/beats", partial(self._view, "beats", "beats.html", views.beats)),
+            Route("/health", partial(self._view, "health", "health.html", views.health)),
+            Route("/events", self._events),
+            Route("/static/{digest}/{name}", serve_static),
+        ]
+        refusals: dict[Any, Any] = {
+            HTTPException: self._refused,
+            StoreUnavailable: self._away,
+            ConfigurationError: self._misconfigured,
+            Exception: self._failed,
+        }
+        # around all of it: what goes wrong is answered outside of Starlette's own middleware
+        self.asgi: Final[ASGIApp] = Headers(Starlette(routes=self.routes, exception_handlers=refusals))
+
+    # -- answers -------------------------------------------------------------------------------------------------------
+
+    def _view(self, here: str, template: str, view: _View, request: Request) -> Response:
+        now = datetime.now(timezone.utc)
+        shown = view(self.known, request, now)
+        if "part" in request.query_params:
+            return self._write(f"parts/{template}", request, now, here, shown)
+        return self._write(template, request, now, here, shown)
+
+    def _story(self, request: Request) -> Response:
+        now = datetime.now(timezone.utc)
+        name_of_entry(request)
+        return self._write("parts/story.html", request, now, "", views.story(self.known, request, now))
+
+    async def _events(self, _request: Request) -> Response:
+        if self.hub.is_full:
+            raise HTTPException(503, "too many look on at once")
+
+        async def told() -> Any:
+            yield "retry: 2000\n\n"
+            async for is_new in self.hub.news():
+                yield "event: news\ndata: \n\n" if is_new else ": nothing new\n\n"
+
+        return StreamingResponse(told(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+    # -- what goes wrong -----------------------------------------------------------------------------------------------
+
+    def _refused(self, request: Request, exc: Exception) -> Response:
+        status, said = (exc.status_code, exc.detail) if isinstance(exc, HTTPException) else (500, "")
+        headers = exc.headers if isinstance(exc, HTTPException) else None
+        if status == 404 and said == "Not Found":  # noqa: PLR2004
+            said = "There is no such page."
+        return self._say(request, status, said, headers)
+
+    def _away(self, request: Request, exc: Exception) -> Response:
+        return self._say(request, 503, f"The store does not answer: {self._clean(exc)}")
+
+    def _misconfigured(self, request: Request, exc: Exception) -> Response:
+        return self._say(request, 500, self._clean(exc))
+
+    def _failed(self, request: Request, exc: Exception) -> Response:
+        logger.error("the page failed at %s: %s", request.url.path, type(exc).__name__)
+        return self._say(request, 500, "The page has failed here. What went wrong is in its log.")
+
+    def _say(self, request: Request, status: int, said: str, headers: Mapping[str, str] | None = None) -> Response:
+        now = datetime.now(timezone.utc)
+        shown = {"said": cut(said, 1_000), "status_code": status}
+        if request.url.path.endswith("/story") or "part" in request.query_params:
+            return self._write("parts/error.html", request, now, "", shown, status, headers)
+        return self._write("error.html", request, now, "", shown, status, headers)
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def _write(
+        self,
+        template: str,
+        request: Request,
+        now: datetime,
+        here: str,
+        shown: Mapping[str, Any],
+        status: int = 200,
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
+        base = request.scope.get("root_path", "").rstrip("/")
+        text = self._templates.get_template(template).render(
+            base=base,
+            here=here,
+            views=VIEWS,
+            app_name=cut(self.hub.name or "without a name", 60),
+            place=cut(self.hub.place, 120),
+            statics=f"{base}/static/{digest()}",
+            standing=self._standing(now),
+            now=now,
+            zone=self.app.timezone,
+            **shown,
+        )
+        # half of a character, which JSON can hold and no page
+        return HTMLResponse(text.encode("utf-8", "replace"), status, headers)
+
+    def _standing(self, now: datetime) -> dict[str, Any]:
+        """Say whether what is shown is what is."""
+        try:
+            with self.hub.model() as model:
+                away = dict(model.away)
+                is_read = model.is_read or not self.hub.has_journal
+        except (LockbeatError, ConfigurationError) as exc:
+            return {"state": "away", "since": now.timestamp(), "why": cut(self._clean(exc))}
+        if away:
+            why, since = min(away.values(), key=lambda each: each[1])
+            return {"state": "away", "since": since.timestamp(), "why": cut(why)}
+        return {"state": "live" if is_read else "reading", "since": now.timestamp(), "why": ""}
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("celery_lockbeat.web"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {"query": _query, "legend": drawing.legend, "statics_known": STATICS}
+    return environment
+
+
+def _query(**parameters: object) -> str:
+    """Write the parameters of an address that are not empty."""
+    told = [(name, str(value)) for name, value in parameters.items() if value not in ("", None)]
+    return f"?{urlencode(told, errors='replace')}" if told else ""

@@ -1,0 +1,139 @@
+"""What the page knows of an app: one feed and one model, however many look, and what is told to those who follow.
+
+Promises: the store is asked as often for a hundred tabs as for one, and not at all while nobody looks. A page is drawn of one
+state of the model. Who follows is told that something is new, at most twice a second, and asks for what it shows by itself: so a
+tab that was asleep, or a connection that broke, catches up by its next question.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from datetime import datetime, timezone
+from typing import Any, Final
+
+from celery_lockbeat.contrib.schedulers import static_entries
+from celery_lockbeat.insight.feed import Feed
+from celery_lockbeat.insight.model import Model
+from celery_lockbeat.membership.used import stores_in_use
+from celery_lockbeat.options import AppOptions
+from celery_lockbeat.stores import name_of
+from celery_lockbeat.tasks.task import LockedTask
+
+__all__ = ["FOLLOWERS", "Hub"]
+
+#: Seconds after the last look for which the store is asked on.
+LOOKED_AT_FOR: Final = 60.0
+
+#: So many may follow at once.
+FOLLOWERS: Final = 200
+
+#: Seconds between two pieces of news, at least, and after which something is sent all the same: so a proxy keeps the connection.
+NEWS_EVERY: Final = 0.5
+ALIVE_EVERY: Final = 15.0
+
+
+class Hub:
+    """All that is known by now. It begins to ask at the first look; ``end`` ends that for good."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.name = name_of(app)
+        self._lock = threading.RLock()
+        self._model: Model | None = None
+        self._feed: Feed | None = None
+        self._place = ""
+        self._looked = 0.0
+        self._ended = False
+        self._followers: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
+
+    # -- what is known -------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to ask; idempotent. Raises ConfigurationError."""
+        self._looked = time.monotonic()
+        with self._lock:
+            if self._model is not None:
+                return
+            self._place = stores_in_use(self.app)[0].name  # this imports the app's tasks
+            self._model = Model(static_entries(self.app), self.tells, datetime.now(timezone.utc))
+            self._feed = Feed(self.app, self._ring, self._is_looked_at)
+        threading.Thread(target=self._begin, args=(self._feed,), name="lockbeat-web", daemon=True).start()
+
+    @contextlib.contextmanager
+    def model(self) -> Iterator[Model]:
+        """Give the model as it is now; nothing is new in it within the block. Raises ConfigurationError."""
+        self.start()
+        with self._lock:
+            model, feed = self._model, self._feed
+            if model is None or feed is None:
+                raise RuntimeError("the hub has not been started")
+            feed.bring(model)
+            yield model
+
+    @property
+    def place(self) -> str:
+        """Where the store is."""
+        return self._place
+
+    @property
+    def has_journal(self) -> bool:
+        """Whether a journal is written."""
+        return bool(AppOptions.read(self.app.conf).journal)
+
+    def tells(self, task: str) -> bool:
+        """Whether the runs of a task are in the journal."""
+        return isinstance(self.app.tasks.get(task), LockedTask)
+
+    def _begin(self, feed: Feed) -> None:
+        # whatever is wrong, the feed comes upon it too, and says so
+        with contextlib.suppress(Exception):
+            feed.ask_all()
+        self._ring()
+        if not self._ended:
+            feed.start()
+
+    def _is_looked_at(self) -> bool:
+        return bool(self._followers) or time.monotonic() - self._looked < LOOKED_AT_FOR
+
+    # -- who follows ---------------------------------------------------------------------------------------------------
+
+    async def news(self) -> AsyncIterator[bool]:
+        """Yield True when something is new, and False when nothing was for a while; it ends with the hub."""
+        event = asyncio.Event()
+        self._followers[event] = asyncio.get_running_loop()
+        try:
+            yield True
+            while not self._ended:
+                try:
+                    await asyncio.wait_for(event.wait(), ALIVE_EVERY)
+                except asyncio.TimeoutError:  # not TimeoutError before Python 3.11
+                    yield False
+                    continue
+                if self._ended:
+                    return
+                event.clear()
+                yield True
+                await asyncio.sleep(NEWS_EVERY)
+        finally:
+            self._followers.pop(event, None)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more may follow."""
+        return len(self._followers) >= FOLLOWERS
+
+    def end(self) -> None:
+        """Ask no more, and let those go who follow."""
+        self._ended = True
+        if self._feed is not None:
+            self._feed.end()
+        self._ring()
+
+    def _ring(self) -> None:
+        for event, loop in list(self._followers.items()):
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                loop.call_soon_threadsafe(event.set)

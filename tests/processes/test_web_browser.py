@@ -1,0 +1,168 @@
+"""The page in a browser, of real beats and a real worker: what a person finds out, and how soon."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from browsers import browsing, page_of, violations
+from celery import Celery
+from commands import running
+from programs import Program
+from servers import Server, wait_until
+
+from celery_lockbeat.journal import read
+
+PROJ = """
+import os, time
+from celery import Celery
+from celery_lockbeat import LockedTask
+
+app = Celery("shop", broker=os.environ["URL"])
+app.conf.update(
+    beat_scheduler="lockbeat",
+    task_ignore_result=True,
+    beat_schedule={name: {"task": f"proj.{name}", "schedule": 1} for name in ("works", "slow", "fails")},
+)
+
+@app.task(base=LockedTask)
+def works():
+    time.sleep(0.05)
+
+@app.task(base=LockedTask, lock_key="jobs:slow")
+def slow():
+    time.sleep(2.5)
+
+@app.task(base=LockedTask)
+def fails():
+    raise ValueError("no <such> customer")
+"""
+
+BEAT = ("celery", "-A", "proj", "beat", "-l", "INFO", "--pidfile=")
+WORKER = ("celery", "-A", "proj", "worker", "-c", "3", "-n", "w1@tests", "-l", "INFO")
+WEB = ("celery", "-A", "proj", "lockbeat", "web", "--port", "0")
+
+#: A killed beat is grey after so many seconds; on a busy machine one more round of all that has to ask for it.
+GREY: float = 12.0
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with browsing() as browser:
+        yield browser
+
+
+class Shop:
+    def __init__(self, url: str, beats: list[Program]) -> None:
+        self.url, self.beats = url, beats
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[Shop]:
+    """Two beats, a worker, and the page of them."""
+    directory = tmp_path_factory.mktemp("shop")
+    (directory / "proj.py").write_text(PROJ)
+    with Server() as server:
+        app = Celery("shop", broker=server.url, set_as_current=False)
+
+        def has_all() -> bool:
+            seen = {(each.entry, each.status) for each in read(app, limit=None)}
+            return seen.issuperset([("works", "success"), ("slow", "skipped"), ("fails", "failed")])
+
+        with running([WORKER, BEAT, BEAT, WEB], directory, URL=server.url) as (_, *beats, web):
+            wait_until(lambda: re.search(r"http://\S+", web.log()), 60, "the page is served")
+            wait_until(has_all, 60, "one of each kind has happened")
+            app.close()
+            yield Shop(re.search(r"http://\S+", web.log())[0], beats)
+            web.process.send_signal(signal.SIGTERM)
+            assert web.process.wait(20) == 0, web.log()
+
+
+def test_why_a_tick_was_skipped_is_found_in_three_clicks(shop, browser):
+    page = page_of(browser)
+    page.goto(shop.url)
+    page.click("text=slow")
+    page.wait_for_selector("#runs summary")
+    run = page.locator("#" + page.locator("#runs li", has_text="skipped").first.get_attribute("id"))
+    run.locator("summary").click()
+    sentence = run.locator(".told p").first
+    sentence.wait_for()
+    assert re.search(
+        r"The tick of 'slow' at .* was skipped at .*: its lock 'jobs:slow' was held by .*, since ",
+        sentence.inner_text(),
+    )
+    # it stays open while others come in
+    before = page.locator("#runs li").count()
+    page.wait_for_function("count => document.querySelectorAll('#runs li').length > count", arg=before)
+    assert run.locator("details").get_attribute("open") is not None
+    assert page.complaints == []
+
+
+def test_what_happens_is_shown_while_it_does_and_nothing_moves(shop, browser):
+    page = page_of(browser)
+    page.add_init_script(
+        "window.shifts = 0; new PerformanceObserver(list => { for (const each of list.getEntries()) "
+        "if (!each.hadRecentInput) window.shifts += each.value; }).observe({type: 'layout-shift', buffered: true});"
+    )
+    for view, rows in (("", "#rows tr"), ("runs", "#runs summary"), ("locks", "#held tbody tr")):
+        page.goto(shop.url + view)
+        page.wait_for_selector(rows)
+        before = page.locator("main").inner_html()
+        page.wait_for_function("before => document.querySelector('main').innerHTML !== before", arg=before)
+        page.wait_for_timeout(2_500)  # some rounds
+        assert page.evaluate("window.shifts") < 0.02, view
+        assert page.complaints == []
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_axe_finds_nothing_serious(shop, browser, dark):
+    page = page_of(browser, dark=dark)
+    for view in ("", "entry?name=slow", "runs", "locks", "beats", "health", "nowhere", "?q=nothing+like+this"):
+        page.goto(shop.url + view)
+        if view.startswith("entry"):
+            page.click("#runs summary")
+        if view == "health":
+            page.wait_for_selector(".findings")
+        # in the dark only the colours are others
+        assert violations(page, *(["color-contrast"] if dark else [])) == [], view
+
+
+def test_it_is_used_by_the_keyboard_alone(shop, browser):
+    page = page_of(browser)
+    page.goto(shop.url)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the content"
+    page.keyboard.press("/")
+    page.keyboard.type("slo")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**q=slo*")
+    assert page.locator("#rows tr").count() == 1
+    page.focus("#rows a")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#runs summary")
+    page.focus("a[aria-label='Zoom out']")
+    before = page.locator(".range").inner_text()
+    page.keyboard.press("Enter")
+    page.wait_for_function("before => document.querySelector('.range').textContent !== before", arg=before)
+    page.wait_for_function("document.activeElement.getAttribute('aria-label') === 'Zoom out'")
+
+
+# the last one, for it kills
+def test_a_killed_beat_turns_grey(shop, browser):
+    page = page_of(browser)
+    page.goto(shop.url + "beats")
+    page.wait_for_function("document.querySelectorAll('.beats tr.is-alive').length >= 3")  # two beats and a worker
+    dead = shop.beats[0]
+    os.kill(dead.pid, signal.SIGKILL)
+    began = time.monotonic()
+    gone = page.locator("tr.is-gone", has_text=f"-{dead.pid}-")
+    gone.wait_for()
+    took = time.monotonic() - began
+    assert took < GREY, took
+    assert "silent since" in gone.inner_text()
+    assert page.locator("table[aria-label=Beats] tr.is-alive").count() == 1

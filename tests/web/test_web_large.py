@@ -1,0 +1,109 @@
+"""The page with much to show: ``pytest -m soak tests/web``."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import days
+import pytest
+from browsers import browsing, page_of
+from pictures import serving
+
+pytestmark = pytest.mark.soak
+
+
+@pytest.fixture(scope="module")
+def browser() -> Any:
+    with browsing() as browser:
+        yield browser
+
+
+def _of_entry(entry: str, number: int, ago: float) -> list[tuple[str, float, dict[str, Any]]]:
+    due = (datetime.now(timezone.utc) - timedelta(seconds=ago)).isoformat()
+    tick = {"entry": entry, "task_name": "t", "task_id": f"{entry}-{number}", "due": due, "hostname": "b"}
+    of_run = {**tick, "execution_id": f"{entry}-{number}.1", "hostname": "w", "lock_key": "t"}
+    end = (
+        ("task_failed", {"error_name": "E", "error_message": f"customer {number}"})
+        if number % 50 == 0
+        else ("task_succeeded", {})
+    )
+    return [
+        ("tick_published", ago, {**tick, "run": number, "late": 0.01}),
+        ("task_started", ago - 0.05, of_run),
+        (end[0], ago - 0.4, {**of_run, "duration_ms": 350, **end[1]}),
+    ]
+
+
+def test_1000_entries_scroll_smoothly_while_they_run(make_app, browser):
+    app = make_app(lockbeat_driver="redis", lockbeat_journal=100_000)
+    names = [f"entry-{n:04}" for n in range(1_000)]
+    app.conf.beat_schedule = {name: {"task": "t", "schedule": 60} for name in names}
+    day = days.Day(app)
+    day.journal(record for n in range(6) for name in names for record in _of_entry(name, n, 400 - 60 * n))
+    day.beat("b", names)
+    with serving(app) as url:
+        page = page_of(browser)
+        page.add_init_script(
+            "window.long = []; new PerformanceObserver(list => window.long.push(...list.getEntries().map(each => each.duration)))"
+            ".observe({type: 'longtask', buffered: true});"
+        )
+        page.goto(url)
+        page.wait_for_function("document.querySelectorAll('#rows tr').length === 1000")
+        first = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+        page.wait_for_timeout(1_500)
+        # what it takes to lay out a thousand rows is no scrolling
+        loading = page.evaluate("window.long.splice(0)")
+        for step in range(60):
+            page.mouse.wheel(0, 700 if step % 20 < 15 else -900)
+            if step % 10 == 0:
+                day.journal(
+                    record for name in names[step * 10 : step * 10 + 40] for record in _of_entry(name, 10 + step, 5)
+                )
+            page.wait_for_timeout(100)
+        long = page.evaluate("window.long")
+        print(f"first content {first:.0f} ms; long tasks while loading {loading}, while scrolling {long}")
+        assert max(long, default=0) < 100
+        assert page.complaints == []
+
+
+def test_the_first_content_is_there_within_300_ms(make_app, browser):
+    app = days.app_of(make_app)
+    days.fill(app)
+    with serving(app) as url:
+        page = page_of(browser)
+        for view in ("", "entry?name=mail-digest", "runs", "locks", "beats", "health"):
+            page.goto(url + view)  # the first of a browser starts it
+            page.goto(url + view)
+            page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length")
+            first = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
+            print(f"/{view}: {first:.0f} ms")
+            assert first < 300
+
+
+def test_a_day_of_100000_records_in_one_entrys_timeline_stays_usable(make_app, browser):
+    app = make_app(lockbeat_driver="redis", lockbeat_journal=200_000)
+    app.conf.beat_schedule = {"busy": {"task": "t", "schedule": 2}}
+    day = days.Day(app)
+    day.journal(record for n in range(33_400) for record in _of_entry("busy", n, 86_000 - 2.5 * n))
+    day.beat("b", ["busy"])
+    with serving(app) as url:
+        page = page_of(browser)
+        page.goto(url + "entry?name=busy&span=86400")
+        page.wait_for_selector("#runs summary")
+        assert "33" in page.locator(".note").first.inner_text()
+        took = page.evaluate(
+            """async () => {
+                const times = [];
+                for (const label of ["Zoom in", "Zoom in", "Zoom in", "Earlier", "Zoom out"]) {
+                    const before = document.querySelector(".range").textContent, began = performance.now();
+                    document.querySelector(`a[aria-label="${label}"]`).click();
+                    while (document.querySelector(".range").textContent === before) await new Promise(requestAnimationFrame);
+                    times.push(Math.round(performance.now() - began));
+                }
+                return times;
+            }"""
+        )
+        print(f"zooming took {took} ms")
+        assert max(took) < 1_500
+        assert page.locator(".timeline rect").count() < 2_000
