@@ -8,7 +8,7 @@ from typing import Any
 import days
 import pytest
 from browsers import browsing, page_of
-from pictures import serving
+from shots import serving
 
 pytestmark = pytest.mark.soak
 

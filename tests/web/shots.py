@@ -1,4 +1,4 @@
-"""Pictures of the page: ``python tests/web/pictures.py`` draws those of the documentation anew, with a folder's name all there are."""
+"""Pictures of the page: ``python tests/web/shots.py`` draws those of the documentation anew, with a folder's name all there are."""
 
 from __future__ import annotations
 
