@@ -34,28 +34,30 @@ class Clock:
     """A now that a benchmark moves on."""
 
     def __init__(self, zone: Any) -> None:
-        self.at = datetime(2026, 6, 1, 12, tzinfo=timezone.utc).astimezone(zone)
+        self.at = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
+        self._zone = zone
 
     def __call__(self) -> datetime:
-        return self.at
+        # as an app's
+        return self.at.astimezone(self._zone)
 
 
 def a_tick(when: Any, clock: Clock) -> Callable[[], None]:
     """Look at an entry once before it is due, and once when it is, as a beat does."""
-    last = [clock.at]
+    last = [clock()]
 
     def ask() -> None:
         state = when.is_due(last[0])
         clock.at += timedelta(seconds=state.next + 0.002)
         assert when.is_due(last[0]).is_due
-        last[0] = clock.at
+        last[0] = clock()
 
     return ask
 
 
 def a_look(when: Any, clock: Clock) -> Callable[[], None]:
     """Look at an entry that is not due yet."""
-    last = clock.at
+    last = clock()
     return lambda: when.is_due(last)
 
 

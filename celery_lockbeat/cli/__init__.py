@@ -22,6 +22,7 @@ COMMANDS: Final = (
     "history",
     "locks",
     "metrics",
+    "next",
     "release",
     "report",
     "run",

@@ -23,6 +23,7 @@ __all__ = [
     "announced_schedulers",
     "entries_of",
     "is_ours",
+    "known_schedules",
     "names_of",
     "plain_redbeat",
     "schedulers_of",
@@ -91,6 +92,14 @@ def static_entries(app: Any) -> dict[str, tuple[str, Any]]:
     if _places(schedulers_of(app)):
         return {}
     return {name: (entry.task, entry.schedule) for name, entry in LockedScheduler(app).data.items()}
+
+
+def known_schedules(app: Any) -> dict[str, Any]:
+    """Return the schedules of all entries that are not disabled, wherever they are kept. Raises StoreUnavailable."""
+    known = {name: entry.schedule for name, entry in LockedScheduler(app).data.items()}
+    for place in _places(schedulers_of(app)):
+        known |= place.stored_schedules(app)
+    return {name: when for name, when in known.items() if when is not None}
 
 
 def names_of(app: Any, keys: Iterable[str], announced: Iterable[str] = ()) -> dict[str, str]:

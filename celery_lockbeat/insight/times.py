@@ -9,7 +9,7 @@ from typing import Any, Final
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.journal.sentences import in_zone, nearest_second
 
-__all__ = ["date_of", "moment_of", "now", "since_of", "to_the_second"]
+__all__ = ["any_moment_of", "date_of", "moment_of", "now", "since_of", "to_the_second"]
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _AGO: Final = re.compile(r"(\d+(?:\.\d+)?) ?([smhd])(?: ago)?")
@@ -36,6 +36,23 @@ def moment_of(text: str, app: Any) -> datetime:
     return _past(_ago(text) or _of_the_clock(text, app) or _iso(text, app), "--at", text, allowed)
 
 
+def any_moment_of(text: str, app: Any) -> datetime:
+    """Read a moment, past or to come: now, from now or ago, a time of today's clock, or ISO 8601. Raises ConfigurationError."""
+    text = text.strip()
+    match = _AGO.fullmatch(text)
+    if text == "now":
+        return now()
+    if match is not None and not text.endswith("ago"):
+        seconds = float(match[1]) * _UNITS[match[2]]
+        found = now() + timedelta(seconds=seconds) if seconds <= LONGEST * 86400 else None
+    else:
+        found = _ago(text) or _today(text, app) or _iso(text, app)
+    if found is None:
+        allowed = "now, 2h (from now), 10m ago, 03:00 (today's), or a time in ISO 8601 such as 2026-03-01T03:00"
+        raise ConfigurationError(f"--at is {text!r}; allowed: {allowed}")
+    return found
+
+
 def _past(found: datetime | None, option: str, text: str, allowed: str) -> datetime:
     if found is None or found > now():
         raise ConfigurationError(f"{option} is {text!r}; allowed: {allowed}")
@@ -49,13 +66,16 @@ def _ago(text: str) -> datetime | None:
 
 
 def _of_the_clock(text: str, app: Any) -> datetime | None:
+    at = _today(text, app)
+    return at if at is None or at <= now() else at - timedelta(days=1)
+
+
+def _today(text: str, app: Any) -> datetime | None:
     match = _CLOCK.fullmatch(text.strip())
     if match is None:
         return None
     hour, minute, second = (int(each or 0) for each in match.groups())
-    today = now().astimezone(app.timezone)
-    at = today.replace(hour=hour, minute=minute, second=second, microsecond=0)
-    return at if at <= today else at - timedelta(days=1)
+    return now().astimezone(app.timezone).replace(hour=hour, minute=minute, second=second, microsecond=0)
 
 
 def _iso(text: str, app: Any) -> datetime | None:

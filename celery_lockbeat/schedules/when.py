@@ -248,6 +248,11 @@ class Cron(OwnSchedule):
         return self._expression.text
 
     @property
+    def is_hashed(self) -> bool:
+        """Whether the name of its entry decides a part of it: H."""
+        return self._expression.is_hashed
+
+    @property
     def tz(self) -> tzinfo:
         """The zone of the expression."""
         zone: tzinfo = self.app.timezone if self.timezone is None else ZoneInfo(self.timezone)
@@ -333,11 +338,11 @@ class Cron(OwnSchedule):
             self._forget()
 
     def _needs_name(self) -> bool:
-        return self._expression.is_hashed or super()._needs_name()
+        return self.is_hashed or super()._needs_name()
 
     def _bind(self, name: str) -> None:
         super()._bind(name)
-        if self._expression.is_hashed:
+        if self.is_hashed:
             self._expression = _read(self._expression.text, self._owner, name)
             self._forget()
 

@@ -16,10 +16,51 @@ from typing import Final
 
 from celery_lockbeat.schedules.wall import DAY, WallTimes
 
-__all__ = ["Zoned"]
+__all__ = ["Clock", "Zoned"]
 
 #: No zone changes its clocks twice in so many seconds.
 WEEK: Final = 7 * DAY
+
+
+class Clock:
+    """What the clocks of a zone show."""
+
+    def __init__(self, zone: tzinfo) -> None:
+        self.zone: Final = zone
+        self._is_fixed = isinstance(zone, timezone)
+
+    def offset(self, at: int) -> int:
+        """Return by how many seconds they are ahead of UTC at a moment."""
+        offset = datetime.fromtimestamp(at, self.zone).utcoffset()
+        return 0 if offset is None else offset.days * DAY + offset.seconds
+
+    def first_change(self, low: int, high: int, offset: int) -> int | None:
+        """Return the first moment after ``low``, and until ``high``, with another offset than the one at ``low``."""
+        if self._is_fixed:
+            return None
+        while low < high:
+            end = min(low + WEEK, high)
+            if self.offset(end) != offset:
+                while end - low > 1:
+                    middle = (low + end) // 2
+                    low, end = (middle, end) if self.offset(middle) == offset else (low, middle)
+                return end
+            low = end
+        return None
+
+    def last_change(self, low: int, high: int, offset: int) -> int | None:
+        """Return the last moment after ``low``, and until ``high``, since which there is the offset at ``high``."""
+        if self._is_fixed:
+            return None
+        while low < high:
+            begin = max(high - WEEK, low)
+            if self.offset(begin) != offset:
+                while high - begin > 1:
+                    middle = (begin + high) // 2
+                    begin, high = (begin, middle) if self.offset(middle) == offset else (middle, high)
+                return high
+            high = begin
+        return None
 
 
 class Zoned:
@@ -27,13 +68,13 @@ class Zoned:
 
     def __init__(self, times: WallTimes, zone: tzinfo, *, passes: bool) -> None:
         self.zone: Final = zone
+        self._clock = Clock(zone)
         self._times = times
         self._passes = passes
-        self._is_fixed = isinstance(zone, timezone)
 
     def after(self, at: int) -> int | None:
         """Return the first moment after another at which it is due; None: there is none in forty years."""
-        offset = self._offset(at)
+        offset = self._clock.offset(at)
         low = self._shown_until(at, offset)
         while True:
             wall = self._times.next(low)
@@ -42,15 +83,15 @@ class Zoned:
             due, change = wall - offset, None
             if due - at > WEEK:
                 # until shortly before it nothing is due, but for what the clock may show once more, at once
-                change = self._first_change(at, at + DAY, offset) if self._passes else None
+                change = self._clock.first_change(at, at + DAY, offset) if self._passes else None
                 if change is None:
                     at = due - 2 * DAY
-                    offset = self._offset(at)
+                    offset = self._clock.offset(at)
                     due = wall - offset
-            change = change or self._first_change(at, due, offset)
+            change = change or self._clock.first_change(at, due, offset)
             if change is None:
                 return due
-            was, offset = change + offset, self._offset(change)
+            was, offset = change + offset, self._clock.offset(change)
             shows = change + offset
             if not self._passes and was <= wall < shows:
                 return change
@@ -59,7 +100,7 @@ class Zoned:
 
     def before(self, at: int) -> int | None:
         """Return the last moment before another at which it was due; None: there is none in forty years."""
-        offset = self._offset(at - 1)
+        offset = self._clock.offset(at - 1)
         high = at + offset
         while True:
             wall = self._times.previous(high)
@@ -67,17 +108,17 @@ class Zoned:
                 return None
             due, change = wall - offset, None
             if at - due > WEEK:
-                change = self._last_change(at - DAY, at - 1, offset)
+                change = self._clock.last_change(at - DAY, at - 1, offset)
                 if change is None:
                     at = due + 2 * DAY
-                    offset = self._offset(at - 1)
+                    offset = self._clock.offset(at - 1)
                     due = wall - offset
-            change = change or self._last_change(due, at - 1, offset)
+            change = change or self._clock.last_change(due, at - 1, offset)
             if change is None:
                 change = None if self._passes else self._showing_again(wall, due, offset)
                 if change is None:
                     return due
-            shows, offset = change + offset, self._offset(change - 1)
+            shows, offset = change + offset, self._clock.offset(change - 1)
             high = change + offset  # what the clock would have shown then, had it not been changed
             if not self._passes and high <= wall < shows:
                 return change
@@ -85,12 +126,12 @@ class Zoned:
 
     def count(self, after: int, until: int) -> int:
         """Count the moments after one and until another at which it is due."""
-        offset = self._offset(after)
+        offset = self._clock.offset(after)
         low, count = self._shown_until(after, offset) + 1, 0
-        while (change := self._first_change(after, until, offset)) is not None:
+        while (change := self._clock.first_change(after, until, offset)) is not None:
             was = change + offset
             count += self._times.count(low, was)
-            after, offset = change, self._offset(change)
+            after, offset = change, self._clock.offset(change)
             shows = change + offset
             if self._passes:
                 low = shows
@@ -105,46 +146,14 @@ class Zoned:
 
     def _shown_until(self, at: int, offset: int) -> int:
         """The last time that is over: what the clock has shown, and will show again, counts no more."""
-        if self._passes or self._is_fixed or (earlier := self._offset(at - DAY)) <= offset:
+        if self._passes or (earlier := self._clock.offset(at - DAY)) <= offset:
             return at + offset
-        change = self._last_change(at - DAY, at, offset)
+        change = self._clock.last_change(at - DAY, at, offset)
         return max(at + offset, (change or at) + earlier - 1)
 
     def _showing_again(self, wall: int, due: int, offset: int) -> int | None:
         """When the clock was put back, if it shows at a moment what it has shown before."""
-        if self._is_fixed or (earlier := self._offset(due - DAY)) <= offset:
+        if (earlier := self._clock.offset(due - DAY)) <= offset:
             return None
-        change = self._last_change(due - DAY, due, offset)
+        change = self._clock.last_change(due - DAY, due, offset)
         return change if change is not None and wall < change + earlier else None
-
-    def _first_change(self, low: int, high: int, offset: int) -> int | None:
-        """The first moment after ``low``, and until ``high``, with another offset than the one at ``low``."""
-        if self._is_fixed:
-            return None
-        while low < high:
-            end = min(low + WEEK, high)
-            if self._offset(end) != offset:
-                while end - low > 1:
-                    middle = (low + end) // 2
-                    low, end = (middle, end) if self._offset(middle) == offset else (low, middle)
-                return end
-            low = end
-        return None
-
-    def _last_change(self, low: int, high: int, offset: int) -> int | None:
-        """The last moment after ``low``, and until ``high``, since which there is the offset at ``high``."""
-        if self._is_fixed:
-            return None
-        while low < high:
-            begin = max(high - WEEK, low)
-            if self._offset(begin) != offset:
-                while high - begin > 1:
-                    middle = (begin + high) // 2
-                    begin, high = (begin, middle) if self._offset(middle) == offset else (middle, high)
-                return high
-            high = begin
-        return None
-
-    def _offset(self, at: int) -> int:
-        offset = datetime.fromtimestamp(at, self.zone).utcoffset()
-        return 0 if offset is None else offset.days * DAY + offset.seconds

@@ -17,6 +17,7 @@ from celery_lockbeat import ConfigurationError, cron, timeout
 from celery_lockbeat.contrib.schedulers import entries_of, names_of
 from celery_lockbeat.insight.doctor.facts import gather
 from celery_lockbeat.insight.doctor.rules import examine
+from celery_lockbeat.schedules import Cron
 
 
 @pytest.fixture
@@ -407,6 +408,7 @@ def test_what_the_tables_cannot_keep_of_the_static_entries_runs_all_the_same(wor
 
         cron("2 9 * * *", name="tokyo", timezone="Asia/Tokyo", app=app, shared=False)(body)
         timeout(7, name="once", app=app, shared=False)(body)
+        cron("* * * * *", name="spread", jitter=30, app=app, shared=False)(body)
         app.conf.beat_schedule = {**app.conf.beat_schedule, "often": {"task": "often", "schedule": 2.5}}
         app.finalize()
 
@@ -421,6 +423,8 @@ def test_what_the_tables_cannot_keep_of_the_static_entries_runs_all_the_same(wor
     assert world.times("often")[:3] == pytest.approx([2.5, 5, 7.5], abs=0.4)
     assert world.times("tokyo") == pytest.approx([120], abs=0.3)
     assert str(world.row("tokyo").crontab.timezone) == "Asia/Tokyo"
+    spread = Cron("* * * * *", jitter=30).bound_to("spread")
+    assert all(beat.scheduler.schedule["spread"].schedule == spread for beat in world.beats)
 
 
 def test_the_default_entry_is_there(world, sleepy):

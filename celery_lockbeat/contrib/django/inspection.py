@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -10,9 +11,10 @@ from django.db.utils import DatabaseError, InterfaceError
 from django_celery_beat.schedulers import DatabaseScheduler
 
 from celery_lockbeat.contrib.django.rows import KINDS, json, pks_of
+from celery_lockbeat.contrib.django.times import schedule_of
 from celery_lockbeat.exceptions import StoreUnavailable
 
-__all__ = ["names_of", "stored_entries"]
+__all__ = ["names_of", "stored_entries", "stored_schedules"]
 
 #: So many names are asked for in one query.
 NAMED_AT_ONCE: Final = 500
@@ -50,3 +52,16 @@ def stored_entries(_app: Any) -> tuple[dict[str, str], dict[str, str]]:
     except (DatabaseError, InterfaceError) as exc:
         raise StoreUnavailable(f"Django's database does not answer: {type(exc).__name__}: {exc}") from exc
     return tasks, broken
+
+
+def stored_schedules(app: Any) -> dict[str, Any]:
+    """Return the schedules of rows by name, None for one that is disabled; of broken ones nothing. Raises StoreUnavailable."""
+    model = DatabaseScheduler.Model
+    found: dict[str, Any] = {}
+    try:
+        for row in model.objects.using(router.db_for_write(model)).select_related(*KINDS):
+            with contextlib.suppress(Exception):  # whatever is in there
+                found[row.name] = schedule_of(row, app) if row.enabled else None
+    except (DatabaseError, InterfaceError) as exc:
+        raise StoreUnavailable(f"Django's database does not answer: {type(exc).__name__}: {exc}") from exc
+    return found

@@ -18,6 +18,8 @@ from django_celery_beat.clockedschedule import clocked
 from celery_lockbeat.contrib.django.database import Database
 from celery_lockbeat.contrib.django.rows import KINDS, json
 from celery_lockbeat.contrib.django.times import equal, schedule_of, storable
+from celery_lockbeat.schedules.policy import Policy
+from celery_lockbeat.schedules.when import Cron
 
 __all__ = ["Statics"]
 
@@ -71,6 +73,8 @@ class Statics:
 def _can_be_stored(entry: Any) -> bool:
     """Whether the tables can give the same entry again."""
     when = entry.schedule
+    if isinstance(when, Cron) and (when.is_hashed or when.policy != Policy()):
+        return False  # a row has nothing of these
     if type(when) is schedules.schedule:
         seconds = when.run_every.total_seconds()
         if when.relative or seconds < 1 or seconds % 1:

@@ -22,15 +22,15 @@ from redis.exceptions import RedisError
 from celery_lockbeat.beat.scheduler import LockedSchedulerMixin, logger
 from celery_lockbeat.contrib.redbeat.entries import Entries
 from celery_lockbeat.contrib.redbeat.hashes import FREE, Hashes, redbeats_redis
-from celery_lockbeat.contrib.redbeat.inspection import names_of, plain_redbeat, stored_entries
+from celery_lockbeat.contrib.redbeat.inspection import names_of, plain_redbeat, stored_entries, stored_schedules
 from celery_lockbeat.contrib.redbeat.runs import Runs
 from celery_lockbeat.contrib.redbeat.statics import Statics
 from celery_lockbeat.contrib.redbeat.stored import KEY, life_of
 from celery_lockbeat.contrib.versions import refuse_older
 from celery_lockbeat.exceptions import StoreUnavailable
 
-# the last three are for the commands; the class is here, and not in a file of its own, as beats announce its name with its module's
-__all__ = ["LockedRedBeatScheduler", "names_of", "plain_redbeat", "stored_entries"]
+# all but the class are for the commands; the class is here, and not in a file of its own, as beats announce its name with its module's
+__all__ = ["LockedRedBeatScheduler", "names_of", "plain_redbeat", "stored_entries", "stored_schedules"]
 
 #: The oldest RedBeat that will do.
 OLDEST: Final = (2, 2)
@@ -39,7 +39,7 @@ OLDEST: Final = (2, 2)
 class LockedRedBeatScheduler(LockedSchedulerMixin, RedBeatScheduler):  # type: ignore[misc]
     """RedBeat's scheduler, on any number of replicas, without its leader lock; settings and entries are RedBeat's.
 
-    What RedBeat cannot keep of ``beat_schedule`` (a ``@timeout``, a ``@cron`` with a timezone, a solar schedule) is kept
+    What RedBeat cannot keep of ``beat_schedule`` (``Cron`` and its like, what a decorator makes of them, a solar schedule) is kept
     here, as :class:`~celery_lockbeat.LockedScheduler` does. Raises ConfigurationError for a RedBeat that is too old.
     """
 

@@ -5,15 +5,17 @@ Promises: an entry that cannot be read hides no other. A Redis that does not ans
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from celery.schedules import maybe_schedule
 from redbeat.schedulers import RedBeatScheduler, ensure_conf, get_redis
 
 from celery_lockbeat.contrib.redbeat.hashes import AT_ONCE, FREE, answers_of, decoded, redbeats_redis
 from celery_lockbeat.contrib.redbeat.stored import KEY
 
-__all__ = ["names_of", "plain_redbeat", "stored_entries"]
+__all__ = ["names_of", "plain_redbeat", "stored_entries", "stored_schedules"]
 
 
 def names_of(app: Any, keys: Sequence[str]) -> dict[str, str]:
@@ -37,6 +39,20 @@ def stored_entries(app: Any) -> tuple[dict[str, str], dict[str, str]]:
                 if task is not None:
                     tasks[name] = task
     return tasks, broken
+
+
+def stored_schedules(app: Any) -> dict[str, Any]:
+    """Return the schedules of entries by name, None for one that is not enabled; of others nothing. Raises StoreUnavailable."""
+    found: dict[str, Any] = {}
+    with redbeats_redis():
+        for name, definition in _definitions(app):
+            with contextlib.suppress(Exception):  # whatever is in there
+                if _task_of(definition) is None:
+                    found[name] = None
+                else:
+                    fields = RedBeatScheduler.Entry.decode_definition(decoded(definition))
+                    found[name] = maybe_schedule(fields["schedule"], app=app)
+    return found
 
 
 def _definitions(app: Any) -> Iterator[tuple[str, Any]]:
