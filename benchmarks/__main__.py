@@ -2,7 +2,7 @@
 
     python -m benchmarks [--quick] [--only beat,replicas,lock,pools,memory,remembered,gap,faults] [--rounds 3] [--output DIR] [--readme]
 
-Writes ``benchmarks.md`` and ``benchmarks.svg`` into DIR, and prints the former; ``--readme`` fills the README's block, too.
+Writes ``benchmarks.md`` and ``benchmarks.svg`` into DIR, and prints the former; ``--page`` fills the block of docs/comparison.md, too.
 ``python -m benchmarks --output docs --readme`` is what the committed numbers come from: let it alone on a quiet machine.
 A section that fails is reported as failed, and the others go on.
 """
@@ -25,7 +25,7 @@ from benchmarks.report import Beat, Results
 from benchmarks.telling import say, versions
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+PAGE = HERE.parent / "docs" / "comparison.md"
 
 
 class Run:
@@ -165,7 +165,7 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=int)
     parser.add_argument("--output", type=Path, default=HERE / "results")
-    parser.add_argument("--readme", action="store_true", help="fill the README's block")
+    parser.add_argument("--page", action="store_true", help="fill the block of docs/comparison.md")
     options = parser.parse_args()
     chosen = options.only.split(",")
     if unknown := set(chosen) - set(SECTIONS):
@@ -184,19 +184,19 @@ def main() -> int:
             except BaseException as failure:  # those of pytest, which the tests' servers raise, are no Exceptions
                 results.failed[name] = f"{type(failure).__name__}: {failure}"
             say(f"{name}: {time.monotonic() - started:.0f} s")
-            write(results, options.output, readme=options.readme)  # what there is, whatever comes
+            write(results, options.output, page=options.page)  # what there is, whatever comes
         run.control()
-    print(write(results, options.output, readme=options.readme))
+    print(write(results, options.output, page=options.page))
     return 1 if results.failed else 0
 
 
-def write(results: Results, directory: Path, *, readme: bool) -> str:
+def write(results: Results, directory: Path, *, page: bool) -> str:
     told = report.markdown(results)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "benchmarks.md").write_text(told)
     (directory / "benchmarks.svg").write_text(report.svg(results))
-    if readme:
-        README.write_text(report.replace_block(README.read_text(), report.compact(results)))
+    if page:
+        PAGE.write_text(report.replace_block(PAGE.read_text(), report.compact(results)))
     return told
 
 

@@ -306,7 +306,7 @@ def gaps(measured: dict[str, list[Silence]]) -> str:
 
 
 def compact(results: Results) -> str:
-    """The README's few rows."""
+    """The few rows of docs/comparison.md."""
     names = ("lockbeat", "redbeat", "celery")
     rows: list[list[str]] = []
     for entries in sorted({beat.load.entries for beat in results.beats if beat.name != "bare"}):

@@ -19,7 +19,7 @@ from benchmarks.replicas import Shared, Silence, silence
 from benchmarks.report import Beat, Results, Spread
 from benchmarks.store import Pairs
 
-README = Path(__file__).parent.parent / "README.md"
+PAGE = Path(__file__).parent.parent / "docs" / "comparison.md"
 FAST = Measured(rate=100, per_cpu=1000, commands=2, rss_before=50, rss=60, stored=2048)
 SIZES = (100, 1000, 10_000, 100_000)
 
@@ -154,15 +154,15 @@ def test_a_silence_lasts_from_before_the_kill_to_the_next_message_or_the_end():
     assert silence({"b": seen["b"]}, quiet=0, killed=3.5, end=7.5) == Silence(before=1.0, after=3.5, open=False)
 
 
-def test_the_readmes_block_is_replaced_and_nothing_else():
+def test_the_pages_block_is_replaced_and_nothing_else():
     text = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
     assert report.replace_block(text, r"new \1") == f"before\n{report.BEGIN}\nnew \\1\n{report.END}\nafter\n"
     with pytest.raises(ValueError, match="0 blocks"):
         report.replace_block("none", "new")
 
 
-def test_the_readme_shows_when_and_with_what_it_was_measured():
-    block = README.read_text().split(report.BEGIN)[1].split(report.END)[0]
+def test_the_page_shows_when_and_with_what_it_was_measured():
+    block = PAGE.read_text().split(report.BEGIN)[1].split(report.END)[0]
     assert re.search(r"date \d{4}-\d\d-\d\d", block)
     assert re.search(r"Python 3\.\d+\.\d+, celery \d", block)
     assert re.search(r"celery-redbeat \d.*Valkey \d", block)

