@@ -1,16 +1,23 @@
-"""Threads of the kernel's, also where gevent has patched ``threading``: who renews must not wait until a body yields."""
+"""Threads of the kernel's, also where gevent has patched ``threading``: who renews must not wait until a body yields.
+
+And what is done in another thread for an event loop, which must not wait for a store.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sys
 import threading
 from collections.abc import Callable
-from typing import Any
+from contextvars import copy_context
+from typing import Any, TypeVar
 
 from celery_lockbeat.clock import monotonic
 
-__all__ = ["Recurrent", "gevent_has_patched", "new_lock", "start"]
+__all__ = ["Recurrent", "gevent_has_patched", "new_lock", "off_the_loop", "start"]
+
+_Result = TypeVar("_Result")
 
 
 def gevent_has_patched() -> Any:
@@ -101,3 +108,18 @@ class Recurrent:
                     return
                 self.runs = True
                 self._beginning.release()
+
+
+async def off_the_loop(function: Callable[..., _Result], *args: Any) -> _Result:
+    """Do what waits for a store in another thread, in this context. A cancellation waits for it: what it does has an owner."""
+    doing = asyncio.get_running_loop().run_in_executor(None, copy_context().run, function, *args)
+    cancelled = None
+    while not doing.done():
+        try:
+            await asyncio.wait([doing])
+        except asyncio.CancelledError as exc:  # noqa: PERF203  once, mostly
+            cancelled = exc
+    if cancelled is not None:
+        doing.exception()  # which nobody will ask for
+        raise cancelled
+    return doing.result()

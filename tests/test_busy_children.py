@@ -197,7 +197,7 @@ def kept(page: Page, lock: Lock, since: float) -> None:
 def test_a_child_notes_each_lease_and_when_it_is_late_with_the_next(held, childs_page, clock):
     assert only(childs_page.held())[4:7] == (held.token, 100.0, pytest.approx(10 + (LASTS - 10) / 4))
     clock.now = 110.0
-    held._own.extended(clock.now)
+    held._own.extended(clock.now, held.ttl)
     assert only(childs_page.held()).since == 110.0
     assert held.release()
     assert childs_page.held() == {}
@@ -225,8 +225,16 @@ def test_an_earlier_extension_that_is_heard_of_late_takes_nothing_away(held, chi
     kept(childs_page, held, 125.0)
     clock.now = 131.0
     assert held.held
-    held._own.extended(110.0)
+    held._own.extended(110.0, held.ttl)
     assert held.remaining == pytest.approx(125 + LASTS - clock.now)
+
+
+def test_what_the_parent_kept_by_an_earlier_ttl_is_trusted_for_no_more(held, childs_page, clock):
+    held._own.ask(held._options.with_ttl(10 * TTL, owner="it"))
+    kept(childs_page, held, 115.0)
+    clock.now = 101 + LASTS
+    assert held.remaining == pytest.approx(115 + LASTS - clock.now)
+    assert only(childs_page.held()).ttl in (TTL, 10 * TTL)
 
 
 def test_what_was_kept_of_another_lease_counts_for_nothing(held, childs_page, clock):

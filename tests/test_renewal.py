@@ -27,7 +27,7 @@ class Recorder:
         self._time = time
         self._every = every
 
-    def extended(self, started: float) -> None:
+    def extended(self, started: float, ttl: float) -> None:
         self.told.append(("extended", started))
         self.next_action = started + self._every
 

@@ -24,7 +24,15 @@ from celery_lockbeat.options import MARGIN, LockOptions
 from celery_lockbeat.process import this_process
 from celery_lockbeat.stores import Lease
 
-__all__ = ["OwnLease"]
+__all__ = ["Asked", "OwnLease"]
+
+
+class Asked:
+    """An extension that is asked for, and its ``answer`` once it is there: granted, refused, or why there is none."""
+
+    def __init__(self, ttl: float) -> None:
+        self.ttl: Final = ttl
+        self.answer: bool | BaseException | None = None
 
 
 class OwnLease:
@@ -44,19 +52,22 @@ class OwnLease:
     _failing = False
     #: whether the loss has been reported
     _loss_is_reported = False
+    #: what became of an extension that was asked for beside those that come by themselves; None: there is none
+    _asked: Asked | None = None
 
     def __init__(self, lease: Lease, started: float, options: LockOptions, story: Story, note: Note, pid: int) -> None:
         self.lease: Final = lease
         self._acquired_at = started
         self.ttl = options.ttl
-        self.auto_extend = options.auto_extend
+        #: the shortest ttl that it has had: the parent may have extended it by that
+        self._shortest_ttl = options.ttl
         self._options = options
         self._story = story
         self._note = note
         self._pid = pid
         # The owner and the renewer both may find that it is lost; one of them says so.
         self._mutex = threading.Lock()
-        self._trust_from(started)
+        self._trust_from(started, options.ttl)
 
     # -- until when it is ours -----------------------------------------------------------------------------------------
 
@@ -93,14 +104,34 @@ class OwnLease:
             return until
         since = self._note.kept_since(self.lease.token)
         if since is not None:
-            self._kept_until = since + self.ttl * (1 - MARGIN)
+            self._kept_until = since + self._shortest_ttl * (1 - MARGIN)
             until = max(until, self._kept_until)
         self._ran_out = monotonic() >= until
         return until
 
-    def _trust_from(self, started: float) -> None:
-        self._trusted_until = started + self.ttl * (1 - MARGIN)
+    @property
+    def auto_extend(self) -> bool:
+        """Whether what is done next is an extension."""
+        return self._options.auto_extend or self._asked is not None
+
+    def ask(self, options: LockOptions) -> Asked:
+        """Have it extended at once, for another ttl, and from then on too. The renewer does it, one extension after the other."""
+        with self._mutex:
+            self._options, self.ttl, self._note.ttl = options, options.ttl, options.ttl
+            self._shortest_ttl = min(self._shortest_ttl, options.ttl)
+            self._asked = asked = Asked(options.ttl)
+            if self.state == "held":
+                self.next_action = monotonic()
+            else:
+                asked.answer = False
+        return asked
+
+    def _trust_from(self, started: float, ttl: float) -> None:
+        self._trusted_until = started + ttl * (1 - MARGIN)
         self._ran_out = False
+        if self._asked is not None:
+            self.next_action = started
+            return
         if not self.auto_extend:
             self.next_action = self._trusted_until
             return
@@ -109,13 +140,15 @@ class OwnLease:
 
     # -- what the renewer finds out ------------------------------------------------------------------------------------
 
-    def extended(self, started: float) -> None:
-        """It runs anew from ``started``."""
+    def extended(self, started: float, ttl: float) -> None:
+        """It runs anew from ``started``, for as long as was asked for."""
         with self._mutex:
             if self.state != "held":
                 return
             self._failing = False
-            self._trust_from(started)
+            if self._asked is not None and ttl == self._asked.ttl:
+                self._asked.answer, self._asked = True, None
+            self._trust_from(started, ttl)
         self._story.later("lock_extended")
 
     def extend_refused(self) -> None:
@@ -127,10 +160,14 @@ class OwnLease:
         with self._mutex:
             if self.state != "held":
                 return
+            if self._asked is not None:
+                self._asked.answer, self._asked = error, None
             first, self._failing = not self._failing, True
             now, until = monotonic(), self.until()
             self.next_action = min(max(started, now) + min(retry_every, self._options.retries_every), until)
-            if self.auto_extend:
+            if not self.auto_extend:
+                self.next_action = until
+            else:
                 # this process is not late, but its store: the parent need not try as well, unless we miss the next try
                 since = until - self.ttl * (1 - MARGIN)
                 self._note.renewed(self.lease.token, since, self.next_action + (until - now) / 4 - since)
@@ -149,6 +186,8 @@ class OwnLease:
                 return
             self.state = "lost"
             self.next_action = None
+            if self._asked is not None:
+                self._asked.answer, self._asked = False, None
             self._note.unrenewed()  # before it is told
         self.report_loss(why)
         if self.abort is not None:
@@ -162,19 +201,24 @@ class OwnLease:
         with self._mutex:
             if self.state == "lost":
                 return False
-            self.state, self.next_action = "released", None
+            self._be_released()
         return True
 
     def give_up(self) -> None:
         """Be released without a look at the clock."""
         with self._mutex:
-            self.state, self.next_action = "released", None
+            self._be_released()
+
+    def _be_released(self) -> None:
+        self.state, self.next_action = "released", None
+        if self._asked is not None:
+            self._asked.answer, self._asked = False, None
 
     def report_loss(self, why: str) -> None:
         """Have the events of the loss delivered."""
         self.state = "lost"
         try:
-            if self.auto_extend and not self._failing:
+            if self._options.auto_extend and not self._failing:
                 self._story.later("lock_extend_failed", error_name=LockLost.__name__, error_message=why)
             self._story.later("lock_expired_before_finish", error_name=LockLost.__name__, error_message=why)
         finally:

@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
+import time
 import weakref
+from asyncio import CancelledError, current_task
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,6 +36,7 @@ from celery_lockbeat.observe.events import Story
 from celery_lockbeat.options import LOCK_NAMES, LockKeywords, LockOptions, check_key, written
 from celery_lockbeat.process import this_process
 from celery_lockbeat.stores import Finished, Held, Lease, Store, Stores, stores_of
+from celery_lockbeat.threads import off_the_loop
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -62,6 +66,7 @@ class Lock:
     the app's setting, and the app is the current one where none is given. Entering raises :class:`LockNotAcquired` when the
     key is held by another (after ``retry_attempts``) and :class:`StoreUnavailable`. Leaving raises :class:`LockLost` when
     the lock was lost meanwhile and the block did not raise, unless ``on_lost="warn"``. Wrong options are a :class:`ConfigurationError`. Not reentrant; one hold a Lock.
+    ``async with`` does the same, and keeps no event loop waiting.
     """
 
     #: what is held, or was; None: nothing yet
@@ -95,6 +100,23 @@ class Lock:
         self._acquisition = Acquisition(key, options, stores, story, asker, pid=self._pid)
         driver = self._store.driver
         story.fields.update(lock_key=key, ttl=options.ttl, connection=options.connection, driver=driver)
+
+    # -- what anybody asks ---------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def holder_of(key: str, *, app: Any = None, driver: str | None = None, connection: str | None = None) -> str | None:
+        """Return what the holder of ``key`` says of itself, of several the first; None: it is free. Raises StoreUnavailable."""
+        app, owner = app or current_app, f"Lock.holder_of({key!r})"
+        check_key("the key of Lock.holder_of", key)
+        options = LockOptions.read(app.conf, {"driver": driver, "connection": connection}, owner=owner)
+        store, _ = stores_of(app).choose(options.driver, options.connection)
+        held = sorted(store.locks.held(key), key=lambda lock: lock.token)
+        return held[0].description if held else None
+
+    @staticmethod
+    def locked(key: str, *, app: Any = None, driver: str | None = None, connection: str | None = None) -> bool:
+        """Whether anybody holds ``key`` just now; the next moment it may be otherwise. Raises StoreUnavailable."""
+        return Lock.holder_of(key, app=app, driver=driver, connection=connection) is not None
 
     # -- what a body asks ----------------------------------------------------------------------------------------------
 
@@ -140,8 +162,7 @@ class Lock:
 
     def __enter__(self) -> Self:
         if not self.acquire():
-            holder = self.refusal.description if isinstance(self.refusal, Held) else None
-            raise LockNotAcquired(f"lock {self.key!r} is held by {holder}", key=self.key, holder=holder)
+            raise self._not_acquired()
         try:
             self._scope = Scope(self)
             self.arm()
@@ -161,7 +182,45 @@ class Lock:
         finally:
             self._scope.leave()
             self.abandon()  # what the release was kept from
-        if not released and exc is None and self._options.on_lost != "warn" and self._pid == this_process.pid:
+        if not released:
+            self._fail_if_lost(exc)
+
+    async def __aenter__(self) -> Self:
+        try:
+            if not await off_the_loop(self.acquire):
+                raise self._not_acquired()
+            self._scope = Scope(self)
+            self.arm(awaited=True)
+        except BaseException:
+            await off_the_loop(self.end)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        abort = None if self._own is None else self._own.abort
+        try:
+            self.disarm()
+            released = self.released or await off_the_loop(self.end)
+        finally:
+            self._scope.leave()
+            self.abandon()
+        if isinstance(exc, CancelledError) and abort is not None and abort.cancelled:
+            # it was no cancellation of whoever waits for this
+            task = current_task()
+            if task is not None and sys.version_info >= (3, 11):
+                task.uncancel()
+            raise abort.error from exc
+        if not released:
+            self._fail_if_lost(exc)
+
+    def _not_acquired(self) -> LockNotAcquired:
+        holder = self.refusal.description if isinstance(self.refusal, Held) else None
+        return LockNotAcquired(f"lock {self.key!r} is held by {holder}", key=self.key, holder=holder)
+
+    def _fail_if_lost(self, exc: BaseException | None) -> None:
+        if exc is None and self._options.on_lost != "warn" and self._pid == this_process.pid:
             raise LockLost(f"lock {self.key!r} was lost before the block ended")
 
     def arm(self, *, awaited: bool = False) -> Abort | None:
@@ -222,12 +281,36 @@ class Lock:
         """Let observers know that it is ours, after so many attempts."""
         self._story.emit("lock_acquired", attempts=self._acquisition.attempts)
 
+    def extend(self, ttl: float | None = None) -> bool:
+        """Renew the lease at once, whatever ``auto_extend`` says; False: the lock is lost.
+
+        With a ``ttl`` it ends so many seconds from now, and each renewal from here on is by so much. Raises StoreUnavailable,
+        ConfigurationError for a wrong ttl, and RuntimeError when there is no hold to extend.
+        """
+        own = self._hold()
+        if self._pid != this_process.pid:
+            return False
+        options = self._options if ttl is None else self._options.with_ttl(ttl, owner=f"Lock({self.key!r}).extend")
+        self._options, self.ttl = options, options.ttl
+        asked = own.ask(options)
+        self._acquisition.renewer.add(own)
+        while asked.answer is None:
+            # by turns, for under gevent the renewer shares no Event with this thread
+            time.sleep(0.001)
+        if isinstance(asked.answer, BaseException):
+            raise asked.answer
+        return asked.answer
+
     def release(self) -> bool:
         """End the hold; False: the lock had been lost before. Raises RuntimeError when there is no hold to end."""
+        self._hold()
+        return self.end()
+
+    def _hold(self) -> OwnLease:
         if self._own is None or self.released:
             why = "was never held" if self._own is None else "has been released already"
             raise RuntimeError(f"lock {self.key!r} {why}")
-        return self.end()
+        return self._own
 
     def end(self, *, hold: bool = True, finished: bool = True, task: bool = True) -> bool:
         """As ``release``, for a task's attempt; False, too, where there is nothing to end.

@@ -43,8 +43,10 @@ class Renewable(Protocol):
     ttl: float
     #: when to act next, on the local clock; None: no more
     next_action: float | None
-    #: whether the next action is an extension, or just to notice that the lease has run out
-    auto_extend: bool
+
+    @property
+    def auto_extend(self) -> bool:
+        """Whether the next action is an extension, or just to notice that the lease has run out."""
 
     @property
     def lease(self) -> Lease:
@@ -58,8 +60,8 @@ class Renewable(Protocol):
     def remaining(self) -> float:
         """Seconds for which the lease is surely ours."""
 
-    def extended(self, started: float) -> None:
-        """An extension that was asked for at ``started`` has been granted."""
+    def extended(self, started: float, ttl: float) -> None:
+        """An extension by ``ttl`` that was asked for at ``started`` has been granted."""
 
     def extend_refused(self) -> None:
         """The store says that the lease is lost."""
@@ -271,11 +273,11 @@ class Renewer:
         except StoreUnavailable as exc:
             self._fail([lock for lock, _, _ in batch], started, exc)
             return
-        for (lock, _, _), extended in zip(batch, answers, strict=True):
+        for (lock, _, ttl), extended in zip(batch, answers, strict=True):
             if isinstance(extended, StoreUnavailable):
                 lock.extend_failed(started, extended, RETRY_EVERY)
             elif extended:
-                lock.extended(started)
+                lock.extended(started, ttl)
             else:
                 lock.extend_refused()
 

@@ -1,4 +1,4 @@
-"""Who awaits the body of a task that is ``async def``, and what is done off the event loop meanwhile.
+"""Who awaits the body of a task that is ``async def``.
 
 A worker of Celery's own awaits nothing: it takes the coroutine for the result. There is somebody who awaits it under a
 pool of another kind (celery-aio-pool), and where a base of the task does in its ``__call__``. Which pool there is only the
@@ -10,14 +10,13 @@ it all the same fails it, with what to do.
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import logging
 import sys
 from collections.abc import Callable
-from contextvars import ContextVar, copy_context
-from typing import Any, Final, TypeVar
+from contextvars import ContextVar
+from typing import Any, Final
 
 from celery import Task, signals
 from celery.app.autoretry import add_autoretry_behaviour
@@ -25,7 +24,7 @@ from celery.app.base import Celery
 
 from celery_lockbeat.exceptions import ConfigurationError
 
-__all__ = ["carried", "carry_requests", "has_call", "is_awaited", "off_the_loop", "refuse_what_nothing_awaits"]
+__all__ = ["carried", "carry_requests", "has_call", "is_awaited", "refuse_what_nothing_awaits"]
 
 logger: Final = logging.getLogger("celery_lockbeat")
 
@@ -36,8 +35,6 @@ WHAT_TO_DO: Final = (
 
 #: Where Celery makes wrappers of a body that hand on what it returns: pydantic=True, autoretry_for.
 _BY_CELERY: Final = frozenset({Celery.task.__code__.co_filename, add_autoretry_behaviour.__code__.co_filename})
-
-_Result = TypeVar("_Result")
 
 
 def is_awaited(run: Any) -> bool:
@@ -54,21 +51,6 @@ def has_call(task: Task) -> bool:
     """Whether a base of this task has a ``__call__`` of its own, which may await what ``run`` returns."""
     # not task_has_custom(): in a worker it takes the __call__ that Celery has patched for one
     return type(task).__call__ is not Task.__call__
-
-
-async def off_the_loop(function: Callable[..., _Result], *args: Any) -> _Result:
-    """Do what waits for a store in another thread, in this context. A cancellation waits for it: what it does has an owner."""
-    doing = asyncio.get_running_loop().run_in_executor(None, copy_context().run, function, *args)
-    cancelled = None
-    while not doing.done():
-        try:
-            await asyncio.wait([doing])
-        except asyncio.CancelledError as exc:  # noqa: PERF203  once, mostly
-            cancelled = exc
-    if cancelled is not None:
-        doing.exception()  # which nobody will ask for
-        raise cancelled
-    return doing.result()
 
 
 # -- requests, where a body runs in another thread than the worker's ---------------------------------------------------
