@@ -54,7 +54,7 @@ class UnreadableKey(StoreUnavailable):
 
 
 class LockNotAcquired(LockbeatError):
-    """Raised when a lock is held by another and the caller asked not to skip (``lock_skip_if_locked=False``).
+    """Raised when a lock is held by another and the caller asked not to skip (``lock_if_held="fail"``).
 
     ``key`` is the lock's key, ``holder`` says who holds it (host, pid, task), as far as the store knows.
     """

@@ -82,6 +82,7 @@ class ScriptedStore(Store, LockStore):
         run: str | None = None,
         task: str | None = None,
         description: str = "",
+        limit: int = 1,
     ) -> Lease | Held | Finished:
         self.acquisitions.append(round(self._time.now, 3))
         answer = self._next()

@@ -150,6 +150,7 @@ OPTIONS = {
     "lock_retry_delay": 0.4,
     "lock_retry_jitter": 0.1,
     "lock_skip_if_locked": False,
+    "lock_limit": 4,
     "lock_hold_at_least": 2,
     "lock_on_lost": "warn",
     "lock_dedupe_ttl": 0,

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import multiprocessing
 import re
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from celery import Celery
 from scripted import DOWN, ScriptedStore, Time, renewer
+from servers import wait_until
 
 import docs
-from celery_lockbeat import Lock, LockLost, LockNotAcquired, StoreUnavailable, current_lock
+from celery_lockbeat import ConfigurationError, Lock, LockLost, LockNotAcquired, StoreUnavailable, current_lock
 from celery_lockbeat.locks import acquisition, lease
 from celery_lockbeat.observe import observers as telling
 from celery_lockbeat.options import LOCK_NAMES, LockKeywords
-from celery_lockbeat.stores import Stores
+from celery_lockbeat.stores import Stores, stores_of
 from celery_lockbeat.stores.base import Finished, Held
 
 #: a lease of 30 s is trusted for 1 % less
@@ -249,7 +253,7 @@ from celery_lockbeat import Lock, current_lock
 app = Celery()
 with Lock(
     "k", app=app, driver="redis", connection="default", ttl=2.5, auto_extend=True, extend_interval=None, retry_attempts=3,
-    retry_delay=1, retry_jitter=0.5, hold_at_least=10, on_lost="abort", logging=False,
+    retry_delay=1, retry_jitter=0.5, limit=2, hold_at_least=10, on_lost="abort", logging=False,
 ) as lock:
     assert_type(lock, Lock)
     assert_type(current_lock(), Lock | None)
@@ -268,6 +272,7 @@ def test_the_keywords_of_a_lock_are_known_to_type_checkers_and_are_those_that_it
     assert LockKeywords.__annotations__.keys() == set(LOCK_NAMES) - {
         "enabled",
         "key",
+        "if_held",
         "skip_if_locked",
         "dedupe_ttl",
         "expected_within",
@@ -326,3 +331,192 @@ def test_a_forked_child_does_not_hold_its_parents_lock(stage):
     forked.join(30)
     assert forked.exitcode == 0
     assert stage.lock.held
+
+
+# -- several holders, and what is asked of a key --------------------------------------------------------------------------
+
+
+def test_a_key_has_as_many_holders_as_its_limit(app):
+    first, second, third = (Lock("k", app=app, limit=2) for _ in range(3))
+    assert first.acquire()
+    with second:
+        assert not third.acquire()
+        assert second.token > first.token
+        assert first.release()
+        assert Lock("k", app=app, limit=2).acquire()
+
+
+def test_who_holds_a_key_is_told_to_anybody(app):
+    assert (Lock.locked("k", app=app), Lock.holder_of("k", app=app)) == (False, None)
+    with Lock("k", app=app) as lock:
+        assert Lock.locked("k", app=app)
+        assert re.fullmatch(r"\S+ \d+", Lock.holder_of("k", app=app))
+        assert not lock.lost
+    assert not Lock.locked("k", app=app)
+    with pytest.raises(ConfigurationError, match="the key of Lock.holder_of"):
+        Lock.locked("", app=app)
+
+
+# -- extend ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_lock_that_is_not_renewed_by_itself_can_be_extended_by_hand(app):
+    with Lock("k", app=app, ttl=5, auto_extend=False) as lock:
+        assert lock.extend(60)
+        assert 58 < lock.remaining <= 60
+        assert lock.ttl == 60
+        assert Lock("k", app=app).acquire() is False
+        assert lock.extend()
+        assert lock.extend(2)
+        assert lock.remaining <= 2
+
+
+def test_an_extension_by_hand_counts_for_those_that_come_by_themselves(app):
+    with Lock("k", app=app, ttl=60) as lock:
+        assert lock.extend(0.6)
+        (held,) = lock._store.locks.held("k")
+        assert held.remaining <= 0.6
+        # renewed twice, and not by a minute
+        until = lock._own._trusted_until
+        wait_until(lambda: lock._own._trusted_until > until + 0.3)
+        assert lock.remaining <= 0.6
+        assert not lock.lost
+
+
+def test_an_extension_of_what_is_lost_says_so(app):
+    with Lock("k", app=app, on_lost="warn") as lock:
+        (held,) = lock._store.locks.held("k")
+        assert lock._store.locks.free("k", holder=held.holder)
+        assert lock.extend(30) is False
+        assert lock.lost
+        assert lock.extend() is False
+
+
+def test_an_extension_that_the_store_does_not_answer_is_no_loss(stage):
+    stage = stage(True, DOWN, auto_extend=False)
+    stage.lock.acquire()
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(stage.lock.extend, 60)
+        wait_until(lambda: stage.lock._own._asked)
+        stage.run_until(1)
+        with pytest.raises(StoreUnavailable):
+            asked.result()
+    assert 28 < stage.lock.remaining <= TRUST
+    # and there is no other try, for nobody has asked for one
+    stage.run_until(20)
+    assert len(stage.asked()) == 1
+
+
+def test_an_extension_that_was_under_way_is_not_the_one_that_is_asked_for(stage):
+    stage = stage(auto_extend=False)
+    stage.lock.acquire()
+    own = stage.lock._own
+    asked = own.ask(stage.lock._options.with_ttl(120, owner="it"))
+    own.extended(1.0, TTL)
+    assert asked.answer is None
+    assert stage.lock.remaining <= 1 + TRUST
+    stage.run_until(2)
+    assert asked.answer is True
+    assert 110 < stage.lock.remaining <= 120
+
+
+def test_there_is_nothing_to_extend_without_a_hold(app):
+    lock = Lock("k", app=app)
+    with pytest.raises(RuntimeError, match="never held"):
+        lock.extend()
+    with lock, pytest.raises(ConfigurationError, match=r"the ttl of Lock\('k'\).extend is 0"):
+        lock.extend(0)
+    with pytest.raises(RuntimeError, match="released already"):
+        lock.extend(10)
+
+
+def test_an_extension_of_a_lock_with_an_interval_of_its_own_must_be_longer(app):
+    with Lock("k", app=app, ttl=30, extend_interval=10) as lock, pytest.raises(ConfigurationError, match="is 10"):
+        lock.extend(5)
+
+
+# -- async with --------------------------------------------------------------------------------------------------------
+
+
+class Slow:
+    """A store whose answers take their time, in whichever thread asks."""
+
+    def __init__(self, monkeypatch, app):
+        self.locks = stores_of(app).choose("auto", "default")[0].locks
+        for name in ("acquire", "release"):
+            asked = getattr(self.locks, name)
+            monkeypatch.setattr(
+                self.locks, name, lambda *args, asked=asked, **more: self.wait() or asked(*args, **more)
+            )
+
+    def wait(self):
+        time.sleep(0.2)
+
+
+def test_an_async_with_keeps_no_event_loop_waiting(app, monkeypatch):
+    Slow(monkeypatch, app)
+
+    async def hold():
+        async with Lock("k", app=app) as lock:
+            assert current_lock() is lock
+            assert lock.held
+        assert lock.released
+        assert current_lock() is None
+
+    async def both():
+        holding, longest, before = asyncio.ensure_future(hold()), 0.0, time.monotonic()
+        while not holding.done():
+            await asyncio.sleep(0.005)
+            longest, before = max(longest, time.monotonic() - before), time.monotonic()
+        await holding
+        assert longest < 0.15
+
+    asyncio.run(both())
+
+
+def test_an_async_with_is_refused_as_any_other(app):
+    async def hold():
+        async with Lock("k", app=app):
+            with pytest.raises(LockNotAcquired) as raised:
+                async with Lock("k", app=app):
+                    pytest.fail("it is held")
+            assert raised.value.key == "k"
+            with pytest.raises(ZeroDivisionError):
+                async with Lock("other", app=app):
+                    raise ZeroDivisionError
+        assert not Lock.locked("k", app=app)
+        assert not Lock.locked("other", app=app)
+
+    asyncio.run(hold())
+
+
+def test_whoever_is_cancelled_while_it_enters_holds_nothing(app, monkeypatch):
+    Slow(monkeypatch, app)
+
+    async def hold():
+        async with Lock("k", app=app):
+            pytest.fail("it was cancelled before")
+
+    async def cancel():
+        holding = asyncio.ensure_future(hold())
+        await asyncio.sleep(0.05)
+        holding.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await holding
+        assert not Lock.locked("k", app=app)
+
+    asyncio.run(cancel())
+
+
+@pytest.mark.parametrize("on_lost", ["fail", "abort"])
+def test_a_coroutine_is_told_that_its_lock_is_lost_as_a_body_is(app, on_lost):
+    async def hold():
+        with pytest.raises(LockLost):
+            async with Lock("k", app=app, ttl=0.6, on_lost=on_lost) as lock:
+                (held,) = lock._store.locks.held("k")
+                assert lock._store.locks.free("k", holder=held.holder)
+                await asyncio.wait_for(asyncio.sleep(30 if on_lost == "abort" else 1.0), 10)
+        # it was not cancelled, and goes on
+        await asyncio.sleep(0)
+
+    asyncio.run(hold())

@@ -60,6 +60,11 @@ WRONG = [
     ("retry_delay", -0.1),
     ("retry_jitter", "x"),
     ("skip_if_locked", None.__class__),
+    ("if_held", "queue"),
+    ("if_held", True),
+    ("limit", 0),
+    ("limit", 1.5),
+    ("limit", True),
     ("hold_at_least", -1),
     ("on_lost", "explode"),
     ("dedupe_ttl", -1),
@@ -190,6 +195,24 @@ def test_a_call_that_the_task_does_not_take_has_no_key(args, kwargs):
 
 def test_a_task_of_any_keywords_takes_any_placeholder():
     a_task(function=of_anything, lock_key="{whatever}")
+
+
+def test_the_older_form_of_what_a_held_key_does_goes_on_to_work():
+    for value, means in ((True, "skip"), (False, "fail")):
+        assert LockOptions.read({}, {"lock_skip_if_locked": value}, owner="it", prefix="lock_").if_held == means
+        assert LockOptions.read({"lockbeat_skip_if_locked": value}, {}, owner="it").if_held == means
+    assert LockOptions.read({"lockbeat_if_held": "fail"}, {}, owner="it").skip_if_locked is False
+
+
+def test_what_a_held_key_does_is_said_in_one_way_only_and_the_tasks_own_word_counts():
+    both = {"lock_if_held": "skip", "lock_skip_if_locked": True}
+    with pytest.raises(ConfigurationError, match=r"lock_skip_if_locked of it is True; allowed: one of .*lock_if_held"):
+        LockOptions.read({}, both, owner="it", prefix="lock_")
+    with pytest.raises(ConfigurationError, match="lockbeat_skip_if_locked is False"):
+        LockOptions.read({"lockbeat_if_held": "fail", "lockbeat_skip_if_locked": False}, {}, owner="it")
+    older, newer = {"lock_skip_if_locked": False}, {"lock_if_held": "skip"}
+    assert LockOptions.read({"lockbeat_if_held": "skip"}, older, owner="it", prefix="lock_").if_held == "fail"
+    assert LockOptions.read({"lockbeat_skip_if_locked": False}, newer, owner="it", prefix="lock_").if_held == "skip"
 
 
 def test_an_option_of_tasks_is_none_of_a_lock_outside():

@@ -343,6 +343,29 @@ def test_a_held_lock_fails_the_run_where_it_may_not_be_skipped_and_autoretry_see
     assert isinstance(retried.result, LockNotAcquired)
 
 
+def test_as_many_runs_hold_a_key_as_its_limit_says(app):
+    @app.task(base=LockedTask, lock_key="k", lock_limit=2)
+    def body():
+        return current_lock().token
+
+    with Lock("k", app=app) as first:
+        assert body.apply().get() > first.token
+        with Lock("k", app=app, limit=2):
+            assert body.apply().state == states.REVOKED
+        assert body() > first.token
+
+
+def test_a_run_fails_or_is_skipped_as_the_newer_option_says_too(app):
+    def body():
+        raise AssertionError
+
+    with Lock("k", app=app):
+        failed = app.task(base=LockedTask, name="a", lock_key="k", lock_if_held="fail")(body).apply()
+        skipped = app.task(base=LockedTask, name="b", lock_key="k", lock_if_held="skip")(body).apply()
+    assert isinstance(failed.result, LockNotAcquired)
+    assert skipped.state == states.REVOKED
+
+
 def test_a_held_lock_is_tried_again_as_often_as_asked(app):
     @app.task(base=LockedTask, lock_key="k", lock_retry_attempts=200, lock_retry_delay=0.05, lock_retry_jitter=0.01)
     def body():

@@ -124,6 +124,7 @@ class Acquisition:
                 run=asker.run,
                 task=asker.task,
                 description=asker.description,
+                limit=options.limit,
             )
             if not isinstance(answer, Lease):
                 return answer

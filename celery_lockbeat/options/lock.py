@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from string import Formatter
 from typing import Any, Final, Literal, TypedDict
 
@@ -70,7 +70,9 @@ class LockOptions:
     retry_attempts: int = 0
     retry_delay: float = 0.2
     retry_jitter: float = 0.05
+    if_held: str = "skip"
     skip_if_locked: bool = True
+    limit: int = 1
     hold_at_least: float = 0.0
     on_lost: str = "fail"
     dedupe_ttl: float = REMEMBERED
@@ -130,13 +132,33 @@ class LockOptions:
             else:
                 continue
             values[name] = _LOCK_RULES[name](named[name], values[name])
+        _settle_if_held(values, named, own, prefix)
         values.setdefault("dedupe_ttl", _remembers(conf))
         options = cls(**values)
-        if options.extends_every >= options.ttl:
-            setting = named.get("extend_interval", "extend_interval")
-            ttl = named.get("ttl", "the default ttl")
-            raise refusal(setting, options.extend_interval, f"a time below {ttl}, which is {written(options.ttl)}")
+        options._check_interval(named.get("extend_interval", "extend_interval"), named.get("ttl", "the default ttl"))
         return options
+
+    def with_ttl(self, ttl: float, *, owner: str) -> LockOptions:
+        """Return the same with another ttl, said by ``owner``. Raises ConfigurationError."""
+        options = replace(self, ttl=_LOCK_RULES["ttl"](f"the ttl of {owner}", ttl))
+        options._check_interval("extend_interval", f"the ttl of {owner}")
+        return options
+
+    def _check_interval(self, interval: str, ttl: str) -> None:
+        if self.extends_every >= self.ttl:
+            raise refusal(interval, self.extend_interval, f"a time below {ttl}, which is {written(self.ttl)}")
+
+
+def _settle_if_held(values: dict[str, Any], named: Mapping[str, str], own: Mapping[str, Any], prefix: str) -> None:
+    """Let ``if_held`` and ``skip_if_locked``, its older form, say the same: what is nearer counts. Raises ConfigurationError."""
+    older, newer = "skip_if_locked", "if_held"
+    nearer = [name for name in (newer, older) if own.get(prefix + name) is not None]
+    given = nearer or [name for name in (newer, older) if name in values]
+    if len(given) > 1:
+        raise refusal(named[older], values[older], f"one of it and {named[newer]}, which is {values[newer]!r}")
+    if given == [older]:
+        values[newer] = "skip" if values[older] else "fail"
+    values[older] = values.get(newer, "skip") == "skip"
 
 
 def _remembers(conf: Mapping[str, Any]) -> float:
@@ -162,6 +184,7 @@ class LockKeywords(TypedDict, total=False):
     retry_attempts: int | None
     retry_delay: float | None
     retry_jitter: float | None
+    limit: int | None
     hold_at_least: float | None
     on_lost: Literal["fail", "abort", "warn"] | None
     logging: Literal["auto", "brief", "default", "verbose", False] | None
@@ -201,6 +224,12 @@ def _key(setting: str, value: Any) -> Any:
     return value
 
 
+def _limit(setting: str, value: Any) -> int:
+    if count(setting, value) < 1:
+        raise refusal(setting, value, "a whole number from 1")
+    return int(value)
+
+
 _LOCK_RULES: Final[dict[str, Rule]] = {
     "enabled": flag,
     "key": _key,
@@ -212,7 +241,9 @@ _LOCK_RULES: Final[dict[str, Rule]] = {
     "retry_attempts": count,
     "retry_delay": seconds(0),
     "retry_jitter": seconds(0),
+    "if_held": one_of("skip", "fail"),
     "skip_if_locked": flag,
+    "limit": _limit,
     "hold_at_least": seconds(0),
     "on_lost": one_of("fail", "abort", "warn"),
     "dedupe_ttl": seconds(0),

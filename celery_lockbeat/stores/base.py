@@ -3,7 +3,8 @@
 Promises, each a test in ``test_contract.py``, ``test_beat_contract.py``, ``test_announcement_contract.py`` or
 ``test_journal_contract.py`` of ``tests/stores``, on every store:
 
-- each operation is atomic, and at most one lease per key is live at any moment of the store's own clock;
+- each operation is atomic, and at most one lease per key is live at any moment of the store's own clock, or as many as those
+  who ask for it agree on (``limit``);
 - tokens only grow per key: after expiry, after a release, and after the store has forgotten the key;
 - only the lease that was granted can be extended or released, and only while it is live;
 - every operation can be repeated after a lost answer and then gives the same answer;
@@ -272,12 +273,14 @@ class LockStore(abc.ABC):
         run: str | None = None,
         task: str | None = None,
         description: str = "",
+        limit: int = 1,
     ) -> Lease | Held | Finished:
         """Take ``key`` for ``ttl`` seconds, or say why not.
 
-        First match counts: ``run`` or ``task`` is remembered as finished -> :class:`Finished`; the key is held live by another
-        ``holder`` -> :class:`Held`; it is held by this very ``holder`` -> its lease again, with the same token and a
-        fresh ttl; else a new lease with a new token, ``max(last token + 1, the store's clock in microseconds)``.
+        First match counts: ``run`` or ``task`` is remembered as finished -> :class:`Finished`; it is held by this very
+        ``holder`` -> its lease again, with the same token and a fresh ttl; the key is held live by ``limit`` others, or by one that
+        executes this ``run`` -> :class:`Held`, of that one, or of the one whose lease ends first; else a new lease with a new
+        token, ``max(last token + 1, the store's clock in microseconds)``, where the last token is that of all holders.
         """
 
     @abc.abstractmethod

@@ -33,10 +33,10 @@ from celery_lockbeat.process import this_process
 from celery_lockbeat.stores import Finished, Held, stores_of
 from celery_lockbeat.tasks import limits
 from celery_lockbeat.tasks.answers import answer_skipped
-from celery_lockbeat.tasks.awaiting import off_the_loop
 from celery_lockbeat.tasks.copies import name_of, name_of_all_tries, postpone, task_of, unhide_headers
 from celery_lockbeat.tasks.plan import LockPlan
 from celery_lockbeat.tasks.report import Report, ends_well, ms_since
+from celery_lockbeat.threads import off_the_loop
 
 __all__ = ["Attempt", "AwaitedAttempt", "lock_of_eager"]
 
@@ -121,7 +121,7 @@ class _Steps:
             # it was sent anew under the id of a run that still goes on, whose reply this one may not overwrite.
             return _GoesOnElsewhere(0.0)
         held = f"lock {key!r} is held by {refusal.description}"
-        if self.options.skip_if_locked:
+        if self.options.if_held == "skip":
             return TaskSkipped(f"locked: {held}", key=key, holder=refusal.description)
         return LockNotAcquired(held, key=key, holder=refusal.description)
 

@@ -66,7 +66,7 @@ class LockedTask(Task):  # type: ignore[misc]
 
     Its options are the attributes ``lock_*`` (see docs/reference.md); None means: as the setting ``lockbeat_*`` says. A
     held key skips the run (state REVOKED, :class:`TaskSkipped`), or fails it with :class:`LockNotAcquired` where
-    ``lock_skip_if_locked`` is False. A store out of reach fails it with :class:`StoreUnavailable`, and a lock that was lost
+    ``lock_if_held`` is "fail". A store out of reach fails it with :class:`StoreUnavailable`, and a lock that was lost
     with :class:`LockLost`; ``autoretry_for`` works for all three. Wrong options are a :class:`ConfigurationError`, when
     the app is finalized: at the start of a worker or a beat.
     """
@@ -83,7 +83,9 @@ class LockedTask(Task):  # type: ignore[misc]
     lock_retry_attempts: int | None = None
     lock_retry_delay: float | None = None
     lock_retry_jitter: float | None = None
+    lock_if_held: str | None = None
     lock_skip_if_locked: bool | None = None
+    lock_limit: int | None = None
     lock_hold_at_least: float | None = None
     lock_on_lost: str | None = None
     lock_dedupe_ttl: float | None = None

@@ -16,6 +16,7 @@ HOLD: dict[str, Model] = {
         beats=2, entries=1, ticks=1, late_requests=True, frozen_in_publish=True
     ),
     "3 workers, 2 runs, 2 copies of each": Locks(runs=2),
+    "3 workers, 2 runs, a key for two, and one worker that knows of one": Locks(runs=2, copies=1, ttl=1, limits=(1, 2)),
 }
 
 #: These take a minute each.
@@ -30,6 +31,7 @@ WHOLE: dict[str, Model] = {
         beats=2, entries=1, ticks=2, late_requests=True, frozen_in_publish=True
     ),
     "3 workers, 3 runs, 2 copies of each": Locks(),
+    "3 workers, 3 runs, a key for two, and one worker that knows of one": Locks(copies=1, ttl=1, limits=(1, 2)),
 }
 
 
@@ -37,8 +39,8 @@ def _beats(*without: str, **more: int | bool) -> Beats:
     return Beats(**more, without=frozenset(without))
 
 
-def _locks(*without: str) -> Locks:
-    return Locks(without=frozenset(without))
+def _locks(*without: str, **more: int | tuple[int, ...]) -> Locks:
+    return Locks(**more, without=frozenset(without))
 
 
 #: Each with the beginning of what it breaks.
@@ -60,6 +62,14 @@ MUTATED: dict[str, tuple[Model, str]] = {
     "renewed after a loss": (_locks("an end of a loss"), "P5: run"),
     "no dedupe": (_locks("dedupe"), "P2: run 1 is brought to its end twice"),
     "safety copies are acknowledged away": (_locks("safety copies"), "P2: run 1 is nowhere"),
+    "who has the key alone is not counted by those who share it": (
+        _locks("who had it alone", copies=1, ttl=1, limits=(1, 2)),
+        "P1: three bodies",
+    ),
+    "a copy begins where there is room": (
+        _locks("a look at those who are there", runs=2, limits=(2,)),
+        "P1: two bodies of one run",
+    ),
     "an orphan renews": (_locks("a look for the parent"), "P6: the child"),
 }
 

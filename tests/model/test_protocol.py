@@ -47,7 +47,14 @@ def test_two_bodies_need_both_a_renewal_after_a_loss_and_one_by_name(without):
     assert found.broken is None or not found.broken.startswith("P1"), str(found)
 
 
-@pytest.mark.parametrize("model", [Beats(beats=2, entries=1, ticks=2), Locks(workers=2, runs=1, copies=1, ttl=1)])
+@pytest.mark.parametrize(
+    "model",
+    [
+        Beats(beats=2, entries=1, ticks=2),
+        Locks(workers=2, runs=1, copies=1, ttl=1),
+        Locks(workers=2, runs=2, copies=1, ttl=1, limits=(1, 2)),
+    ],
+)
 def test_states_are_alike_only_if_what_can_follow_is(model):
     """The search visits one of all states that are alike; here it visits them all, and finds as many kinds."""
     kinds, seen, waiting = {}, {model.initial()}, [model.initial()]

@@ -14,6 +14,7 @@ class Mutant(NamedTuple):
 
 
 CONTRACT = "tests/stores/test_contract.py::"
+LIMIT = "tests/stores/test_limit_contract.py::"
 REDIS = "tests/stores/test_redis.py::"
 BEATS = "tests/stores/test_beat_contract.py::"
 REPLICAS = "tests/test_scheduler_replicas.py::"
@@ -90,8 +91,8 @@ MUTANTS = [
     Mutant(
         "what is remembered in a lock is forgotten when the key is used again",
         "stores/redis/lua/acquire.lua",
-        "if mark then\n  -- The key is used again",
-        "if false then\n  -- The key is used again",
+        "if mark then\n    -- The key is used again",
+        "if false then\n    -- The key is used again",
         (CONTRACT + "test_each_run_of_a_key_is_remembered_however_many_follow_it",),
     ),
     Mutant(
@@ -120,8 +121,8 @@ MUTANTS = [
     Mutant(
         "free by name",
         "stores/redis/lua/free.lua",
-        "if not is_lock(lock) or string.sub(lock, 30, 29 + #holder) ~= holder then",
-        "if not is_lock(lock) then",
+        "if not readable or not lock or string.sub(lock, 30, 29 + #holder) ~= holder then",
+        "if not readable or not lock then",
         ("tests/stores/test_free.py::test_only_the_holders_own_live_lease_is_freed",),
     ),
     Mutant(
@@ -176,8 +177,8 @@ MUTANTS = [
     Mutant(
         "a safety copy is not known for one",
         "stores/redis/lua/acquire.lua",
-        "run == our_run and 1 or 0",
-        "0",
+        "return held_by(lock, run ~= '' and run == our_run)",
+        "return held_by(lock, false)",
         (CONTRACT + "test_a_copy_of_the_running_run_is_told_so",),
     ),
     Mutant(
@@ -246,9 +247,87 @@ MUTANTS = [
     Mutant(
         "in memory: extend without the token",
         "stores/sqlite/locks.py",
-        "WHERE key = ? AND token = ? AND holder = ? AND until > ?",
-        "WHERE key = ? AND ? > 0 AND holder = ? AND until > ?",
+        "forget = ? WHERE key = ? AND token = ? AND holder = ? AND until > ?",
+        "forget = ? WHERE key = ? AND ? > 0 AND holder = ? AND until > ?",
         (CONTRACT + "test_a_later_hold_of_the_same_holder_is_not_its_earlier_one",),
+    ),
+    # -- several holders -----------------------------------------------------------------------------------------------
+    Mutant(
+        "one holder more than the limit",
+        "stores/redis/lua/acquire.lua",
+        "others >= limit)",
+        "others > limit)",
+        (LIMIT + "test_so_many_hold_a_key_and_the_next_is_told_of_the_one_that_ends_first",),
+    ),
+    Mutant(
+        "a copy begins beside its run where there is room",
+        "stores/redis/lua/acquire.lua",
+        "if not own and (same or others >= limit) then",
+        "if not own and others >= limit then",
+        (LIMIT + "test_a_copy_of_a_run_that_goes_on_finds_it_though_there_is_room",),
+    ),
+    Mutant(
+        "who has had a key alone is not taken along",
+        "stores/redis/lua/acquire.lua",
+        "      if first then\n",
+        "      if false then\n",
+        (LIMIT + "test_a_larger_limit_counts_at_once_for_who_comes_with_it",),
+    ),
+    Mutant(
+        "tokens of several holders are not counted together",
+        "stores/redis/lua/acquire.lua",
+        "string.format('%016.0f', math.max(token, last)), now, ours,",
+        "string.format('%016.0f', last), now, ours,",
+        (REDIS + "test_tokens_of_several_holders_grow_when_the_servers_clock_was_set_back",),
+    ),
+    Mutant(
+        "a run that ends beside others is forgotten",
+        "stores/redis/lua/release.lua",
+        "if remembered and not inside then",
+        "if remembered and not inside and not wide then",
+        (LIMIT + "test_each_finished_run_is_remembered",),
+    ),
+    Mutant(
+        "a key that several hold looks free to who knows of one",
+        "stores/redis/lua/wide.lua",
+        "latest = math.max(latest, ends(all[i]))",
+        "latest = ends(all[i])",
+        (REDIS + "test_an_earlier_release_finds_a_key_held_until_the_last_of_several_has_ended",),
+    ),
+    Mutant(
+        "in memory: one holder more than the limit",
+        "stores/sqlite/locks.py",
+        "len(others) >= limit:",
+        "len(others) > limit:",
+        (LIMIT + "test_so_many_hold_a_key_and_the_next_is_told_of_the_one_that_ends_first",),
+    ),
+    Mutant(
+        "in the database: who has had a key alone is not taken along",
+        "contrib/django/migrations/0005_postgresql.sql",
+        "    IF v_lock.until > v_now THEN\n",
+        "    IF false THEN\n",
+        (LIMIT + "test_a_larger_limit_counts_at_once_for_who_comes_with_it",),
+    ),
+    Mutant(
+        "what the parent has extended is trusted for a ttl that came later",
+        "locks/lease.py",
+        "self._kept_until = since + self._shortest_ttl * (1 - MARGIN)",
+        "self._kept_until = since + self.ttl * (1 - MARGIN)",
+        (BUSY + "test_what_the_parent_kept_by_an_earlier_ttl_is_trusted_for_no_more",),
+    ),
+    Mutant(
+        "an extension of an earlier ttl is taken for the one that was asked for",
+        "locks/lease.py",
+        "if self._asked is not None and ttl == self._asked.ttl:",
+        "if self._asked is not None:",
+        (LOCK + "test_an_extension_that_was_under_way_is_not_the_one_that_is_asked_for",),
+    ),
+    Mutant(
+        "an event loop waits for the store",
+        "locks/lock.py",
+        "if not await off_the_loop(self.acquire):",
+        "if not self.acquire():",
+        (LOCK + "test_an_async_with_keeps_no_event_loop_waiting",),
     ),
     Mutant(
         "in memory: grant in files that were deleted",
@@ -267,8 +346,8 @@ MUTANTS = [
     Mutant(
         "in memory: take the holders for dead where their file was deleted",
         "stores/sqlite/host.py",
-        "connection.execute(PERHAPS_ALIVE)",
-        "pass",
+        "for change in PERHAPS_ALIVE.values():",
+        "for change in ():",
         ("tests/stores/test_memory.py::test_a_key_whose_holder_lives_is_given_to_nobody_though_the_files_are_deleted",),
     ),
     Mutant(
@@ -640,7 +719,7 @@ MUTANTS = [
     ),
     Mutant(
         "a cancelled coroutine does not wait for what it has asked the store",
-        "tasks/awaiting.py",
+        "threads.py",
         "    while not doing.done():\n",
         "    while cancelled is None and not doing.done():\n",
         ("tests/test_awaiting.py::test_one_that_is_cancelled_while_it_waits_for_its_lock_leaves_none_either",),

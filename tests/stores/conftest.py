@@ -85,6 +85,7 @@ class MemoryKind:
         with contextlib.closing(sqlite3.connect(self.file, timeout=10)) as connection, connection:
             for table in (
                 "lock",
+                "wide",
                 "done",
                 "entry",
                 "claim",
@@ -132,7 +133,20 @@ class PostgresKind:
         self.cluster.query("SELECT pg_sleep(%s)", seconds + 0.002)
 
     def forget_all(self) -> None:
-        names = ("lock", "done", "app", "replica", "entry", "listed", "claim", "announced", "journal", "batch", "tail")
+        names = (
+            "lock",
+            "wide",
+            "done",
+            "app",
+            "replica",
+            "entry",
+            "listed",
+            "claim",
+            "announced",
+            "journal",
+            "batch",
+            "tail",
+        )
         self.cluster.query(f"TRUNCATE {', '.join(f'lockbeat_{name}' for name in names)}")
 
 

@@ -16,11 +16,11 @@ from opening import import_for, open_at
 from celery_lockbeat.stores.base import Held, Store
 
 
-def fight(store: Store, witness_url: str, name: str, turns: int) -> None:
+def fight(store: Store, witness_url: str, name: str, turns: int, *, limit: int = 1) -> None:
     with redis.Redis.from_url(witness_url) as witness:
         for turn in range(turns):
             deadline = time.monotonic() + 60
-            while isinstance(lease := store.locks.acquire("key", holder=f"{name}:{turn}", ttl=60), Held):
+            while isinstance(lease := store.locks.acquire("key", holder=f"{name}:{turn}", ttl=60, limit=limit), Held):
                 assert time.monotonic() < deadline, "starved"
                 # without a pause, 64 of them would keep each other from the key by asking for it
                 time.sleep(random.uniform(0, 0.03))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 
@@ -305,6 +306,44 @@ def test_tokens_grow_when_the_servers_clock_was_set_back(server: Server):
         assert lease.token == ahead + number
         assert store.locks.extend([(lease, 30)]) == [True]
         assert store.locks.release(lease)
+    store.close()
+
+
+def test_tokens_of_several_holders_grow_when_the_servers_clock_was_set_back(server: Server):
+    store, client = RedisStore(server.url), server.client()
+    store.locks.acquire("key", holder="a", ttl=30, limit=9)
+    ahead = int(client.get("lockbeat:lock:{key}")[:16]) + 3_600_000_000
+    client.setrange("lockbeat:lock:{key}", 0, f"{ahead:016d}")
+    leases = [store.locks.acquire("key", holder=f"b{number}", ttl=30, limit=9) for number in range(3)]
+    assert [lease.token for lease in leases] == [ahead + 1, ahead + 2, ahead + 3]
+    assert store.locks.extend([(lease, 30) for lease in leases]) == [True] * 3
+    assert all(store.locks.release(lease) for lease in leases)
+    assert store.locks.acquire("key", holder="last", ttl=30, limit=9).token == ahead + 4
+    store.close()
+
+
+def test_an_earlier_release_finds_a_key_held_until_the_last_of_several_has_ended(server: Server):
+    store, client = RedisStore(server.url), server.client()
+    leases = [store.locks.acquire("key", holder=f"h{ttl}", ttl=ttl, limit=3) for ttl in (60, 20, 30)]
+
+    def held_for() -> float:
+        # as acquire.lua of release 0.1.0 reads it
+        value = client.get("lockbeat:lock:{key}")
+        token, until = int(value[:16]), int(value[16:29])
+        assert token == leases[-1].token
+        assert re.match(r"[^ ]+ [^ ]* ", value[29:])
+        return until / 1000 - time.time()
+
+    assert 55 < held_for() <= 61
+    store.locks.extend([(leases[1], 90)])
+    assert 85 < held_for() <= 91
+    store.locks.release(leases[1])
+    assert 55 < held_for() <= 61
+    store.locks.free("key", holder="h60")
+    assert 25 < held_for() <= 31
+    store.locks.release(leases[2])
+    assert held_for() < 1
+    assert 3000 < client.ttl("lockbeat:wide:{key}") <= 3600
     store.close()
 
 

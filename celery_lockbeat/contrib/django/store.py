@@ -95,7 +95,7 @@ class PostgresStore(Store):
 
     def check(self) -> None:
         try:
-            self.client.ask("lockbeat_purge", (0,), self.client.timeout)
+            self.client.ask("lockbeat_clean", (0,), self.client.timeout)
             check_format(self.client)
         except StoreRefused as exc:
             raise ConfigurationError(str(exc)) from exc

@@ -35,6 +35,9 @@ _LOCK: Final = re.compile(
     rb"(?P<token>\d{16})(?P<until>\d{13})(?P<holder>[^ ]*) (?P<run>[^ #]*)[^ ]* (?P<description>.*)", re.DOTALL
 )
 
+#: In the place of a holder: there is more than one, see wide.lua.
+_MORE_THAN_ONE: Final = "#"
+
 #: What stands behind the description of a lock whose key had been used before, see lock.lua.
 _USED_BEFORE: Final = " #"
 
@@ -46,8 +49,9 @@ class RedisLocks(LockStore):
         self._client = client
         #: when an operation was begun, and the server's time (ms) when it was carried out
         self._seen: tuple[float, int] | None = None
-        self._acquire, self._extend = Script.of("lock", "acquire"), Script.of("lock", "extend")
-        self._release, self._free = Script.of("lock", "release"), Script.of("lock", "free")
+        self._acquire, self._extend, self._release, self._free = (
+            Script.of("lock", "wide", name) for name in ("acquire", "extend", "release", "free")
+        )
 
     def acquire(
         self,
@@ -58,14 +62,16 @@ class RedisLocks(LockStore):
         run: str | None = None,
         task: str | None = None,
         description: str = "",
+        limit: int = 1,
     ) -> Lease | Held | Finished:
         keys = self._keys_of(key, run, task)
         owner, lasts = f"{plain(holder)} {plain(run or '')} {_readable(description)}", ms(ttl)
         again = _USED_BEFORE if mark(run or "")[1] else ""
+        several = (str(limit),) if limit > 1 else ()
         within = min(ttl, self._client.time_allowed)  # a later answer grants nothing
         for _ in range(2):
             asked = monotonic()
-            args = (owner, lasts, self._waits_until(asked, within), again)
+            args = (owner, lasts, self._waits_until(asked, within), again, *several)
             answer = self._client.call(self._acquire, keys, args, replicated=True, within=within)
             if isinstance(answer, int):
                 self._seen = (asked, answer // 1000)
@@ -152,10 +158,10 @@ class RedisLocks(LockStore):
             return self._live_locks(self._client.node_of(name), [name.encode()])
         # the prefix as it is, though some of its characters stand for others in a pattern
         pattern = re.sub(r"([*?\[\]\\^])", r"\\\1", self._client.prefix) + "lock:{*"
-        found: dict[str, LiveLock] = {}  # SCAN may tell a key twice
+        found: dict[tuple[str, str], LiveLock] = {}  # SCAN may tell a key twice
         for node in self._client.primaries():
             for keys in self._client.scan(node, "SCAN", "MATCH", pattern):
-                found.update((lock.key, lock) for lock in self._live_locks(node, keys))
+                found.update(((lock.key, lock.holder), lock) for lock in self._live_locks(node, keys))
                 if len(found) >= limit:
                     return list(found.values())[:limit]
         return list(found.values())
@@ -163,19 +169,32 @@ class RedisLocks(LockStore):
     def _live_locks(self, node: Node, keys: Sequence[bytes]) -> list[LiveLock]:
         time_, *values = self._client.answers(node, ("TIME",), *(("GET", key) for key in keys))
         now = seconds(self._client.accepted(time_))
-        locks = []
+        locks, wide = [], []
         for key, value in zip(keys, values, strict=True):
             if isinstance(value, ResponseError) and refuses(value):
                 self._client.accepted(value)
-            # what is not a lock's text was not written by us
-            match = _LOCK.fullmatch(value) if isinstance(value, bytes) else None
-            if match is None or int(match["until"]) <= now * 1000:
-                continue
-            tag = unquoted(key[len(f"{self._client.prefix}lock:{{".encode()) : -1])
-            holder, run = unquoted(match["holder"]), unquoted(match["run"])
-            remaining = int(match["until"]) / 1000 - now
-            locks.append(LiveLock(tag, holder, _described(match["description"]), run, int(match["token"]), remaining))
+            lock = self._live_lock(key, value, now)
+            if lock is not None and lock.holder == _MORE_THAN_ONE:
+                wide.append(key)
+            elif lock is not None:
+                locks.append(lock)
+        before = f"{self._client.prefix}lock:".encode()
+        beside = [f"{self._client.prefix}wide:".encode() + key[len(before) :] for key in wide]
+        answers = self._client.answers(node, *(("HVALS", key) for key in beside)) if wide else []
+        for key, texts in zip(wide, answers, strict=True):
+            held = (self._live_lock(key, text, now) for text in self._client.accepted(texts))
+            locks += [lock for lock in held if lock is not None]
         return locks
+
+    def _live_lock(self, key: bytes, value: Any, now: float) -> LiveLock | None:
+        # what is not a lock's text was not written by us
+        match = _LOCK.fullmatch(value) if isinstance(value, bytes) else None
+        if match is None or int(match["until"]) <= now * 1000:
+            return None
+        tag = unquoted(key[len(f"{self._client.prefix}lock:{{".encode()) : -1])
+        holder, run = unquoted(match["holder"]), unquoted(match["run"])
+        remaining = int(match["until"]) / 1000 - now
+        return LiveLock(tag, holder, _described(match["description"]), run, int(match["token"]), remaining)
 
     def _keys_of(self, key: str, *runs: str | None) -> tuple[str, ...]:
         """Name the keys of one operation; the tag in braces puts them on one Cluster node."""

@@ -79,7 +79,8 @@ class HostDatabase(Database):
                     self.prepare(connection)
                     if not os.path.exists(self._alive):  # noqa: PTH110
                         # nobody's byte is in the new one: who is alive must not be taken for dead
-                        connection.execute(PERHAPS_ALIVE)
+                        for change in PERHAPS_ALIVE.values():
+                            connection.execute(change)
                     self._descriptor = this_process().marked_in(self._alive)
                     self.files = (state, os.fstat(self._descriptor).st_ino)
                     self.begin_a_new_boot(connection)

@@ -1,4 +1,10 @@
-"""Locks in SQLite: a row for each key, and one for each finished run that is remembered. ``until`` and ``forget`` are on the host's clock."""
+"""Locks in SQLite: a row for each key, and one for each finished run that is remembered. ``until`` and ``forget`` are on the host's clock.
+
+A lock with more than one holder has a row for each beside its own, which is then nobody's (:data:`WIDE`): it has the last of their
+tokens, and ends with the one that ends last.
+"""
+
+# ruff: noqa: S608  what is put into the SQL are names of ours
 
 from __future__ import annotations
 
@@ -6,7 +12,7 @@ import math
 import sqlite3
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Final
+from typing import Any, Final
 
 from celery_lockbeat.exceptions import StoreUnavailable
 from celery_lockbeat.stores.base import LISTED_AT_MOST, TOKEN_MEMORY, Finished, Held, Lease, LiveLock, LockStore
@@ -14,9 +20,18 @@ from celery_lockbeat.stores.sqlite.database import NOBODY, Database, Tables, as_
 
 __all__ = ["ALL_DEAD", "PERHAPS_ALIVE", "TABLES", "SQLLocks"]
 
-#: Where no mark tells who is alive: locks end with their leases. And where all are known to be dead.
-PERHAPS_ALIVE: Final = "UPDATE lockbeat_lock SET process = 0"
-ALL_DEAD: Final = "UPDATE lockbeat_lock SET until = 0, holder = x'', process = 0 WHERE process <> 0"
+#: What is done, by table, where no mark tells who is alive: locks end with their leases. And where all are known to be dead.
+PERHAPS_ALIVE: Final = {
+    "lockbeat_lock": "UPDATE lockbeat_lock SET process = 0",
+    "lockbeat_wide": "UPDATE lockbeat_wide SET process = 0",
+}
+ALL_DEAD: Final = {
+    "lockbeat_lock": "UPDATE lockbeat_lock SET until = 0, holder = x'', process = 0 WHERE process <> 0",
+    "lockbeat_wide": "DELETE FROM lockbeat_wide WHERE process <> 0",
+}
+
+#: In the place of a holder: there may be more than one. No text is written so.
+WIDE: Final = b"\xff"
 
 SCHEMA: Final = (
     """CREATE TABLE IF NOT EXISTS lockbeat_lock (
@@ -26,11 +41,21 @@ SCHEMA: Final = (
     """CREATE TABLE IF NOT EXISTS lockbeat_done (
         key BLOB, run BLOB, token INTEGER, lasts REAL, forget REAL, PRIMARY KEY (key, run)) WITHOUT ROWID""",
     "CREATE INDEX IF NOT EXISTS lockbeat_done_forget ON lockbeat_done (forget)",
+    """CREATE TABLE IF NOT EXISTS lockbeat_wide (
+        key BLOB, token INTEGER, until REAL, holder BLOB, run BLOB, description TEXT, process INTEGER,
+        PRIMARY KEY (key, token)) WITHOUT ROWID""",
+    "CREATE INDEX IF NOT EXISTS lockbeat_wide_until ON lockbeat_wide (until)",
 )
+
+#: A lease in either table, and how one is written among others.
+ROW: Final = "token, until, holder, run, description, process"
+SEVEN: Final = "(?, ?, ?, ?, ?, ?, ?)"
 
 PURGE: Final = (
     "DELETE FROM lockbeat_lock WHERE key IN (SELECT key FROM lockbeat_lock WHERE forget < ? LIMIT ?)",
     "DELETE FROM lockbeat_done WHERE (key, run) IN (SELECT key, run FROM lockbeat_done WHERE forget < ? LIMIT ?)",
+    f"""DELETE FROM lockbeat_wide WHERE (key, token) IN (
+        SELECT key, token FROM lockbeat_wide WHERE until < ? - {TOKEN_MEMORY} LIMIT ?)""",
 )
 
 
@@ -49,6 +74,7 @@ class SQLLocks(LockStore):
         run: str | None = None,
         task: str | None = None,
         description: str = "",
+        limit: int = 1,
     ) -> Lease | Held | Finished:
         row_key, ours, named, described = (
             self._database.row_key(key),
@@ -62,23 +88,39 @@ class SQLLocks(LockStore):
                 if mark is not None and _finished_by(connection, row_key, as_blob(mark), now) is not None:
                     return Finished(task=mark == task)
             token = int(self._database.wall() * 1_000_000)
-            row = connection.execute(
-                "SELECT token, until, holder, run, description, process FROM lockbeat_lock WHERE key = ?", (row_key,)
-            ).fetchone()
-            if row is not None:
-                last, until, theirs, their_run, their_description, process = row
-                live = until > now and (theirs == ours or self._database.sees(process))
-                if live and theirs != ours:
-                    same_run = run is not None and their_run == named
-                    return Held(their_description, until - now, same_run, their_run.decode("utf-8", "replace"))
-                token = last if live else max(token, last + 1)
+            row = connection.execute(f"SELECT {ROW} FROM lockbeat_lock WHERE key = ?", (row_key,)).fetchone()
+            last, is_wide = (0, False) if row is None else (row[0], row[2] == WIDE)
+            held = self._held(connection, row_key, row, now, ours)
+            own = next((each for each in held if each[2] == ours), None)
+            others = [each for each in held if each is not own]
+            if own is None:
+                same = next((each for each in others if run is not None and each[3] == named), None)
+                if same is not None or len(others) >= limit:
+                    _, until, _, their_run, theirs, _ = same or min(others, key=lambda each: each[1])
+                    return Held(theirs, until - now, same is not None, their_run.decode("utf-8", "replace"))
+            token = own[0] if own is not None else max(token, last + 1)
+            lease = (token, now + ttl, ours, named, described, self._database.process)
+            if limit > 1 or others or (is_wide and own is not None):
+                # who has had the key alone has it among others from now on
+                connection.execute("DELETE FROM lockbeat_wide WHERE key = ?", (row_key,))
+                insert = f"INSERT INTO lockbeat_wide VALUES {SEVEN}"
+                connection.executemany(insert, [(row_key, *each) for each in (*others, lease)])
+                _summarize(connection, row_key, max(token, last))
+                return Lease(key, holder, run, token, task)
             connection.execute(
                 "INSERT OR REPLACE INTO lockbeat_lock VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (row_key, token, now + ttl, ours, named, described, self._database.process, now + ttl + TOKEN_MEMORY),
+                (row_key, *lease, now + ttl + TOKEN_MEMORY),
             )
             return Lease(key, holder, run, token, task)
 
         return self._database.atomically(take)
+
+    def _held(self, connection: sqlite3.Connection, key: bytes, row: Any, now: float, ours: bytes) -> list[Any]:
+        """The live leases of a lock with this row; what was released and is held on is one, too."""
+        rows = [] if row is None else [row]
+        if row is not None and row[2] == WIDE:
+            rows = connection.execute(f"SELECT {ROW} FROM lockbeat_wide WHERE key = ?", (key,)).fetchall()
+        return [each for each in rows if each[1] > now and (each[2] == ours or self._database.sees(each[5]))]
 
     def extend(
         self,
@@ -87,32 +129,42 @@ class SQLLocks(LockStore):
         within: float = math.inf,  # noqa: ARG002  it has a time limit of its own
     ) -> list[bool | StoreUnavailable]:
         def prolong(connection: sqlite3.Connection, now: float) -> list[bool | StoreUnavailable]:
-            return [
-                connection.execute(
-                    "UPDATE lockbeat_lock SET until = ?, forget = ? WHERE key = ? AND token = ? AND holder = ? AND until > ?",
-                    (
-                        now + ttl,
-                        now + ttl + TOKEN_MEMORY,
-                        self._database.row_key(lease.key),
-                        lease.token,
-                        as_blob(lease.holder),
-                        now,
-                    ),
-                ).rowcount
-                == 1
-                for lease, ttl in leases
-            ]
+            return [self._extend(connection, lease, now, ttl) for lease, ttl in leases]
 
         return self._database.atomically(prolong) if leases else []
+
+    def _extend(self, connection: sqlite3.Connection, lease: Lease, now: float, ttl: float) -> bool:
+        row_key, ours = self._database.row_key(lease.key), as_blob(lease.holder)
+        alone = connection.execute(
+            "UPDATE lockbeat_lock SET until = ?, forget = ? WHERE key = ? AND token = ? AND holder = ? AND until > ?",
+            (now + ttl, now + ttl + TOKEN_MEMORY, row_key, lease.token, ours, now),
+        )
+        if alone.rowcount == 1:
+            return True
+        last = _last_of_wide(connection, row_key)
+        if last is None:
+            return False
+        among = connection.execute(
+            "UPDATE lockbeat_wide SET until = ? WHERE key = ? AND token = ? AND holder = ? AND until > ?",
+            (now + ttl, row_key, lease.token, ours, now),
+        )
+        if among.rowcount == 1:
+            _summarize(connection, row_key, last)
+        return among.rowcount == 1
 
     def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0, task: bool = False) -> bool:
         mark = lease.task if task else lease.run
         row_key, ours, run = self._database.row_key(lease.key), as_blob(lease.holder), as_blob(mark or "")
 
         def free(connection: sqlite3.Connection, now: float) -> bool:
-            row = connection.execute(
-                "SELECT token, until, holder FROM lockbeat_lock WHERE key = ?", (row_key,)
-            ).fetchone()
+            asked = "SELECT token, until, holder FROM"
+            row = connection.execute(f"{asked} lockbeat_lock WHERE key = ?", (row_key,)).fetchone()
+            last = None
+            if row is not None and row[2] == WIDE:
+                last = row[0]
+                row = connection.execute(
+                    f"{asked} lockbeat_wide WHERE key = ? AND token = ?", (row_key, lease.token)
+                ).fetchone()
             if row is None or row[0] != lease.token:
                 # another came after us: was our release carried out before?
                 return mark is not None and _finished_by(connection, row_key, run, now) == lease.token
@@ -122,10 +174,7 @@ class SQLLocks(LockStore):
             if holder != ours or until <= now:
                 return False
             # the token stays, as the counter; without a holder it can be neither extended nor released
-            connection.execute(
-                "UPDATE lockbeat_lock SET until = ?, holder = ?, process = ?, forget = ? WHERE key = ?",
-                (now + hold_for, b"", NOBODY, now + hold_for + TOKEN_MEMORY, row_key),
-            )
+            self._end(connection, row_key, lease.token, last, now, hold_for)
             if mark is not None and remember_for > 0:
                 connection.execute(
                     "INSERT OR REPLACE INTO lockbeat_done VALUES (?, ?, ?, ?, ?)",
@@ -135,14 +184,35 @@ class SQLLocks(LockStore):
 
         return self._database.atomically(free)
 
-    def free(self, key: str, *, holder: str) -> bool:
-        def end(connection: sqlite3.Connection, now: float) -> bool:
-            # as in release: the token stays, without a holder
-            ended = connection.execute(
-                "UPDATE lockbeat_lock SET until = ?, holder = ?, process = ?, forget = ? WHERE key = ? AND holder = ? AND until > ?",
-                (now, b"", NOBODY, now + TOKEN_MEMORY, self._database.row_key(key), as_blob(holder), now),
+    def _end(
+        self, connection: sqlite3.Connection, key: bytes, token: int, last: int | None, now: float, hold_for: float = 0
+    ) -> None:
+        """End the lease of this token, where the ``last`` of several is known, or else of the one that there is."""
+        if last is None:
+            connection.execute(
+                "UPDATE lockbeat_lock SET until = ?, holder = ?, process = ?, forget = ? WHERE key = ?",
+                (now + hold_for, b"", NOBODY, now + hold_for + TOKEN_MEMORY, key),
             )
-            return ended.rowcount == 1
+            return
+        connection.execute(
+            "UPDATE lockbeat_wide SET until = ?, holder = ?, process = ? WHERE key = ? AND token = ?",
+            (now + hold_for, b"", NOBODY, key, token),
+        )
+        _summarize(connection, key, last)
+
+    def free(self, key: str, *, holder: str) -> bool:
+        row_key = self._database.row_key(key)
+
+        def end(connection: sqlite3.Connection, now: float) -> bool:
+            last = _last_of_wide(connection, row_key)
+            table = "lockbeat_lock" if last is None else "lockbeat_wide"
+            row = connection.execute(
+                f"SELECT token FROM {table} WHERE key = ? AND holder = ? AND until > ?", (row_key, as_blob(holder), now)
+            ).fetchone()
+            if row is not None:
+                # as in release: the token stays, without a holder
+                self._end(connection, row_key, row[0], last, now)
+            return row is not None
 
         return self._database.atomically(end)
 
@@ -150,10 +220,13 @@ class SQLLocks(LockStore):
         mine = self._database.row_key("" if key is None else key)
 
         def tell(connection: sqlite3.Connection, now: float) -> list[LiveLock]:
+            asked = "until > ? AND (key = ? OR ? AND substr(key, 1, ?) = ?)"
+            what = (now, mine, key is None, len(mine), mine)
+            found = "SELECT key, holder, description, run, token, until, process FROM"
             rows = connection.execute(
-                "SELECT key, holder, description, run, token, until, process FROM lockbeat_lock"
-                " WHERE until > ? AND (key = ? OR ? AND substr(key, 1, ?) = ?)",
-                (now, mine, key is None, len(mine), mine),
+                f"{found} lockbeat_lock WHERE {asked} AND holder <> ? UNION ALL {found} lockbeat_wide WHERE {asked}"
+                " AND key IN (SELECT key FROM lockbeat_lock WHERE holder = ?)",
+                (*what, WIDE, *what, WIDE),
             )
             live = (row for row in rows if self._database.sees(row[6]))
             return [
@@ -164,6 +237,21 @@ class SQLLocks(LockStore):
             ]
 
         return self._database.atomically(tell)
+
+
+def _last_of_wide(connection: sqlite3.Connection, key: bytes) -> int | None:
+    """The last token of a lock with more than one holder; None: it has one, or none."""
+    row = connection.execute("SELECT token FROM lockbeat_lock WHERE key = ? AND holder = ?", (key, WIDE)).fetchone()
+    return None if row is None else int(row[0])
+
+
+def _summarize(connection: sqlite3.Connection, key: bytes, last: int) -> None:
+    """Write in the row of the lock itself what its holders have in common."""
+    (latest,) = connection.execute("SELECT max(until) FROM lockbeat_wide WHERE key = ?", (key,)).fetchone()
+    connection.execute(
+        "INSERT OR REPLACE INTO lockbeat_lock VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (key, last, latest, WIDE, b"", "", NOBODY, latest + TOKEN_MEMORY),
+    )
 
 
 def _finished_by(connection: sqlite3.Connection, key: bytes, run: bytes, now: float) -> int | None:
@@ -188,6 +276,9 @@ def _begin_a_new_boot(connection: sqlite3.Connection, now: float, sees: Callable
         # a live holder proves that it is the same boot under another name (see boot_id)
         if process == NOBODY or not sees(process):
             connection.execute("UPDATE lockbeat_lock SET until = ? WHERE process = ?", (now, process))
+    for (process,) in connection.execute("SELECT DISTINCT process FROM lockbeat_wide").fetchall():
+        if process == NOBODY or not sees(process):
+            connection.execute("DELETE FROM lockbeat_wide WHERE process = ?", (process,))
     connection.execute("UPDATE lockbeat_lock SET forget = until + ?", (TOKEN_MEMORY,))
     connection.execute("UPDATE lockbeat_done SET forget = ? + lasts", (now,))
 

@@ -15,6 +15,7 @@ import random
 import shutil
 import sqlite3
 import time
+from collections.abc import Mapping
 from typing import Final
 
 from celery_lockbeat.clock import monotonic
@@ -27,10 +28,10 @@ WRITERS: Final = (120, 2)
 _FILES: Final = ("", "-wal", "-shm")
 
 
-def publish(source: sqlite3.Connection, state: str, change: str) -> None:
+def publish(source: sqlite3.Connection, state: str, changes: Mapping[str, str]) -> None:
     """Put a copy where the state is missing. One process at a time does so.
 
-    ``change`` is the SQL for what is not true of the copy any more: nobody's presence is marked beside it.
+    ``changes`` are the SQL, by table, for what is not true of the copy any more: nobody's presence is marked beside it.
     """
     draft = _draft_of(state)
     try:
@@ -40,8 +41,10 @@ def publish(source: sqlite3.Connection, state: str, change: str) -> None:
             os.close(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             with contextlib.closing(sqlite3.connect(draft, isolation_level=None)) as copy:
                 _copy(source, copy)
-                if copy.execute("SELECT 1 FROM sqlite_master WHERE name = 'lockbeat_lock'").fetchone():
-                    copy.execute(change)
+                for table, change in changes.items():
+                    # an earlier release has fewer
+                    if copy.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
+                        copy.execute(change)
             _remove(state)  # what belongs to the one that was deleted
             os.link(draft, state)
         finally:
@@ -64,7 +67,7 @@ def _copy(source: sqlite3.Connection, copy: sqlite3.Connection) -> None:
     copy.execute("COMMIT")
 
 
-def rescue(state: str, change: str, *, within: float) -> None:
+def rescue(state: str, changes: Mapping[str, str], *, within: float) -> None:
     """Put back a state that was deleted while another process uses it. One process at a time does so.
 
     Raises OSError, if somebody is in the middle of a change for longer than ``within`` seconds.
@@ -82,7 +85,7 @@ def rescue(state: str, change: str, *, within: float) -> None:
             shutil.copyfile(main, draft)
             shutil.copyfile(wal, f"{draft}-wal")
             with contextlib.closing(sqlite3.connect(draft, isolation_level=None)) as copy:
-                publish(copy, state, change)
+                publish(copy, state, changes)
     finally:
         _remove(draft)
 

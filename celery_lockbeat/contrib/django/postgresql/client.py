@@ -95,7 +95,7 @@ class Client:
         self._operations += 1
         if self._operations % PURGE_EVERY == 0:
             with contextlib.suppress(StoreUnavailable):
-                self.ask("lockbeat_purge", (PURGE_AT_MOST,), self.timeout)
+                self.ask("lockbeat_clean", (PURGE_AT_MOST,), self.timeout)
         return answer
 
     def ask(self, function: str, args: Sequence[bytes | str | float | None], within: float) -> Any:

@@ -32,13 +32,14 @@ class PostgresLocks(LockStore):
         run: str | None = None,
         task: str | None = None,
         description: str = "",
+        limit: int = 1,
     ) -> Lease | Held | Finished:
         named, tried = (None if name is None else exact(name) for name in (run, task))
         described = description.encode("utf-8", "backslashreplace")
         fixed = (self._client.row_key(key), exact(holder), named, tried, us(ttl), us(TOKEN_MEMORY), described)
         for _ in range(2):
             asked = monotonic()
-            kind, *answer = self._client.call("lockbeat_acquire", *fixed, self._waits_until(asked))
+            kind, *answer = self._client.call("lockbeat_take", *fixed, self._waits_until(asked), limit)
             if kind == "finished":
                 return Finished(task=answer[0])
             if kind == "held":
@@ -63,14 +64,14 @@ class PostgresLocks(LockStore):
             for lease, ttl in leases
         ]
         answers: list[bool | StoreUnavailable] = self._client.call(
-            "lockbeat_extend", json.dumps(told), us(TOKEN_MEMORY), within=within
+            "lockbeat_prolong", json.dumps(told), us(TOKEN_MEMORY), within=within
         )
         return answers
 
     def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0, task: bool = False) -> bool:
         mark = lease.task if task else lease.run
         released: bool = self._client.call(
-            "lockbeat_release",
+            "lockbeat_end",
             self._client.row_key(lease.key),
             lease.token,
             exact(lease.holder),
@@ -82,7 +83,7 @@ class PostgresLocks(LockStore):
         return released
 
     def free(self, key: str, *, holder: str) -> bool:
-        freed: bool = self._client.call("lockbeat_free", self._client.row_key(key), exact(holder), us(TOKEN_MEMORY))
+        freed: bool = self._client.call("lockbeat_drop", self._client.row_key(key), exact(holder), us(TOKEN_MEMORY))
         return freed
 
     def _waits_until(self, asked: float) -> int | None:
@@ -94,7 +95,7 @@ class PostgresLocks(LockStore):
 
     def held(self, key: str | None = None, *, limit: int = LISTED_AT_MOST) -> list[LiveLock]:
         prefix = self._client.exact_key("")
-        told = self._client.call("lockbeat_locks", None if key is None else self._client.row_key(key), prefix, limit)
+        told = self._client.call("lockbeat_held", None if key is None else self._client.row_key(key), prefix, limit)
         return [
             LiveLock(named(name, len(prefix)), text(holder), readable(description), text(run), token, left / 1e6)
             for name, holder, description, run, token, left in told

@@ -4,7 +4,8 @@
 -- KEYS[3]  the mark of the whole that it is a try of; absent where there is none
 --          It may write one more, with their hash tag: the mark of what was remembered in the lock.
 -- ARGV     '<holder> <run> <description>', ttl ms, until when anybody waits for the answer (server ms; '0' for not known),
---          what is put behind the description of a key that has been used before
+--          what is put behind the description of a key that has been used before, and how many may hold the key at a time;
+--          absent where it is one
 -- Returns  token, when it is now in microseconds: granted, and the usual case: a lone number is what a client reads fastest;
 --          {'granted', now ms, token} with any other token, or {'finished', as a whole (0/1)}, or {'late', now ms}, or
 --          {'held', remaining ms, same run (0/1), run, description}, or {'unreadable', key, its type, the beginning of its value}
@@ -50,6 +51,55 @@ if now > tonumber(ARGV[3]) and ARGV[3] ~= '0' then
   -- nobody's, for a whole ttl.
   return {'late', now}
 end
+local function keep_mark()
+  if mark then
+    -- The key is used again: from now on the run before is remembered beside it.
+    local tag = string.find(KEYS[1], '{', 1, true)
+    local key = string.sub(KEYS[1], 1, tag - 6) .. 'done:' .. string.sub(KEYS[1], tag) .. ':' .. mark
+    redis.call('SET', key, string.sub(lock, 1, 16), 'PX', string.format('%.0f', forgotten - now))
+  end
+end
+local function held_by(text, same_run)
+  local run, description = string.match(text, '^[^ ]* ([^ #]*)[^ ]* (.*)$', 30)
+  return {'held', ends(text) - now, same_run and 1 or 0, run, description}
+end
+if ARGV[5] or is_wide(lock) then
+  local wide, was_wide, limit = wide_key(), is_wide(lock), tonumber(ARGV[5] or 1)
+  local ours, our_run = string.match(ARGV[1], '^([^ ]*) ([^ ]*) ')
+  local all = was_wide and redis.call('HGETALL', wide) or lock and {string.match(lock, '^[^ ]*', 30), lock} or {}
+  local own, others, first, same = nil, 0, nil, nil
+  for i = 1, #all, 2 do
+    local name, text = all[i], all[i + 1]
+    if ends(text) <= now then
+      redis.call('HDEL', wide, name)
+    elseif name == ours then
+      own = text
+    else
+      others = others + 1
+      first = (not first or ends(text) < ends(first)) and text or first
+      same = our_run ~= '' and string.match(text, '^[^ ]* ([^ #]*)', 30) == our_run and text or same
+    end
+  end
+  if not own and (same or others >= limit) then
+    return held_by(same or first, same)
+  end
+  if own or others > 0 or limit > 1 then
+    local last = lock and tonumber(string.sub(lock, 1, 16)) or 0
+    local token = own and tonumber(string.sub(own, 1, 16)) or math.max(micros, last + 1)
+    if not was_wide then
+      redis.call('DEL', wide)
+      if first then
+        -- who has had the key alone has it among others from now on
+        redis.call('HSET', wide, all[1] == '' and '#' .. string.sub(lock, 1, 16) or all[1], lock)
+      end
+    end
+    keep_mark()
+    local ended = string.format('%013.0f', now + ARGV[2])
+    put_among(wide, string.format('%016.0f', math.max(token, last)), now, ours, string.format('%016.0f', token) .. ended .. ARGV[1])
+    return token == micros and token or {'granted', now, token}
+  end
+  redis.call('DEL', wide) -- nobody has it, and one is to
+end
 local token = micros
 if lock then
   local last = tonumber(string.sub(lock, 1, 16))
@@ -59,18 +109,13 @@ if lock then
   else
     local ours, our_run = string.match(ARGV[1], '^([^ ]* ([^ ]*) )')
     if string.sub(lock, 30, 29 + #ours) ~= ours then
-      local run, description = string.match(lock, '^[^ ]* ([^ #]*)[^ ]* (.*)$', 30)
-      return {'held', remaining, run ~= '' and run == our_run and 1 or 0, run, description}
+      local run = string.match(lock, '^[^ ]* ([^ #]*)', 30)
+      return held_by(lock, run ~= '' and run == our_run)
     end
     token = last
   end
 end
-if mark then
-  -- The key is used again: from now on the run before is remembered beside it.
-  local tag = string.find(KEYS[1], '{', 1, true)
-  local key = string.sub(KEYS[1], 1, tag - 6) .. 'done:' .. string.sub(KEYS[1], tag) .. ':' .. mark
-  redis.call('SET', key, string.sub(lock, 1, 16), 'PX', string.format('%.0f', forgotten - now))
-end
+keep_mark()
 -- Nearly always the time's text is the token's, which is less work than to format it: 10 digits of seconds (since 2001) and
 -- 6 of microseconds, and then the end has 13.
 local head = time[1] .. time[2]

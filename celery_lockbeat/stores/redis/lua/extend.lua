@@ -7,6 +7,10 @@ local lock = get(KEYS[1])
 if lock and not is_lock(lock) then
   return -1
 end
+local wide, last = is_wide(lock) and wide_key(), lock and string.sub(lock, 1, 16)
+if wide then
+  lock = redis.call('HGET', wide, ARGV[2])
+end
 local holder = ARGV[2] .. ' '
 if not lock or string.sub(lock, 1, 16) ~= ARGV[1] or string.sub(lock, 30, 29 + #holder) ~= holder then
   return 0
@@ -16,5 +20,10 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if tonumber(string.sub(lock, 17, 29)) <= now then
   return 0
 end
-redis.call('SET', KEYS[1], ARGV[1] .. string.format('%013.0f', now + ARGV[3]) .. string.sub(lock, 30), 'PX', ARGV[3] + TOKEN_MEMORY)
+local extended = ARGV[1] .. string.format('%013.0f', now + ARGV[3]) .. string.sub(lock, 30)
+if wide then
+  put_among(wide, last, now, ARGV[2], extended)
+else
+  redis.call('SET', KEYS[1], extended, 'PX', ARGV[3] + TOKEN_MEMORY)
+end
 return 1

@@ -4,8 +4,13 @@
 -- Returns  1, or 0 when this holder has no live lease
 -- Atomic:  as in release.lua: between a separate compare and the write the key could become another's.
 local lock = get(KEYS[1])
+local readable, last = is_lock(lock), lock
+local wide = readable and is_wide(lock) and wide_key()
+if wide then
+  lock = redis.call('HGET', wide, ARGV[1])
+end
 local holder = ARGV[1] .. ' '
-if not is_lock(lock) or string.sub(lock, 30, 29 + #holder) ~= holder then
+if not readable or not lock or string.sub(lock, 30, 29 + #holder) ~= holder then
   return 0
 end
 local time = redis.call('TIME')
@@ -13,6 +18,11 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 if tonumber(string.sub(lock, 17, 29)) <= now then
   return 0
 end
-redis.call('SET', KEYS[1], string.sub(lock, 1, 16) .. string.format('%013.0f', now) .. string.sub(lock, 30 + #ARGV[1]),
-  'PX', TOKEN_MEMORY)
+local token = string.sub(lock, 1, 16)
+local freed = token .. string.format('%013.0f', now) .. string.sub(lock, 30 + #ARGV[1])
+if wide then
+  put_among(wide, string.sub(last, 1, 16), now, '#' .. token, freed, ARGV[1])
+else
+  redis.call('SET', KEYS[1], freed, 'PX', TOKEN_MEMORY)
+end
 return 1

@@ -32,6 +32,7 @@ if can_end then
 end
 try('HGET', key, 'f')
 try('HMGET', key, 'f')
+try('HGETALL', key)
 try('HDEL', key, 'f')
 try('SREM', key, 'm')
 try('SCARD', key)

@@ -9,6 +9,10 @@
 -- Atomic:  freed and remembered are one fact: a copy of the message must never find the key free and the run unknown.
 local lock = get(KEYS[1])
 local released = -ARGV[1]
+local wide, last = type(lock) == 'string' and is_wide(lock) and wide_key(), lock
+if wide then
+  lock = redis.call('HGET', wide, '#' .. ARGV[1]) or redis.call('HGET', wide, ARGV[2])
+end
 -- what begins with this token is a lock; the longer question is left to what does not
 if type(lock) ~= 'string' or string.sub(lock, 1, 16) ~= ARGV[1] then
   -- another came after us: was our release carried out before?
@@ -26,7 +30,7 @@ end
 -- The token stays, as the counter; without a holder it can be neither extended nor released. Formatting costs as much as a
 -- call: the usual release ends the lease at the beginning of time instead.
 local remembered = KEYS[2] and ARGV[4] ~= '0'
-local inside = remembered and ARGV[5] ~= '' and string.sub(lock, -2) ~= ' #'
+local inside = remembered and ARGV[5] ~= '' and not wide and string.sub(lock, -2) ~= ' #'
 local ended, rest = '0000000000000', '  '
 if ARGV[3] ~= '0' then
   -- whoever is refused meanwhile is told who had it
@@ -36,8 +40,12 @@ if ARGV[3] ~= '0' then
 elseif inside then
   ended, rest = string.format('%013.0f', now + ARGV[4] - 1e12), ' #' .. ARGV[5] .. ' '
 end
-local kept = ARGV[3] + TOKEN_MEMORY
-redis.call('SET', KEYS[1], ARGV[1] .. ended .. rest, 'PX', inside and math.max(kept, ARGV[4]) or kept)
+if wide then
+  put_among(wide, string.sub(last, 1, 16), now, '#' .. ARGV[1], ARGV[1] .. ended .. rest, ARGV[2])
+else
+  local kept = ARGV[3] + TOKEN_MEMORY
+  redis.call('SET', KEYS[1], ARGV[1] .. ended .. rest, 'PX', inside and math.max(kept, ARGV[4]) or kept)
+end
 if remembered and not inside then
   redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[4])
 end
