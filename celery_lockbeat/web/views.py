@@ -19,6 +19,7 @@ from celery_lockbeat.journal.ticks import OUTCOMES, Tick
 from celery_lockbeat.membership.members import fields_of
 from celery_lockbeat.options import LockOptions
 from celery_lockbeat.schedules.dues import next_due
+from celery_lockbeat.schedules.when import bound, policy_of
 from celery_lockbeat.stores.base import ALIVE
 from celery_lockbeat.web import drawing
 from celery_lockbeat.web.asking import SPANS, choice_of, count_of, name_of_entry, span_of, text_of
@@ -49,6 +50,9 @@ FEW: Final = 60
 
 #: Ticks that the timeline of an entry has at first, at least.
 ENOUGH: Final = 20
+
+#: What becomes of ticks that nobody has fired in time.
+CATCHUPS: Final = {"latest": "one run for all of them", "all": "each is run", "none": "they are missed"}
 
 #: Next due moments that are listed.
 NEXT: Final = 10
@@ -109,7 +113,7 @@ def entry(known: Known, request: Request, now: datetime) -> Mapping[str, Any]:
             "version": model.version,
             "name": name,
             "expression": "" if is_interval(row.schedule) else cut(expression_of(row.schedule)),
-            "policies": _policies(known, row.task),
+            "policies": [*_ticks_told(row.schedule, zone), *_policies(known, row.task)],
             "dues": _next_dues(row, now, zone),
             "late": late,
             "took": took,
@@ -132,6 +136,23 @@ def _default_span(ticks: Sequence[Tick], now: datetime) -> float:
         return 3600.0
     back = (now - wanted[0].at).total_seconds()
     return float(next((span for span in SPANS if span >= back), max(SPANS)))
+
+
+def _ticks_told(when: Any, zone: Any) -> list[tuple[str, str]]:
+    """Tell what is said of its ticks, beside when they are due."""
+    policy = policy_of(when)
+    told = {
+        "zone": getattr(when, "timezone", None),
+        "jitter": seconds(policy.jitter) if policy.jitter else None,
+        "from": policy.start and full(policy.start, zone),
+        "until": policy.end and full(policy.end, zone),
+        "runs at most": policy.max_runs,
+        "ticks nobody fired": CATCHUPS.get(policy.catchup, policy.catchup),
+        "of the last": policy.catchup_window and seconds(policy.catchup_window),
+        "begun within": policy.start_within and seconds(policy.start_within),
+        "at a cold start": "a tick at once" if policy.run_at_start else None,
+    }
+    return [(name, cut(value)) for name, value in told.items() if value]
 
 
 def _policies(known: Known, task: str | None) -> Sequence[tuple[str, str]]:
@@ -167,13 +188,13 @@ def _lock_told(task: str, lock: LockOptions | None) -> Sequence[tuple[str, str]]
 
 def _next_dues(row: Row, now: datetime, zone: Any) -> list[tuple[float, str]]:
     found: list[tuple[float, str]] = []
-    due = row.next_due
+    due, when = row.next_due, bound(row.schedule, row.name)
     while due is not None and len(found) < NEXT:
         if due >= now - timedelta(seconds=60):
             found.append((due.timestamp(), full(due, zone)))
         elif not found and (now - due) > timedelta(days=1):
             return []  # nobody has fired it for long, and nobody knows what it does when it is
-        due = next_due(row.schedule, due)
+        due = next_due(when, due)
     return found
 
 

@@ -13,6 +13,7 @@ from cron_descriptor import Options, get_description
 from celery_lockbeat.insight.plain import printable
 from celery_lockbeat.journal.sentences import in_zone, nearest_second
 from celery_lockbeat.observe.vocabulary import took
+from celery_lockbeat.schedules.when import Once, Timeout
 
 __all__ = ["clock", "cut", "expression_of", "full", "is_interval", "same_but_for_numbers", "seconds", "words_of"]
 
@@ -32,17 +33,23 @@ def cut(text: object, longest: int = LONGEST) -> str:
 
 def expression_of(when: Any) -> str:
     """Write a schedule as its user did, as far as it is known."""
-    if isinstance(when, crontab):
-        fields = (when._orig_minute, when._orig_hour, when._orig_day_of_month)
-        return " ".join(str(each) for each in (*fields, when._orig_month_of_year, when._orig_day_of_week))
     own = getattr(when, "expression", None)
     if isinstance(own, str):
         return own
+    if isinstance(when, crontab):
+        fields = (when._orig_minute, when._orig_hour, when._orig_day_of_month)
+        return " ".join(str(each) for each in (*fields, when._orig_month_of_year, when._orig_day_of_week))
+    if isinstance(when, Once):
+        return _once(when)
     if isinstance(when, solar):
         return f"{when.event} at {when.lat}, {when.lon}"
-    if isinstance(when, schedule):
-        return f"every {when.run_every.total_seconds():g} s"
     return str(when).strip("<>") if when is not None else ""
+
+
+def _once(when: Once) -> str:
+    if isinstance(when, Timeout):
+        return f"once, {took(when.seconds)} after a cold start of the beats"
+    return f"once, at {when.at.isoformat(' ', 'seconds')}"
 
 
 def is_interval(when: Any) -> bool:

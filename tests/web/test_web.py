@@ -19,6 +19,7 @@ from starlette.testclient import TestClient
 
 from celery_lockbeat.insight.feed import Feed
 from celery_lockbeat.journal.ticks import OUTCOMES
+from celery_lockbeat.schedules import Cron, Every, Once
 from celery_lockbeat.web import drawing, hub, make_app, rows, views, words
 from celery_lockbeat.web.app import Page
 
@@ -512,6 +513,12 @@ def test_the_journal_is_read_once_for_an_entry_and_then_only_what_is_new(client,
         (schedule(timedelta(days=7)), "every 7 days"),
         (schedule(timedelta(milliseconds=250)), "every 250 ms"),
         (crontab(minute="0", hour="3"), "at 03:00"),
+        (Cron("0 3 * * *"), "at 03:00"),
+        (Cron("*/10 * * * * *"), "every 10 seconds"),
+        (Cron("H 3 * * *"), "H 3 * * *"),
+        (Every(90), "every 90 seconds"),
+        (Once(after=5), "once, 5 s after a cold start of the beats"),
+        (Once(at=datetime(2027, 1, 1, tzinfo=timezone.utc)), "once, at 2027-01-01 00:00:00+00:00"),
         (crontab(minute="*/15"), "every 15 minutes"),
         (crontab(minute="30", hour="4", day_of_week="mon"), "at 04:30, only on Monday"),
     ],
