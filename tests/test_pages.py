@@ -15,7 +15,9 @@ from docs import DOCS
 ROOT = DOCS.parent
 README = ROOT / "README.md"
 SUPPORT = DOCS / "reference" / "support.md"
-PAGES = sorted((*DOCS.rglob("*.md"), README, ROOT / "CONTRIBUTING.md", ROOT / "docker" / "README.md"))
+PAGES = sorted(
+    (*DOCS.rglob("*.md"), README, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "docker" / "README.md")
+)
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
