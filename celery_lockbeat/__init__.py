@@ -17,7 +17,9 @@ from celery_lockbeat.membership import worker as _worker  # noqa: F401  its rece
 from celery_lockbeat.scheduler import LockedScheduler
 from celery_lockbeat.schedules.decorators import cron, interval, timeout
 from celery_lockbeat.tasks import checks as _checks  # noqa: F401  its receivers check who starts
+from celery_lockbeat.tasks import expired as _expired  # noqa: F401  its receiver says what no worker has begun in time
 from celery_lockbeat.tasks.task import LockedTask
+from celery_lockbeat.tasks.ticks import Tick, current_tick
 
 __all__ = [
     "ConfigurationError",
@@ -29,9 +31,11 @@ __all__ = [
     "LockedTask",
     "StoreUnavailable",
     "TaskSkipped",
+    "Tick",
     "__version__",
     "cron",
     "current_lock",
+    "current_tick",
     "interval",
     "signals",
     "timeout",

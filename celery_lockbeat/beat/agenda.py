@@ -18,9 +18,25 @@ __all__ = ["Agenda", "Item"]
 
 
 class Item:
-    """An entry, and what one beat knows of it. ``key`` is its name in the store, ``when`` what it is planned for."""
+    """An entry, and what one beat knows of it. ``key`` is its name in the store, ``when`` what it is planned for.
 
-    __slots__ = ("claim", "delay", "entry", "key", "plan", "schedule", "when")
+    ``rule`` is made for what it is ``ruled_by`` (see rules.py); with one, ``stored`` is when its last tick was due, as the store
+    has it, and ``verdict`` what its last claim is made of.
+    """
+
+    __slots__ = (
+        "claim",
+        "delay",
+        "entry",
+        "key",
+        "plan",
+        "rule",
+        "ruled_by",
+        "schedule",
+        "stored",
+        "verdict",
+        "when",
+    )
 
     def __init__(self, key: str, entry: Any) -> None:
         self.key: Final = key
@@ -30,6 +46,10 @@ class Item:
         self.plan = 0  # 0: none
         self.claim: Claim | None = None  # the last one that was asked for
         self.delay = 0.0  # seconds from the tick of that claim to the next
+        self.rule: Any = None
+        self.ruled_by: tuple[Any, Any] = (None, None)
+        self.stored = ""
+        self.verdict: Any = None
 
 
 class Agenda:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from itertools import islice
 from typing import Any, Final
 
@@ -21,11 +21,13 @@ from celery_lockbeat.beat.ledger import Ledger, Tick
 from celery_lockbeat.beat.planner import Planner
 from celery_lockbeat.beat.recorder import Recorder
 from celery_lockbeat.beat.replicas import Replica
+from celery_lockbeat.beat.rules import Pass, Publish, Rule, Wait
 from celery_lockbeat.beat.seams import Seams
 from celery_lockbeat.exceptions import StoreUnavailable
 from celery_lockbeat.options import MARGIN
 from celery_lockbeat.schedules.when import Timeout
 from celery_lockbeat.stores.base import ALIVE, OVERDUE_AT_ONCE, BeatStore, Claim, Claims, EntryState, Overdue
+from celery_lockbeat.tasks.copies import BEGIN_BY
 
 __all__ = ["BATCH", "Claimer"]
 
@@ -87,7 +89,8 @@ class Claimer:
             elif asked < self._next_poll:
                 return []
             claims = [item.claim for item in due if item.claim is not None]
-            self._ledger.ask(claim.task_id for claim in claims)
+            ids = [claim.task_id for claim in claims if claim.task_id]
+            self._ledger.ask(ids)
             answer = self._ask(store, claims)
         except StoreUnavailable:
             for item in items:
@@ -97,11 +100,13 @@ class Claimer:
         self._replica.known = answer.listed
         ticks = []
         for item, refusal in zip(due, answer.refusals, strict=True):
-            if refusal is None:
-                ticks.append(self._granted(item, asked, read))
-            else:
+            if refusal is not None:
                 self._refused(item, refusal)
-        self._ledger.answered(claim.task_id for claim in claims)
+            elif item.claim is not None and not item.claim.task_id:
+                self._passed(item)
+            else:
+                ticks.append(self._granted(item, asked, read))
+        self._ledger.answered(ids)
         return [*self._take_over(store, answer, limit), *ticks]
 
     def check(self) -> None:
@@ -125,6 +130,10 @@ class Claimer:
             if self._leaves(item.key):
                 self._agenda.plan(item, self._clock() + LEFT_FOR)
                 continue
+            if self._planner.rules.of(item) is not None:
+                if self._is_due_by_rule(item):
+                    due.append(item)
+                continue
             late = self._clock() - item.when
             is_due, item.delay = (True, 0.0) if isinstance(item.schedule, Timeout) else self._planner.is_due(item.entry)
             if not is_due:
@@ -132,13 +141,28 @@ class Claimer:
                 continue
             now = item.entry.default_now()
             run = item.entry.total_run_count + 1
-            asked = item.claim
-            # The same tick under the same task id, if the answer to an earlier try was lost.
-            task_id = asked.task_id if asked is not None and asked.state.total_run_count == run else uuid()
             tick = (now - timedelta(seconds=late)).isoformat(timespec="milliseconds")
-            item.claim = Claim(task_id, item.key, self._clocks.state(item.entry, run, now), {"due": tick})
+            state = self._clocks.state(item.entry, run, now)
+            item.claim = Claim(_task_id_of(item, run), item.key, state, {"due": tick})
             due.append(item)
         return due
+
+    def _is_due_by_rule(self, item: Item) -> bool:
+        """Whether there is something to do about an entry that has a rule: its claim is made then."""
+        verdict = self._planner.judge(item)
+        if isinstance(verdict, Wait):
+            self._agenda.plan(item, self._clock() + verdict.seconds)
+            return False
+        item.verdict = verdict
+        runs, after = item.entry.total_run_count, item.stored
+        if isinstance(verdict, Pass):
+            state = EntryState(runs, _as_stored(verdict.missed.last))
+            item.claim = Claim("", item.key, state, {}, after)
+            return True
+        run, state = runs + 1, EntryState(runs + 1, _as_stored(verdict.due))
+        details = details_of(verdict, item.rule)
+        item.claim = Claim(_task_id_of(item, run), item.key, state, details, after, verdict.alone)
+        return True
 
     def _unchanged(self, items: Sequence[Item]) -> list[Item]:
         """Leave out what is gone, or another entry now; the look that finds out what became of it comes next."""
@@ -170,12 +194,28 @@ class Claimer:
     def _granted(self, item: Item, asked: float, read: float) -> Tick:
         claim, item.claim = item.claim, None
         assert claim is not None  # it was asked for  # noqa: S101
-        self._recorder.claimed(item, claim, asked - item.when)
+        verdict, item.verdict = item.verdict, None
+        if verdict is None:
+            self._recorder.claimed(item, claim, asked - item.when)
+        else:
+            self._recorder.claimed_by_rule(item, claim, verdict)
         self._planner.advance(item, claim.state)
-        if item.key in self._agenda and not isinstance(item.schedule, Timeout):
+        if item.key in self._agenda and verdict is not None:
+            self._planner.plan_after(item, verdict.due)
+        elif item.key in self._agenda and not isinstance(item.schedule, Timeout):
             self._agenda.plan(item, asked + item.delay)
         sure_until = read + self._scheduler.trusted_for
         return self._take(item, claim.state.total_run_count, claim.task_id, claim.details, asked, sure_until)
+
+    def _passed(self, item: Item) -> None:
+        """Nothing is published of these ticks: they are missed."""
+        claim, item.claim = item.claim, None
+        verdict, item.verdict = item.verdict, None
+        assert claim is not None  # it was asked for  # noqa: S101
+        self._recorder.passed(item, verdict.missed)
+        self._planner.advance(item, claim.state)
+        if item.key in self._agenda:
+            self._planner.plan_after(item, verdict.missed.last)
 
     def _take(
         self,
@@ -194,6 +234,8 @@ class Claimer:
     def _refused(self, item: Item, state: EntryState) -> None:
         """The tick is another's, or the entry has too many that are not yet published."""
         backlog = state.total_run_count <= item.entry.total_run_count
+        if item.claim is not None and item.claim.after is not None:
+            backlog = backlog and state.last_run_at == item.claim.after
         self._planner.adopt(item, state)
         if item.key not in self._agenda:
             return
@@ -249,3 +291,28 @@ class Claimer:
         if item is None and (entry := self._stand_in(key)) is not None:
             item = Item(key, entry)
         return item
+
+
+def _task_id_of(item: Item, run: int) -> str:
+    """The same tick under the same task id, if the answer to an earlier try was lost."""
+    asked = item.claim
+    same = asked is not None and asked.task_id and asked.state.total_run_count == run
+    return asked.task_id if asked is not None and same else uuid()
+
+
+def _as_stored(due: datetime) -> str:
+    return due.astimezone(timezone.utc).isoformat()
+
+
+def details_of(verdict: Publish, rule: Rule) -> dict[str, str]:
+    """Return what goes with a tick by rule to whoever publishes it, and to its task: see tasks/ticks.py."""
+    details = {"due": verdict.due.astimezone(rule.zone).isoformat(timespec="milliseconds")}
+    if verdict.previous is not None:
+        details["previous_due"] = verdict.previous.astimezone(rule.zone).isoformat(timespec="milliseconds")
+    if verdict.caught_up:
+        details["origin"] = "catchup"
+    within = rule.policy.start_within
+    if within is not None:
+        latest = verdict.due.astimezone(timezone.utc) + timedelta(seconds=within)
+        details[BEGIN_BY] = latest.isoformat(timespec="milliseconds")
+    return details

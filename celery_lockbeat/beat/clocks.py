@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from datetime import MINYEAR, datetime, timedelta
+from datetime import MINYEAR, datetime, timedelta, timezone
 from typing import Any, Final
 
 from celery.schedules import schedule
@@ -54,6 +54,10 @@ class Clocks:
         """Whether the wall clock was set since this was last asked."""
         before, self._offset = self._offset, self._wall() - self.now()
         return abs(self._offset - before) > SKEW / 2
+
+    def store_time(self) -> datetime:
+        """Return the time by the store's clock, as far as it is known."""
+        return datetime.fromtimestamp(self._wall() - self._skew, timezone.utc)
 
     # -- times of runs -------------------------------------------------------------------------------------------------
 

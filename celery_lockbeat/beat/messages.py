@@ -6,14 +6,15 @@ Promises: what is written into the options of one message stays in that message.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from celery.beat import BeatLazyFunc
 from celery.schedules import crontab, schedule
 
 from celery_lockbeat.beat.ledger import Tick
-from celery_lockbeat.schedules.when import Timeout
-from celery_lockbeat.tasks.copies import NONCE
+from celery_lockbeat.schedules.when import OwnSchedule
+from celery_lockbeat.tasks.copies import BEGIN_BY, NONCE
 
 __all__ = ["copied", "message_of"]
 
@@ -34,6 +35,8 @@ def message_of(tick: Tick, entry: Any) -> Any:
         # whoever takes the claim over sends a copy
         NONCE: tick.task_id,
     }
+    if BEGIN_BY in tick.details:
+        options["expires"] = _earlier(options.get("expires"), datetime.fromisoformat(tick.details[BEGIN_BY]))
     # retried by us, for a claim has its time
     options["retry"] = False
     message.args, message.kwargs = _evaluated(entry)
@@ -48,6 +51,17 @@ def copied(entry: Any) -> Any:
     if isinstance(options.get("headers"), Mapping):
         options["headers"] = dict(options["headers"])
     return other
+
+
+def _earlier(expires: Any, begin_by: datetime) -> Any:
+    """Return when a message expires: as the user says, in so many seconds or at a time, but not after ``begin_by``."""
+    if isinstance(expires, (int, float)):
+        expires = datetime.now(timezone.utc) + timedelta(seconds=expires)
+    if isinstance(expires, str):
+        expires = datetime.fromisoformat(expires)
+    if isinstance(expires, datetime) and (expires if expires.tzinfo else expires.astimezone()) < begin_by:
+        return expires
+    return begin_by
 
 
 def _evaluated(entry: Any) -> tuple[list[Any], dict[str, Any]]:
@@ -68,8 +82,8 @@ def _header(tick: Tick) -> dict[str, Any]:
 
 
 def _kind(when: Any) -> str | None:
-    if isinstance(when, Timeout):
-        return "timeout"
+    if isinstance(when, OwnSchedule):
+        return when.kind
     if isinstance(when, crontab):
         return "cron"
     return "interval" if isinstance(when, schedule) else None

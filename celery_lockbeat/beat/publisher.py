@@ -13,6 +13,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any, Final
 
 from celery.result import denied_join_result
@@ -25,6 +26,7 @@ from celery_lockbeat.beat.recorder import Recorder
 from celery_lockbeat.beat.seams import Seams
 from celery_lockbeat.beat.trouble import Backoff, Complaints
 from celery_lockbeat.exceptions import StoreUnavailable
+from celery_lockbeat.tasks.copies import BEGIN_BY
 
 __all__ = ["NotSent", "Publisher", "Sending", "limited"]
 
@@ -65,6 +67,7 @@ class Publisher:
         complaints: Complaints,
         backoff: Backoff,
         clock: Callable[[], float],
+        store_time: Callable[[], datetime],
     ) -> None:
         self._scheduler = scheduler
         self._disconnect = disconnect
@@ -74,6 +77,7 @@ class Publisher:
         self._complaints = complaints
         self._backoff = backoff
         self._clock = clock
+        self._store_time = store_time
         self._refusals = 0  # messages in a row that a broker in reach has refused
         #: whether the last publish failed
         self.troubled = False
@@ -149,6 +153,11 @@ class Publisher:
             if now >= tick.fresh_until:
                 # we were frozen: it may have been published by another by now
                 self._ledger.drop(tick)
+            elif self._nobody_may_begin(tick):
+                self._recorder.not_published(
+                    tick, f"no worker could begin it by {tick.details[BEGIN_BY]} (start_within)"
+                )
+                self._ledger.sent(tick)
             elif now < tick.sure_until:
                 wanted.append(tick)
             elif entry is not None and getattr(entry, "enabled", True):
@@ -160,6 +169,10 @@ class Publisher:
                 # settled like those that are sent, or others would take it over
                 self._ledger.sent(tick)
         return wanted
+
+    def _nobody_may_begin(self, tick: Tick) -> bool:
+        begin_by = tick.details.get(BEGIN_BY)
+        return begin_by is not None and datetime.fromisoformat(begin_by) <= self._store_time()
 
     def _published(self, ticks: Sequence[Tick], sent: Sequence[Tick]) -> None:
         """Settle these ticks, of which those have been ``sent`` that could be made a message of."""

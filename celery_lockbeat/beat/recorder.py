@@ -15,6 +15,7 @@ from celery.schedules import crontab
 
 from celery_lockbeat.beat.agenda import Item
 from celery_lockbeat.beat.ledger import Tick
+from celery_lockbeat.beat.rules import Missed, Publish
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.journal.records import encode, encode_published
 from celery_lockbeat.journal.writer import Journal
@@ -173,6 +174,24 @@ class Recorder:
             self._journal.put_all((missed,))
         elif (fields := missed.fields()) is not None:
             self._say("tick_missed", fields)
+
+    def claimed_by_rule(self, item: Item, claim: Claim, verdict: Publish) -> None:
+        """Record which ticks are missed as one is published by a rule."""
+        if verdict.caught_up and len(self._late) < LATE_AT_MOST:
+            self._late.add(claim.task_id)
+        if verdict.missed is not None:
+            self._say("tick_missed", self._missed_fields(item, verdict.missed))
+
+    def passed(self, item: Item, missed: Missed) -> None:
+        """Record that these are missed: whoever has asked for the same, for it got no answer, says it, too."""
+        fields = self._missed_fields(item, missed)
+        story = self._story(fields)
+        name = f"missed:{item.key}:{missed.last.timestamp()}"
+        self._journal.case(name, "tick_missed", fields, lambda: story.later("tick_missed"))
+
+    def _missed_fields(self, item: Item, missed: Missed) -> dict[str, Any]:
+        last = missed.last.isoformat(timespec="milliseconds")
+        return {**self._fields(item, None), "count": missed.ticks, "last_due": last, "reason": missed.why}
 
     def _fields(self, item: Item, due: Any) -> dict[str, Any]:
         entry = item.entry

@@ -128,7 +128,7 @@ class Replica:
         states = store.list_entries(
             self.app,
             self.name,
-            [(item.key, self._clocks.state_of(item.entry)) for item in items],
+            [(item.key, self._planner.new_state(item)) for item in items],
             removed=self._removed,
             complete=complete,
         )

@@ -31,6 +31,7 @@ from celery_lockbeat.beat.planner import Planner
 from celery_lockbeat.beat.publisher import NotSent, Publisher, limited
 from celery_lockbeat.beat.recorder import Recorder
 from celery_lockbeat.beat.replicas import Replica
+from celery_lockbeat.beat.rules import Rules
 from celery_lockbeat.beat.silence import Silence
 from celery_lockbeat.beat.trouble import Backoff, Complaints
 from celery_lockbeat.clock import monotonic
@@ -127,7 +128,8 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         self._announcements = Announcements(
             app, self._clock, scheduler=f"{type(self).__module__}:{type(self).__qualname__}"
         )
-        self._planner = Planner(self, self._agenda, self._clocks, self._complaints)
+        rules = Rules(self._options.entries or {}, self._options.late_after)
+        self._planner = Planner(self, rules, self._agenda, self._clocks, self._complaints)
         self._replica = Replica(self._name, self, self._entries_by_key, self._agenda, self._planner, self._clocks)
         self._ledger = Ledger()
         late_after = self._options.late_after or None
@@ -154,6 +156,7 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             self._complaints,
             self._backoff,
             self._clock,
+            self._clocks.store_time,
         )
 
     def _say_what_is_set(self) -> HealthFile:
@@ -413,6 +416,7 @@ class LockedScheduler(LockedSchedulerMixin, Scheduler):  # type: ignore[misc]
         except (TypeError, ValueError, AttributeError) as exc:
             allowed = "task, and schedule (seconds, a timedelta, a crontab or another schedule), args, kwargs, options, relative"
             raise ConfigurationError(f"beat_schedule[{name!r}] is {definition!r} ({exc}); allowed: {allowed}") from exc
+        self._planner.rules.made(name, entry.schedule)  # what is wrong with it is refused now
         return entry
 
 

@@ -104,6 +104,8 @@ class Tick:
     recorded: datetime | None = None
     attempts: list[Attempt] = field(default_factory=list)
     is_missed: bool = False
+    #: why no worker began it in the time that its entry allows
+    expired: str | None = None
     #: whether its task tells of its runs
     tells: bool = True
 
@@ -121,6 +123,8 @@ class Tick:
         last = self.last
         if last is not None:
             return _OUTCOME_OF[last.status]
+        if self.expired is not None:
+            return "missed"
         return "queued" if self.tells else "published"
 
     @property
@@ -128,7 +132,7 @@ class Tick:
         """Why it ended so."""
         last = self.last
         if last is None or self.is_missed:
-            return self.why
+            return self.expired or self.why
         if last.status == "retry":
             return f"to be tried again: {last.error}" if last.error else "to be tried again"
         return last.error or last.reason or (last.overdue if last.status == "running" else None)
@@ -234,6 +238,10 @@ class _Join:
 
     def missed(self, record: Record) -> None:
         if record.event != "tick_missed" or record.entry is None:
+            return
+        published = self._by_id.get(record.task_id) if record.task_id is not None else None
+        if published is not None:
+            published.expired = record.reason
             return
         due = record.last_due or record.due
         which = record.entry, record.run, due, record.count

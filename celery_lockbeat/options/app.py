@@ -48,6 +48,8 @@ class AppOptions:
     journal: int = 10_000
     late_after: float = 30.0
     silent_after: int = 5
+    #: keywords of policies by patterns of entries' names
+    entries: Mapping[str, Mapping[str, Any]] | None = None
     #: writes the settings in a text as the user does
     spell: Callable[[str], str] = field(default=str, repr=False, compare=False)
 
@@ -191,6 +193,16 @@ def _key_prefix(setting: str, value: Any) -> str:
     return value
 
 
+def _entries(setting: str, value: Any) -> Mapping[str, Mapping[str, Any]]:
+    allowed = "a mapping of patterns of entries' names to keywords of their schedules, as {'report-*': {'jitter': 30}}"
+    if not isinstance(value, Mapping):
+        raise refusal(setting, value, allowed)
+    for pattern, keywords in value.items():
+        if not isinstance(pattern, str) or not pattern or not isinstance(keywords, Mapping):
+            raise refusal(setting, {pattern: keywords}, allowed)
+    return value
+
+
 _APP_RULES: Final[dict[str, Rule]] = {
     "redis_url": redis_url,
     "redis_options": client_arguments,
@@ -202,6 +214,7 @@ _APP_RULES: Final[dict[str, Rule]] = {
     "django_run_missed_when_changed": flag,
     "health_file": _health_file,
     "journal": count,
+    "entries": _entries,
     "late_after": seconds(0, high=LONGEST),
     "silent_after": count,
 }

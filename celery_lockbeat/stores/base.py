@@ -141,13 +141,19 @@ class Claim:
     """One tick of an entry, to be published under ``task_id``.
 
     ``state`` is what its entry becomes by this claim, so its ``total_run_count`` numbers this run; ``details``, which
-    JSON can write, go with the claim to whoever takes it over.
+    JSON can write, go with the claim to whoever takes it over. ``after``: it counts only while this is the ``last_run_at`` of
+    its entry, and, with ``alone``, while no other claim of the entry is pending; None: whatever that is.
+
+    One without a ``task_id`` publishes nothing: it moves the ``last_run_at`` of its entry on, and nothing else, where ticks
+    are not to be published. It is no run: the ``total_run_count`` is the one that the entry has. It needs ``after``.
     """
 
     task_id: str
     entry: str
     state: EntryState
     details: Mapping[str, Any]
+    after: str | None = None
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +171,8 @@ class Claims:
     """The answer to :meth:`BeatStore.claim`.
 
     ``refusals`` has, for each claim asked for, None where it is granted, else the state of its entry: with a greater
-    ``total_run_count`` the tick was another replica's, else the entry has too many claims pending. ``overdue`` are
+    ``total_run_count``, or another ``last_run_at`` than it was to come ``after``, the tick was another replica's, else the
+    entry has too many claims pending. ``overdue`` are
     claims that may be taken over, oldest first, and ``next_overdue`` the seconds until the next may, None where none
     is pending. ``server_time`` is the store's wall clock, seconds since the epoch. ``listed``: whether the store still
     knows what this replica lists.
@@ -355,7 +362,8 @@ class BeatStore(abc.ABC):
         """Claim ticks, one per entry at most, each only if its run is the next one of its entry.
 
         An entry whose state was lost, wholly or in part, is granted. What was granted before to this replica under the
-        same task id is granted again, for a fresh ``ttl`` seconds. ``skip``: leave out so many of the overdue claims.
+        same task id is granted again, for a fresh ``ttl`` seconds; what only moves an entry on, to whoever asks for the same.
+        ``skip``: leave out so many of the overdue claims.
         """
 
     @abc.abstractmethod

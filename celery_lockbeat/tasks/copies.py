@@ -56,6 +56,9 @@ REDELIVERED: Final = "redelivered"
 #: The header in which a beat says which tick this is.
 TICK: Final = "lockbeat"
 
+#: What it says there, of a tick that no worker shall begin later: when that is.
+BEGIN_BY: Final = "begin_by"
+
 #: At most so many seconds pass until a copy of a message asks again whether its run is over: less than a lease, for the
 #: lock of a run that dies may be freed long before its lease ends, and a copy costs but a message and a round trip.
 COPY_COMES_WITHIN: Final = 5.0

@@ -16,6 +16,7 @@ from celery_lockbeat.beat.agenda import Agenda
 from celery_lockbeat.beat.clocks import Clocks
 from celery_lockbeat.beat.planner import Planner
 from celery_lockbeat.beat.recorder import Recorder
+from celery_lockbeat.beat.rules import Rules
 from celery_lockbeat.beat.trouble import Backoff, Complaints
 from celery_lockbeat.stores.base import Claims, Joined
 
@@ -159,6 +160,6 @@ class Parts:
         self.complaints = Complaints(self.clock)
         self.backoff = Backoff(self.clock)
         self.agenda = Agenda(self.clock)
-        self.planner = Planner(self.scheduler, self.agenda, self.clocks, self.complaints)
+        self.planner = Planner(self.scheduler, Rules({}, 30), self.agenda, self.clocks, self.complaints)
         self.journal = Journal()
         self.recorder = Recorder("the scheduler", self.journal, lambda: "host-1-a", self.clock.wall, 30.0)

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
-from beat_parts import Parts
+from beat_parts import START, Parts
 
 from celery_lockbeat.beat.agenda import Item
 from celery_lockbeat.beat.ledger import Ledger, Tick
@@ -62,6 +64,7 @@ class One(Parts):
             self.complaints,
             self.backoff,
             self.clock,
+            self.clocks.store_time,
         )
 
     def disconnect(self) -> None:
@@ -148,6 +151,18 @@ def test_a_tick_whose_entry_is_not_sure_any_more_is_sent_if_it_is_still_there(on
     assert one.broker.messages == ["kept"]
     # or others would take it over
     assert sorted(one.settled()[0]) == ["deleted", "kept"]
+
+
+def test_a_tick_that_no_worker_may_begin_any_more_is_missed_and_settled(one):
+    item = Item("late", one.scheduler.entry("late"))
+    times = {"due": START.isoformat(), "begin_by": (START + timedelta(seconds=2)).isoformat()}
+    for task_id in ("early", "late"):
+        one.publisher.publish([one.ledger.take(Tick(item, 1, task_id, times, math.inf, math.inf))])
+        one.clock.elapsed += 3
+    assert one.broker.messages == ["early"]
+    assert sorted(one.settled()[0]) == ["early", "late"]
+    (missed,) = (fields for event, fields in one.journal.written if event == "tick_missed")
+    assert "start_within" in missed["reason"]
 
 
 def test_what_users_set_of_the_broker_counts_more_than_what_a_beat_needs():

@@ -19,6 +19,8 @@ REDIS = "tests/stores/test_redis.py::"
 BEATS = "tests/stores/test_beat_contract.py::"
 REPLICAS = "tests/test_scheduler_replicas.py::"
 LOCK = "tests/test_lock.py::"
+CATCHING_UP = "tests/test_catching_up.py::"
+CURRENT_TICK = "tests/test_current_tick.py::"
 RENEWAL = "tests/test_renewal.py::"
 TASK = "tests/test_task.py::"
 BUSY = "tests/test_busy_children.py::"
@@ -191,15 +193,15 @@ MUTANTS = [
     Mutant(
         "claim without compare-and-set",
         "stores/redis/lua/claim.lua",
-        "(count >= tonumber(run) or pending >= backlog)",
-        "pending >= backlog",
+        "(count >= tonumber(run) or (stale and",
+        "(false or (stale and",
         (BEATS + "test_of_all_replicas_that_claim_a_tick_one_gets_it_and_the_others_get_the_state",),
     ),
     Mutant(
         "claim without a backlog",
         "stores/redis/lua/claim.lua",
-        "(count >= tonumber(run) or pending >= backlog)",
-        "count >= tonumber(run)",
+        "and 1 or backlog)",
+        "and 1 or 999)",
         (BEATS + "test_an_entry_with_too_many_pending_claims_gets_no_more_until_one_is_settled",),
     ),
     Mutant(
@@ -240,8 +242,8 @@ MUTANTS = [
     Mutant(
         "in memory: claim without compare-and-set",
         "stores/sqlite/beats.py",
-        "if state.total_run_count >= run:",
-        "if False:",
+        "if state.total_run_count >= run or (stale",
+        "if (stale",
         (BEATS + "test_of_all_replicas_that_claim_a_tick_one_gets_it_and_the_others_get_the_state",),
     ),
     Mutant(
@@ -378,8 +380,8 @@ MUTANTS = [
     Mutant(
         "a task id of its own for each try to claim",
         "beat/claims.py",
-        "task_id = asked.task_id if asked is not None and asked.state.total_run_count == run else uuid()",
-        "task_id = uuid()",
+        "return asked.task_id if asked is not None and same else uuid()",
+        "return uuid()",
         (REPLICAS + "test_a_tick_whose_claims_answer_was_lost_keeps_its_task_id",),
     ),
     Mutant(
@@ -896,5 +898,64 @@ MUTANTS = [
         "        body.when = None\n        lasts",
         "        lasts",
         ("tests/test_overdue.py::test_a_run_that_is_longer_than_expected_is_said_once_with_where_it_stands",),
+    ),
+    Mutant(
+        "a claim does not compare when its entry ran last",
+        "stores/redis/lua/claim.lua",
+        "(stale and count == tonumber(run) - 1)",
+        "false",
+        (BEATS + "test_a_claim_that_is_to_come_after_a_time_is_refused_once_the_entry_has_another",),
+    ),
+    Mutant(
+        "a claim that is to be alone waits for nobody",
+        "stores/redis/lua/claim.lua",
+        "string.sub(condition, 1, 1) == '1' and 1 or backlog",
+        "backlog",
+        (BEATS + "test_a_claim_that_is_to_be_alone_waits_until_no_other_of_its_entry_is_pending",),
+    ),
+    Mutant(
+        "two beats may move one entry on",
+        "stores/redis/lua/claim.lua",
+        "(count == tonumber(run) and stale and last ~= ARGV[given + 2])",
+        "false",
+        (
+            BEATS
+            + "test_of_replicas_that_move_an_entry_on_to_the_same_time_each_is_granted_and_to_another_only_the_first",
+        ),
+    ),
+    Mutant(
+        "what is caught up with is told by nobody",
+        "beat/claims.py",
+        "        self._recorder.passed(item, verdict.missed)\n",
+        "",
+        (CATCHING_UP + "test_no_more_than_the_limit_are_caught_up_with_and_these_are_the_newest",),
+    ),
+    Mutant(
+        "the oldest are caught up with, not the newest",
+        "beat/rules.py",
+        "return Pass(Missed(count - limit, first, newest, why))",
+        "return Pass(Missed(count - limit, first, first, why))",
+        (CATCHING_UP + "test_no_more_than_the_limit_are_caught_up_with_and_these_are_the_newest",),
+    ),
+    Mutant(
+        "an entry that is over begins anew",
+        "beat/rules.py",
+        "runs >= policy.max_runs",
+        "runs == policy.max_runs + 1",
+        (CATCHING_UP + "test_an_entry_that_has_had_its_runs_never_runs_again",),
+    ),
+    Mutant(
+        "what no worker may begin any more is sent",
+        "beat/publisher.py",
+        "return begin_by is not None and datetime",
+        "return False and datetime",
+        ("tests/beat/test_publisher.py::test_a_tick_that_no_worker_may_begin_any_more_is_missed_and_settled",),
+    ),
+    Mutant(
+        "the message of a tick never expires",
+        "beat/messages.py",
+        "if BEGIN_BY in tick.details:",
+        "if False:",
+        (CURRENT_TICK + "test_a_message_expires_when_no_worker_may_begin_it_or_earlier_if_its_user_says_so",),
     ),
 ]

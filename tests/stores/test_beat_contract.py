@@ -48,6 +48,15 @@ class Beat:
         (refusal,) = self.asks(tick(entry, run, task_id, at), ttl=ttl).refusals
         return refusal
 
+    def claims_after(self, entry, run=1, after="t0", at="t1", **options):
+        """Claim one tick, if the entry ran last at ``after``."""
+        claim = Claim(options.pop("task_id", f"{entry}-{run}"), entry, EntryState(run, at), {}, after, **options)
+        return self.asks(claim).refusals[0]
+
+    def moves_on(self, entry, run=0, after="t0", at="t1"):
+        """Publish nothing."""
+        return self.claims_after(entry, run, after, at, task_id="")
+
     def overdue(self, **options):
         return [each.task_id for each in self.asks(**options).overdue]
 
@@ -151,6 +160,68 @@ def test_an_entry_with_too_many_pending_claims_gets_no_more_until_one_is_settled
     assert beat.claims("other") is None
     assert beat.settles(("e-1", "e")) == [True]
     assert beat.claims("e", base.BACKLOG + 1) is None
+
+
+def test_a_claim_that_is_to_come_after_a_time_is_refused_once_the_entry_has_another(store):
+    a, b = Beat(store, "a"), Beat(store, "b")
+    a.lists("e", at="t0")
+    assert a.claims_after("e", after="t-1") == EntryState(0, "t0")
+    assert a.moves_on("e", at="t1") is None
+    assert b.claims_after("e", after="t0", at="t2", task_id="late") == EntryState(0, "t1")
+    assert b.claims_after("e", after="t1", at="t2") is None
+    assert a.claims_after("e", 2, after="t1", at="t3", task_id="stale") == EntryState(1, "t2")
+
+
+def test_to_move_an_entry_on_publishes_nothing_and_is_no_run(store):
+    a, b = Beat(store, "a"), Beat(store, "b")
+    a.lists("e", at="t0")
+    assert a.claims("e", at="t1") is None
+    assert a.moves_on("e", 1, after="t1", at="t2") is None
+    a.settles(handed_over=["e-1"])
+    assert b.overdue() == ["e-1"]
+    (stored,) = store.beats.status(APP).entries
+    assert (stored.state, stored.pending) == (EntryState(1, "t2"), 1)
+
+
+def test_of_replicas_that_move_an_entry_on_to_the_same_time_each_is_granted_and_to_another_only_the_first(store):
+    a, b = Beat(store, "a"), Beat(store, "b")
+    a.lists("e", at="t0")
+    assert a.moves_on("e", at="t1") is None
+    assert a.moves_on("e", at="t1") is None
+    assert b.moves_on("e", at="t2") == EntryState(0, "t1")
+    assert b.claims("e") is None
+    assert a.moves_on("e", at="t3", after="t1") == EntryState(1, "t1")
+
+
+def test_an_entry_whose_state_was_lost_is_moved_on_and_claimed_after_any_time(kind):
+    store = kind.open()
+    a = Beat(store, "a")
+    assert a.moves_on("e", 4, after="t8", at="t9") is None
+    assert a.claims_after("e", 5, after="t9", at="t10") is None
+    assert a.claims_after("e", 9, after="whenever", at="t11") is None
+    assert a.claims_after("new", 3, after="whenever", at="t1") is None
+    # a beat that knows of more runs than the store, which has lost them
+    assert a.moves_on("e", 12, after="whenever", at="t12") is None
+    assert a.claims_after("e", 13, after="t12", at="t13") is None
+
+
+def test_a_claim_that_is_to_be_alone_waits_until_no_other_of_its_entry_is_pending(store):
+    a, b = Beat(store, "a"), Beat(store, "b")
+    a.lists("e", "f", at="t0")
+    assert a.claims_after("e", alone=True) is None
+    assert b.claims_after("e", 2, after="t1", at="t2", alone=True) == EntryState(1, "t1")
+    assert b.claims_after("f", alone=True) is None
+    assert a.settles(("e-1", "e")) == [True]
+    assert b.claims_after("e", 2, after="t1", at="t2", alone=True) is None
+    assert a.claims_after("e", 3, after="t2", at="t3") is None
+
+
+def test_a_claim_after_a_time_whose_answer_was_lost_is_granted_again(store):
+    a, b = Beat(store, "a"), Beat(store, "b")
+    a.lists("e", at="t0")
+    for _ in range(2):
+        assert a.claims_after("e", task_id="once", alone=True) is None
+    assert b.claims_after("e", task_id="once") == EntryState(1, "t1")
 
 
 def test_the_store_tells_its_time(kind):

@@ -112,7 +112,9 @@ class RedisBeats(BeatStore):
         for claim in claims:
             entry = exact(claim.entry)
             told = b"%d %b%b" % (len(entry), entry, json.dumps(claim.details, separators=(",", ":")).encode())
-            args += (entry, claim.state.total_run_count, exact(claim.state.last_run_at), plain(claim.task_id), told)
+            condition = b"" if claim.after is None else b"%d%b" % (claim.alone, exact(claim.after))
+            last_run_at = exact(claim.state.last_run_at)
+            args += (entry, claim.state.total_run_count, last_run_at, plain(claim.task_id), told, condition)
         within = min(ttl, self._client.time_allowed)  # a later answer is not published
         answer = self._keys.call(app, self._claim, names, args, replicated=bool(claims), within=within)
         now, listed, until, refusals, told, unreadable = answer

@@ -234,6 +234,10 @@ def _grant(connection: sqlite3.Connection, app: bytes, replica: str, claim: Clai
     """Claim one tick; returns None, or the state that refuses it."""
     name, run = as_blob(claim.entry), claim.state.total_run_count
     state = _state_of(connection, app, name)
+    # whoever else has moved the entry on has dealt with this tick
+    stale = state is not None and claim.after not in (None, state.last_run_at)
+    if not claim.task_id:
+        return _move_on(connection, app, claim, state, stale=stale)
     owner = connection.execute(
         "SELECT replica FROM lockbeat_claim WHERE app = ? AND task_id = ?", (app, claim.task_id)
     ).fetchone()
@@ -250,24 +254,41 @@ def _grant(connection: sqlite3.Connection, app: bytes, replica: str, claim: Clai
     if owner is not None:
         return state or claim.state
     if state is not None:
-        if state.total_run_count >= run:
+        if state.total_run_count >= run or (stale and state.total_run_count == run - 1):
             return state
         (pending,) = connection.execute(
             "SELECT count(*) FROM lockbeat_claim WHERE app = ? AND entry = ?", (app, name)
         ).fetchone()
-        if pending >= BACKLOG:
+        if pending >= (1 if claim.alone else BACKLOG):
             return state
     # a smaller count than expected is a state that was lost in part: the replica knows better
-    connection.execute(
-        "INSERT INTO lockbeat_entry VALUES (?, ?, ?, ?, NULL) ON CONFLICT (app, name) DO UPDATE SET"
-        " count = excluded.count, last_run_at = excluded.last_run_at",
-        (app, name, run, as_blob(claim.state.last_run_at)),
-    )
+    _set_state(connection, app, claim)
     connection.execute(
         "INSERT INTO lockbeat_claim VALUES (?, ?, ?, ?, ?, ?, ?)",
         (app, claim.task_id, name, run, replica, until, json.dumps(claim.details)),
     )
     return None
+
+
+def _move_on(
+    connection: sqlite3.Connection, app: bytes, claim: Claim, state: EntryState | None, *, stale: bool
+) -> EntryState | None:
+    """Change only when an entry ran last."""
+    count = claim.state.total_run_count
+    if state is not None and (
+        state.total_run_count > count or (state.total_run_count == count and stale and state != claim.state)
+    ):
+        return state
+    _set_state(connection, app, claim)
+    return None
+
+
+def _set_state(connection: sqlite3.Connection, app: bytes, claim: Claim) -> None:
+    connection.execute(
+        "INSERT INTO lockbeat_entry VALUES (?, ?, ?, ?, NULL) ON CONFLICT (app, name) DO UPDATE SET"
+        " count = excluded.count, last_run_at = excluded.last_run_at",
+        (app, as_blob(claim.entry), claim.state.total_run_count, as_blob(claim.state.last_run_at)),
+    )
 
 
 def _forget_who_is_gone(connection: sqlite3.Connection, app: bytes, now: float) -> None:

@@ -64,11 +64,13 @@ class PostgresBeats(BeatStore):
                 exact(claim.state.last_run_at).hex(),
                 claim.task_id,
                 json.dumps(claim.details),
+                None if claim.after is None else exact(claim.after).hex(),
+                claim.alone,
             )
             for claim in claims
         ]
         now, listed, until, refusals, overdue = self._client.call(
-            "lockbeat_claim",
+            "lockbeat_claim_ticks",
             self._client.row_key(app),
             replica,
             json.dumps(told),

@@ -4,7 +4,9 @@
 -- KEYS[3]  pending: sorted set, task id by the server ms from which on anybody may take it over
 -- KEYS[4]  replicas, KEYS[5] listing (see join.lua), KEYS[6] unlisted (see list.lua)
 -- ARGV     replica, ttl ms, alive ms, memory ms, backlog, overdue at once, overdue to skip, prefix of the keys of names,
---          then (entry, run, last_run_at, task id, '<length of the entry> <entry><details>')...
+--          then (entry, run, last_run_at, task id, '<length of the entry> <entry><details>', condition)...; without a task
+--          id only the last_run_at changes; the condition is '', or 1, if no other claim of the entry may be pending, else 0,
+--          and the last_run_at that the entry must have
 -- Returns  {now ms, listed (0/1), ms until the next is overdue (-1: none), {refusal or ''...}, {task id, claim, ...},
 --          {entry, the beginning of what is no state of it, ...}}; a claim that is too long is cut
 -- Atomic:  the compare of the run count and the new claim must see one state, or two replicas could claim one tick.
@@ -12,7 +14,7 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local replica, ttl, alive, memory = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local names, ids, unreadable = {}, {}, {}
-for i = 9, #ARGV, 5 do
+for i = 9, #ARGV, 6 do
   names[#names + 1], ids[#ids + 1] = ARGV[i], ARGV[i + 3]
 end
 
@@ -23,12 +25,12 @@ if #names > 0 then
   local entries_set, claims_set, pending_set = {}, {}, {}
   local backlog, until_ms = tonumber(ARGV[5]), string.format('%.0f', now + ttl)
   for i, name in ipairs(names) do
-    local given = 4 + 5 * i
+    local given = 3 + 6 * i
     -- as text: Lua writes large numbers with an exponent
-    local run = ARGV[given + 1]
-    local state, count, pending = states[i], 0, 0
+    local run, condition = ARGV[given + 1], ARGV[given + 5]
+    local state, count, pending, last = states[i], 0, 0, nil
     if state then
-      count, pending = read_state(state)
+      count, pending, last = read_state(state)
       if not count then
         unreadable[#unreadable + 1], unreadable[#unreadable + 2] = name, string.sub(state, 1, 64)
         state = false
@@ -39,7 +41,16 @@ if #names > 0 then
         pending = 0
       end
     end
-    if claims[i] then
+    -- whoever else has moved the entry on has dealt with this tick
+    local stale = state and condition ~= '' and last ~= string.sub(condition, 2)
+    if ids[i] == '' then
+      if state and (count > tonumber(run) or (count == tonumber(run) and stale and last ~= ARGV[given + 2])) then
+        refusals[i] = state
+      else
+        entries_set[#entries_set + 1], entries_set[#entries_set + 2] = name, run .. ' ' .. pending .. ' ' .. ARGV[given + 2]
+        refusals[i] = ''
+      end
+    elseif claims[i] then
       if string.sub(claims[i], 1, #replica + 1) == replica .. ' ' then
         -- its answer was lost: granted again, with the newer time of the run
         if count == tonumber(run) then
@@ -50,7 +61,9 @@ if #names > 0 then
       else
         refusals[i] = state or run .. ' 0 ' .. ARGV[given + 2]
       end
-    elseif state and (count >= tonumber(run) or pending >= backlog) then
+    elseif state and (count >= tonumber(run) or (stale and count == tonumber(run) - 1)) then
+      refusals[i] = state
+    elseif state and pending >= (string.sub(condition, 1, 1) == '1' and 1 or backlog) then
       refusals[i] = state
     else
       -- a smaller count than expected is a state that the server has lost in part: the replica knows better
