@@ -5,6 +5,7 @@ Kubernetes' and Compose's own schemas are in ``tests/schemas``; systemd reads it
 
 from __future__ import annotations
 
+import base64
 import importlib
 import json
 import os
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -106,13 +108,13 @@ def test_kustomize_makes_of_them_what_a_user_applies():
     }
     assert images == {"registry.example.com/proj:1.2.3"}
     (secret,) = (each["metadata"]["name"] for each in made if each["kind"] == "Secret")
-    assert done.stdout.count(f"name: {secret}\n") == 4, "each Deployment refers to it"
+    assert done.stdout.count(f"name: {secret}\n") == 5, "each Deployment refers to it"
 
 
 def test_what_the_manifests_promise_of_each_other_holds():
     beats, workers = of_kind("Deployment", "beat"), of_kind("Deployment", "worker")
     assert beats["spec"]["replicas"] == 3
-    for name in ("beat", "worker", "metrics"):
+    for name in ("beat", "worker", "metrics", "web"):
         spec = of_kind("Deployment", name)["spec"]
         assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"]
         container = container_of(name)
@@ -138,7 +140,7 @@ def test_the_compose_file_is_valid_by_its_own_schema():
 
 
 def test_each_service_of_the_compose_file_is_looked_after_and_comes_back():
-    assert {"redis", "beat", "worker", "metrics", "prometheus", "grafana"} <= COMPOSE.keys()
+    assert {"redis", "beat", "worker", "metrics", "web", "prometheus", "grafana"} <= COMPOSE.keys()
     for name, service in COMPOSE.items():
         assert service["restart"] == "unless-stopped", name
         assert service["healthcheck"]["test"], name
@@ -331,6 +333,33 @@ def scraped(port: int) -> str:
             return answer.read().decode()
     except OSError:
         return ""
+
+
+def test_the_page_of_compose_asks_who_is_there_and_knows_the_password_that_the_readme_tells(deployed):
+    importlib.import_module("uvicorn") if os.environ.get("CI") else pytest.importorskip("uvicorn")
+    user, password = re.findall(r"user `(\w+)`, password `(\w+)`", (ROOT / "docker" / "README.md").read_text())[0]
+    shutil.copy(ROOT / "docker" / "page.hash", deployed.directory)
+    port = str(free_port())
+    command = ["celery", "-A", "tasks", *(port if word == "9809" else word for word in COMPOSE["web"]["command"])]
+    basic = base64.b64encode(f"{user}:{password}".encode()).decode()
+
+    def status(**headers: str) -> int:
+        try:
+            asked = urllib.request.Request(f"http://127.0.0.1:{port}/", headers=headers)
+            return urllib.request.urlopen(asked, timeout=10).status
+        except urllib.error.HTTPError as refused:
+            return refused.code
+        except OSError:
+            return 0
+
+    with running([command], deployed.directory, REDIS_URL=deployed.url):
+        wait_until(lambda: status(Authorization=f"Basic {basic}") == 200, 60, "the page is there")
+        assert status() == 401
+        (*_, probe) = COMPOSE["web"]["healthcheck"]["test"]
+        assert subprocess.run([sys.executable, "-c", probe.replace("9809", port)]).returncode == 0
+    assert subprocess.run([sys.executable, "-c", probe.replace("9809", port)], capture_output=True).returncode == 1
+    asked = pod_of("web")["containers"][0]["livenessProbe"]["exec"]["command"]
+    assert asked == ["python", "-c", probe]
 
 
 def test_prometheus_reads_what_compose_gives_it_where_compose_has_it():
