@@ -4,6 +4,7 @@ from importlib.metadata import version as _version
 
 from celery_lockbeat import events as events
 from celery_lockbeat import signals
+from celery_lockbeat.control import schedules_of
 from celery_lockbeat.exceptions import (
     ConfigurationError,
     LockbeatError,
@@ -37,6 +38,7 @@ __all__ = [
     "current_lock",
     "current_tick",
     "interval",
+    "schedules_of",
     "signals",
     "timeout",
 ]

@@ -218,7 +218,7 @@ class SimulatedRedis(RedisStore):
         super().__init__(url)
         self._world = world
         self._time = redis.Redis.from_url(url)
-        for part in (self.beats, self.announcements):
+        for part in (self.beats, self.controls, self.announcements):
             for name, script in list(vars(part).items()):
                 if isinstance(script, Script):
                     simulated = script.source.replace(
@@ -251,7 +251,7 @@ class Weak:
         self.fails: Callable[[str], str | None] = lambda _name: None
         self.calls: Counter[str] = Counter()
         self.locks, self.beats = WeakPart(self, "locks"), WeakPart(self, "beats")
-        self.announcements = WeakPart(self, "announcements")
+        self.controls, self.announcements = WeakPart(self, "controls"), WeakPart(self, "announcements")
         self.journal = NoJournal()
 
     def twin(self) -> Weak:
@@ -399,3 +399,4 @@ def set_clocks(monkeypatch: Any, simulation: Simulation) -> None:
 def let_them_sleep(monkeypatch: Any) -> None:
     """Keep a beat that sleeps for hours of simulated time from showing every few seconds that it is alive."""
     monkeypatch.setattr("celery_lockbeat.beat.claims.ALIVE", 4 * 3600.0, raising=False)
+    monkeypatch.setattr("celery_lockbeat.beat.controls.LOOKS_EVERY", 3600.0, raising=False)

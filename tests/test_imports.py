@@ -22,6 +22,7 @@ ROOMS = [
     "testing",
     "cli",
     "web",
+    "control",
     "insight",
     "contrib",
     "beat",

@@ -194,10 +194,13 @@ def test_the_public_names_are_those_of_the_contract():
         "LockedTask",
         "StoreUnavailable",
         "TaskSkipped",
+        "Tick",
         "__version__",
         "cron",
         "current_lock",
+        "current_tick",
         "interval",
+        "schedules_of",
         "signals",
         "timeout",
     ]

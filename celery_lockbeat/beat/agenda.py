@@ -8,13 +8,24 @@ Plans are moments of the monotonic clock.
 from __future__ import annotations
 
 import heapq
+import re
 from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any, Final
 
 from celery_lockbeat.stores.base import Claim
 
-__all__ = ["Agenda", "Item"]
+__all__ = ["Agenda", "Item", "flag_of"]
+
+#: Keys of which one follows the other, for one entry: of a ``@timeout`` at another start, of RedBeat's and Django's when they
+#: were made anew or rescheduled (see replicas.py, contrib/redbeat/stored.py, contrib/django/rows.py).
+_LIFE: Final = re.compile(r"(.+)@(?:\d{9,16}|[0-9a-f]{16}\.[0-9a-f]{16})|(periodictask:\d+)@.*", re.DOTALL)
+
+
+def flag_of(key: str) -> str:
+    """Return the name of the flag that an entry obeys, by its key: what is paused stays so through all of its lives."""
+    match = _LIFE.fullmatch(key)
+    return key if match is None else match[1] or match[2]
 
 
 class Item:
@@ -28,6 +39,7 @@ class Item:
         "claim",
         "delay",
         "entry",
+        "flag",
         "key",
         "plan",
         "rule",
@@ -40,6 +52,7 @@ class Item:
 
     def __init__(self, key: str, entry: Any) -> None:
         self.key: Final = key
+        self.flag: Final = flag_of(key)
         self.entry = entry
         self.schedule = entry.schedule
         self.when = 0.0
@@ -61,6 +74,7 @@ class Agenda:
         self._heap: list[tuple[float, int, Item]] = []
         self._plans = count(1)
         self.edition = 1
+        self._by_flag: tuple[int, dict[str, Item]] = 0, {}
 
     def __contains__(self, key: str) -> bool:
         return key in self._items
@@ -74,6 +88,12 @@ class Agenda:
     def get(self, key: str) -> Item | None:
         """Return the entry of this key, if this beat knows it."""
         return self._items.get(key)
+
+    def flagged(self, flag: str) -> Item | None:
+        """Return an entry that obeys this flag."""
+        if self._by_flag[0] != self.edition:
+            self._by_flag = self.edition, {item.flag: item for item in self._items.values()}
+        return self._by_flag[1].get(flag)
 
     def add(self, item: Item) -> None:
         """Know an entry from now on; it has no plan yet."""

@@ -26,16 +26,37 @@ from celery_lockbeat.beat.seams import Seams
 from celery_lockbeat.exceptions import StoreUnavailable
 from celery_lockbeat.options import MARGIN
 from celery_lockbeat.schedules.when import Timeout
-from celery_lockbeat.stores.base import ALIVE, OVERDUE_AT_ONCE, BeatStore, Claim, Claims, EntryState, Overdue
+from celery_lockbeat.stores.base import (
+    ALIVE,
+    OVERDUE_AT_ONCE,
+    BeatStore,
+    Claim,
+    Claims,
+    EntryState,
+    Overdue,
+    Passed,
+    is_request,
+)
 from celery_lockbeat.tasks.copies import BEGIN_BY
 
-__all__ = ["BATCH", "Claimer"]
+__all__ = ["BATCH", "Claimer", "of_request"]
 
 #: So many ticks are claimed at once: enough to make the two round trips cheap, few enough that replicas share the work.
 BATCH: Final = 100
 
 #: Seconds until an entry that is left to others is looked at again.
 LEFT_FOR: Final = 2.0
+
+
+def _is_asked_for(overdue: Overdue) -> bool:
+    return is_request(overdue.entry) or overdue.details.get("origin") == "manual"
+
+
+def of_request(key: str, item: Item) -> Item:
+    """Return what stands for an entry in the ticks of a request, whose key this is."""
+    other = Item(key, item.entry)
+    other.schedule = item.schedule
+    return other
 
 
 class Claimer:
@@ -100,7 +121,9 @@ class Claimer:
         self._replica.known = answer.listed
         ticks = []
         for item, refusal in zip(due, answer.refusals, strict=True):
-            if refusal is not None:
+            if isinstance(refusal, Passed):
+                self._paused(item, refusal, asked)
+            elif refusal is not None:
                 self._refused(item, refusal)
             elif item.claim is not None and not item.claim.task_id:
                 self._passed(item)
@@ -143,7 +166,7 @@ class Claimer:
             run = item.entry.total_run_count + 1
             tick = (now - timedelta(seconds=late)).isoformat(timespec="milliseconds")
             state = self._clocks.state(item.entry, run, now)
-            item.claim = Claim(_task_id_of(item, run), item.key, state, {"due": tick})
+            item.claim = Claim(_task_id_of(item, run), item.key, state, {"due": tick}, flag=item.flag)
             due.append(item)
         return due
 
@@ -161,7 +184,7 @@ class Claimer:
             return True
         run, state = runs + 1, EntryState(runs + 1, _as_stored(verdict.due))
         details = details_of(verdict, item.rule)
-        item.claim = Claim(_task_id_of(item, run), item.key, state, details, after, verdict.alone)
+        item.claim = Claim(_task_id_of(item, run), item.key, state, details, after, verdict.alone, item.flag)
         return True
 
     def _unchanged(self, items: Sequence[Item]) -> list[Item]:
@@ -192,6 +215,17 @@ class Claimer:
         return answer
 
     def _granted(self, item: Item, asked: float, read: float) -> Tick:
+        claim = self._moved(item, asked)
+        sure_until = read + self._scheduler.trusted_for
+        return self._take(item, claim.state.total_run_count, claim.task_id, claim.details, asked, sure_until)
+
+    def _paused(self, item: Item, passed: Passed, asked: float) -> None:
+        """The tick is ours, and not to be published."""
+        claim = self._moved(item, asked)
+        self._recorder.paused(item, claim.state.total_run_count, claim.details, passed)
+
+    def _moved(self, item: Item, asked: float) -> Claim:
+        """Let an entry go on after the tick that was claimed, which is returned."""
         claim, item.claim = item.claim, None
         assert claim is not None  # it was asked for  # noqa: S101
         verdict, item.verdict = item.verdict, None
@@ -204,8 +238,7 @@ class Claimer:
             self._planner.plan_after(item, verdict.due)
         elif item.key in self._agenda and not isinstance(item.schedule, Timeout):
             self._agenda.plan(item, asked + item.delay)
-        sure_until = read + self._scheduler.trusted_for
-        return self._take(item, claim.state.total_run_count, claim.task_id, claim.details, asked, sure_until)
+        return claim
 
     def _passed(self, item: Item) -> None:
         """Nothing is published of these ticks: they are missed."""
@@ -246,6 +279,18 @@ class Claimer:
         else:
             self._planner.plan(item)
 
+    def claim_asked(self, store: BeatStore, item: Item, claim: Claim) -> Tick | None:
+        """Claim one tick that is asked for; None: another was faster. Raises StoreUnavailable."""
+        asked = self._clock()
+        self._ledger.ask((claim.task_id,))
+        answer = store.claim(self._replica.app, self._replica.name, (claim,), ttl=self._ttl)
+        self._ledger.answered((claim.task_id,))
+        self._replica.known = self._replica.known and answer.listed
+        if answer.refusals[0] is not None:
+            return None
+        run = claim.state.total_run_count
+        return self._take(item, run, claim.task_id, claim.details, asked, math.inf)
+
     # -- take over -----------------------------------------------------------------------------------------------------
 
     def _take_over(self, store: BeatStore, answer: Claims, limit: int) -> list[Tick]:
@@ -254,9 +299,11 @@ class Claimer:
             return []
         self._next_poll = asked = self._clock()  # there may be more
         ids = [each.task_id for each, _ in left]
+        # what was asked for by hand is published whatever is paused
+        flags = ["" if _is_asked_for(each) else item.flag for each, item in left]
         self._ledger.ask(ids)
         try:
-            taken = store.take_over(self._replica.app, self._replica.name, ids, ttl=self._ttl)
+            taken = store.take_over(self._replica.app, self._replica.name, ids, ttl=self._ttl, flags=flags)
         except StoreUnavailable as exc:
             # those that we have claimed are to be published all the same
             self._not_taken_over = exc
@@ -264,13 +311,15 @@ class Claimer:
             self._ledger.hand_over(ids)
             self._ledger.answered(ids)
             return []
-        # the entry may have been deleted since it was claimed
-        sure_until = asked if math.isfinite(self._scheduler.trusted_for) else math.inf
-        ticks = [
-            self._take(item, each.run, each.task_id, each.details, asked, sure_until, taken_over=True)
-            for (each, item), ours in zip(left, taken, strict=True)
-            if ours
-        ]
+        ticks = []
+        for (each, item), ours in zip(left, taken, strict=True):
+            if isinstance(ours, Passed):
+                self._recorder.paused(item, each.run, each.details, ours)
+            elif ours:
+                # the entry may have been deleted since it was claimed
+                sure = is_request(each.entry) or not math.isfinite(self._scheduler.trusted_for)
+                sure_until = math.inf if sure else asked
+                ticks.append(self._take(item, each.run, each.task_id, each.details, asked, sure_until, taken_over=True))
         self._ledger.answered(ids)
         return ticks
 
@@ -278,7 +327,7 @@ class Claimer:
         """Of the claims that others have left return those that this beat can publish, as many as it may."""
         known: list[tuple[Overdue, Item]] = []
         for each in overdue:
-            item = self._item_of(each.entry)
+            item = self._item_of(each)
             if item is not None and not self._leaves(each.entry):
                 known.append((each, item))
         # what only another release knows is left to it, and must not hide what comes after it
@@ -286,11 +335,21 @@ class Claimer:
         self._skip = self._skip + OVERDUE_AT_ONCE if hidden else 0
         return sorted(known, key=lambda pair: (pair[0].entry, pair[0].run))[:limit]
 
-    def _item_of(self, key: str) -> Item | None:
+    def _item_of(self, overdue: Overdue) -> Item | None:
+        key = overdue.entry
+        if is_request(key):
+            return self._asked_of(key, overdue.details.get("flag"))
         item = self._agenda.get(key)
         if item is None and (entry := self._stand_in(key)) is not None:
             item = Item(key, entry)
         return item
+
+    def _asked_of(self, key: str, flag: Any) -> Item | None:
+        """Return what stands for an entry in the ticks of a request."""
+        found = self._agenda.flagged(flag) if isinstance(flag, str) else None
+        if found is None or self._leaves(found.key):
+            return None
+        return of_request(key, found)
 
 
 def _task_id_of(item: Item, run: int) -> str:

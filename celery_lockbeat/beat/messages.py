@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Any, Final
 
 from celery.beat import BeatLazyFunc
 from celery.schedules import crontab, schedule
@@ -17,6 +17,9 @@ from celery_lockbeat.schedules.when import OwnSchedule
 from celery_lockbeat.tasks.copies import BEGIN_BY, NONCE
 
 __all__ = ["copied", "message_of"]
+
+#: What is in the details of a claim, and no matter of the task's: whose tick it is, and the arguments, which are in the message.
+OURS: Final = frozenset({"flag", "args", "kwargs"})
 
 
 def message_of(tick: Tick, entry: Any) -> Any:
@@ -40,6 +43,10 @@ def message_of(tick: Tick, entry: Any) -> Any:
     # retried by us, for a claim has its time
     options["retry"] = False
     message.args, message.kwargs = _evaluated(entry)
+    if "args" in tick.details:
+        message.args = tick.details["args"]
+    if "kwargs" in tick.details:
+        message.kwargs = tick.details["kwargs"]
     return message
 
 
@@ -77,8 +84,9 @@ def _evaluated(entry: Any) -> tuple[list[Any], dict[str, Any]]:
 
 
 def _header(tick: Tick) -> dict[str, Any]:
+    told = {name: value for name, value in tick.details.items() if name not in OURS}
     kind = _kind(tick.item.schedule)
-    return {**tick.details, "entry": tick.item.entry.name, "run": tick.run, **({"kind": kind} if kind else {})}
+    return {**told, "entry": tick.item.entry.name, "run": tick.run, **({"kind": kind} if kind else {})}
 
 
 def _kind(when: Any) -> str | None:

@@ -17,11 +17,11 @@ from celery_lockbeat.beat.agenda import Item
 from celery_lockbeat.beat.ledger import Tick
 from celery_lockbeat.beat.rules import Missed, Publish
 from celery_lockbeat.clock import monotonic
-from celery_lockbeat.journal.records import encode, encode_published
+from celery_lockbeat.journal.records import Said, encode, encode_published
 from celery_lockbeat.journal.writer import Journal
 from celery_lockbeat.observe.events import Story
 from celery_lockbeat.schedules.dues import dues_between
-from celery_lockbeat.stores.base import Claim
+from celery_lockbeat.stores.base import Claim, Passed, is_request
 
 __all__ = ["Recorder"]
 
@@ -63,6 +63,11 @@ class _Published(NamedTuple):
         """Return its record."""
         tick, due = self.tick, self.due
         entry = tick.item.entry
+        if is_request(tick.item.key):
+            # beside those of the schedule, which alone have numbers, and it cannot be late
+            fields = {"schedule": entry.name, "task_name": entry.task, "tick": tick.details.get("due")}
+            fields |= {"task_id": tick.task_id, "hostname": self.replica, "taken_over": tick.taken_over or None}
+            return encode(self.event, {**fields, "kind": tick.details.get("origin")}, ago)
         return encode_published(
             entry=str(entry.name),
             task=str(entry.task),
@@ -145,7 +150,7 @@ class Recorder:
 
     def _look_whether_late(self, published: _Published) -> None:
         late, tick = published.wall - published.due, published.tick
-        if self._late_after is None or late <= self._late_after:
+        if self._late_after is None or late <= self._late_after or is_request(tick.item.key):
             return
         fields = {**self._fields(tick.item, tick.details.get("due")), "task_id": tick.task_id, "run": tick.run}
         fields |= {"late": round(late, 3), "taken_over": tick.taken_over or None}
@@ -161,6 +166,13 @@ class Recorder:
         """Record that a tick, which is ours, will not be published."""
         fields = {**self._fields(tick.item, tick.details.get("due")), "run": tick.run, "count": 1, "reason": reason}
         self._say("tick_missed", fields)
+
+    def paused(self, item: Item, run: int, details: Mapping[str, Any], passed: Passed) -> None:
+        """Record that a tick, which is ours, is not published, for operators want it so."""
+        said = Said.read(passed.told)
+        what = "it is paused" if passed.why == "paused" else "it was to be skipped"
+        fields = {**self._fields(item, details.get("due")), "run": run, "who": said.who}
+        self._journal.put("tick_paused", {**fields, "reason": f"{what}: {said.note}" if said.note else what})
 
     def claimed(self, item: Item, claim: Claim, late: float) -> None:
         """Record which ticks are missed as this one, the first that was due, stands for them, too: it is ``late`` seconds late."""

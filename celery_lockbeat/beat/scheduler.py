@@ -25,6 +25,7 @@ from celery_lockbeat.beat.agenda import Agenda
 from celery_lockbeat.beat.announcements import Announcements
 from celery_lockbeat.beat.claims import BATCH, Claimer
 from celery_lockbeat.beat.clocks import Clocks
+from celery_lockbeat.beat.controls import Controls
 from celery_lockbeat.beat.ledger import Ledger
 from celery_lockbeat.beat.messages import message_of
 from celery_lockbeat.beat.planner import Planner
@@ -147,6 +148,16 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
             recorder,
             ttl=self._options.claim_ttl,
         )
+        self._controls = Controls(
+            app,
+            journal_of(app),
+            self._agenda,
+            self._claimer,
+            self._replica,
+            self._announcements.leaves,
+            self._complaints,
+            self._clock,
+        )
         self._publisher = Publisher(
             self,
             self._disconnect,
@@ -205,8 +216,11 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         self._settle(store)
         if (pause := self._publisher.pause()) is not None:
             return pause
+        self._controls.look(store)
         # one message alone shows whether a broker that was in trouble works again
         ticks = self._claimer.claim(store.beats, 1 if self._publisher.troubled else BATCH)
+        if not self._publisher.troubled:
+            ticks += self._controls.ticks(store)
         if ticks:
             self._publisher.publish(ticks)
             self._settle(store)
@@ -238,9 +252,9 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
     def _rest(self) -> float:
         if self._publisher.troubled and (pause := self._backoff.rest()) > 0:
             return pause
-        if self._announcements.unfinished or not self._replica.has_listed:
+        if self._announcements.unfinished or self._controls.unfinished or not self._replica.has_listed:
             return 0.0
-        rest = self._claimer.until_next()
+        rest = min(self._claimer.until_next(), self._controls.until_look())
         # what changes elsewhere is looked for in time; all else is seen at whatever wakes us up
         return min(rest, self._replica.until_look()) if math.isfinite(self.trusted_for) else rest
 

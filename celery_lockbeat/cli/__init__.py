@@ -16,6 +16,8 @@ __all__ = ["lockbeat"]
 
 COMMANDS: Final = (
     "audit",
+    "backfill",
+    "describe",
     "doctor",
     "entries",
     "health",
@@ -23,9 +25,12 @@ COMMANDS: Final = (
     "locks",
     "metrics",
     "next",
+    "pause",
     "release",
     "report",
+    "resume",
     "run",
+    "skip",
     "status",
     "timeline",
     "watch",

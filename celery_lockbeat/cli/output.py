@@ -12,7 +12,7 @@ from typing import Any, Final
 import click
 from celery.bin.base import CeleryCommand
 
-from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
+from celery_lockbeat.exceptions import LockbeatError
 from celery_lockbeat.insight.plain import printable
 from celery_lockbeat.insight.redaction import redactor
 
@@ -44,7 +44,7 @@ def textual(function: Callable[..., None]) -> click.Command:
     def run(ctx: click.Context, /, **options: Any) -> None:
         try:
             function(ctx, **options)
-        except (StoreUnavailable, ConfigurationError) as exc:
+        except LockbeatError as exc:
             ctx.obj.error(redactor(ctx.obj.app)(exc))
             ctx.exit(1)
 

@@ -48,7 +48,7 @@ def _lines(found: Sequence[Statistics], story: Story, since: datetime, until: da
         lines.append(f"the journal reaches back to {to_the_second(story.reach, app)} only")
     if not found:
         return [*lines, "no entry had a tick"]
-    counts = ("due", "run", "failed", "skipped", "missed", "lost")
+    counts = ("due", "run", "failed", "skipped", "missed", "paused", "lost")
     head = ["entry", *counts, "overlaps prevented"]
     rows = [(each.entry, *(getattr(each, name) for name in counts), each.overlaps) for each in found]
     lines += ["", *table_lines(head, rows, WIDTH, right=head[1:])]

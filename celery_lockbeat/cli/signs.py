@@ -29,6 +29,7 @@ SIGNS: Final[Mapping[str, Sign]] = {
     "died": Sign("D", "bold red"),
     "skipped": Sign("s", "yellow"),
     "missed": Sign("M", "bold magenta"),
+    "paused": Sign("=", "blue"),
     "running": Sign(">", "bold cyan"),
     "queued": Sign("~", "cyan"),
     "published": Sign("o", "dim"),

@@ -15,12 +15,14 @@ from typing import Any, Final
 from celery.utils.imports import load_extension_class_names, symbol_by_name
 
 from celery_lockbeat.beat.scheduler import LockedScheduler, LockedSchedulerMixin
+from celery_lockbeat.contrib.definition import Definition
 from celery_lockbeat.membership.members import fields_of
 from celery_lockbeat.stores import Store, name_of
 
 __all__ = [
     "Entries",
     "announced_schedulers",
+    "definition_of",
     "entries_of",
     "is_ours",
     "known_schedules",
@@ -100,6 +102,19 @@ def known_schedules(app: Any) -> dict[str, Any]:
     for place in _places(schedulers_of(app)):
         known |= place.stored_schedules(app)
     return {name: when for name, when in known.items() if when is not None}
+
+
+def definition_of(app: Any, name: str) -> Definition | None:
+    """Return the definition of an entry by its user's name for it; None: nobody here can tell. Raises StoreUnavailable."""
+    for place in _places(schedulers_of(app)):
+        found: Definition | None = place.definition_of(app, name)
+        if found is not None:
+            return found
+    entry = LockedScheduler(app).data.get(name)
+    if entry is None:
+        return None
+    args, kwargs = entry.args or (), entry.kwargs or {}
+    return Definition(entry.task, entry.schedule, args, kwargs, True, "beat_schedule, or a decorator")
 
 
 def names_of(app: Any, keys: Iterable[str], announced: Iterable[str] = ()) -> dict[str, str]:

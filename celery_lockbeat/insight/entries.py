@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from celery_lockbeat.contrib.schedulers import announced_schedulers, names_of
 from celery_lockbeat.stores import Store, name_of
 from celery_lockbeat.stores.base import ALIVE, Beats, StoredEntry
 
-__all__ = ["NamedEntry", "named_entries"]
+__all__ = ["MOST", "NamedEntry", "named_entries"]
+
+#: As many entries are known at most.
+MOST: Final = 200_000
 
 
 class NamedEntry(NamedTuple):
@@ -31,7 +34,7 @@ class NamedEntry(NamedTuple):
 
 def named_entries(app: Any, store: Store) -> list[NamedEntry]:
     """Return the entries that a store knows, by their names. Raises StoreUnavailable."""
-    beats = store.beats.status(name_of(app))
+    beats = store.beats.status(name_of(app), limit=MOST)
     names = names_of(app, [entry.name for entry in beats.entries], announced_schedulers(app, store))
     named = [NamedEntry(names[entry.name], entry, _listing(beats, entry.name)) for entry in beats.entries]
     return sorted(named, key=lambda each: (each.name, each.entry.name))

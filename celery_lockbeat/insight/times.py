@@ -9,7 +9,7 @@ from typing import Any, Final
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.journal.sentences import in_zone, nearest_second
 
-__all__ = ["any_moment_of", "date_of", "moment_of", "now", "since_of", "to_the_second"]
+__all__ = ["any_moment_of", "coming_of", "date_of", "moment_of", "now", "since_of", "to_the_second"]
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _AGO: Final = re.compile(r"(\d+(?:\.\d+)?) ?([smhd])(?: ago)?")
@@ -30,10 +30,25 @@ def since_of(text: str, app: Any) -> datetime:
     return _past(_ago(text) or _iso(text, app), "--since", text, allowed)
 
 
-def moment_of(text: str, app: Any) -> datetime:
-    """Read a moment: ISO 8601, a time of the clock (the last such), or how long ago. Raises ConfigurationError."""
+def moment_of(text: str, app: Any, option: str = "--at") -> datetime:
+    """Read a moment: ISO 8601, a time of the clock (the last such), how long ago, or now. Raises ConfigurationError."""
     allowed = "a time in ISO 8601 such as 2026-03-01T03:00, 03:00 (the last one), or 10m ago, that is past"
-    return _past(_ago(text) or _of_the_clock(text, app) or _iso(text, app), "--at", text, allowed)
+    found = now() if text.strip() == "now" else _ago(text) or _of_the_clock(text, app) or _iso(text, app)
+    return _past(found, option, text, allowed)
+
+
+def coming_of(text: str, app: Any, option: str) -> datetime:
+    """Read a moment that is to come: how long from now, a time of the clock (the next such), or ISO 8601. Raises ConfigurationError."""
+    match, last = _AGO.fullmatch(text.strip()), _of_the_clock(text, app)
+    found = _iso(text, app)
+    if match is not None and not text.strip().endswith("ago") and float(match[1]) * _UNITS[match[2]] <= LONGEST * 86400:
+        found = now() + timedelta(seconds=float(match[1]) * _UNITS[match[2]])
+    elif last is not None:
+        found = last + timedelta(days=1)
+    if found is None or found <= now():
+        allowed = "2h, 30m or 1d from now, 18:00 (the next one), or a time in ISO 8601 such as 2026-03-01T18:00, that is to come"
+        raise ConfigurationError(f"{option} is {text!r}; allowed: {allowed}")
+    return found
 
 
 def any_moment_of(text: str, app: Any) -> datetime:

@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from json.encoder import encode_basestring_ascii
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from celery_lockbeat.stores.base import StoredRecord
 
-__all__ = ["ENDINGS", "VERSION", "Record", "encode", "encode_published", "read_record"]
+__all__ = ["ENDINGS", "VERSION", "Record", "Said", "encode", "encode_published", "read_record"]
 
 #: Of the schema: what a later release adds, an older reader passes over; what it would misread gets another number.
 VERSION: Final = 1
@@ -57,6 +57,7 @@ WRITTEN_AS: Final[Mapping[str, str]] = {
     "signal": "sig",
     "taken_over": "over",
     "where": "where",
+    "who": "who",
 }
 
 #: No number of seconds or milliseconds is larger.
@@ -87,7 +88,7 @@ class Record:
     execution_id: str | None = None
     task_id: str | None = None
     task_name: str | None = None
-    #: cron, interval or timeout; None: not a tick's
+    #: cron, interval or timeout, or of a tick beside the schedule manual, backfill or catchup; None: not a tick's
     kind: str | None = None
     entry: str | None = None
     due: datetime | None = None
@@ -116,6 +117,8 @@ class Record:
     taken_over: bool | None = None
     #: where the body of a run stood
     where: str | None = None
+    #: who wants it so
+    who: str | None = None
     #: what a later release has written
     more: Mapping[str, Any] = field(default_factory=dict)
 
@@ -146,6 +149,29 @@ class Record:
         if self.status is not None:
             told["status"] = self.status
         return {**self.more, **told}
+
+
+class Said(NamedTuple):
+    """What an operator says with what is asked of beats: who, when (in ISO 8601) and why, in that form wherever it is kept."""
+
+    who: str | None = None
+    at: str | None = None
+    note: str | None = None
+
+    def text(self) -> str:
+        """Write it."""
+        return _to_json({name: value for name, value in self._asdict().items() if value})
+
+    @classmethod
+    def read(cls, text: str) -> Said:
+        """Read it; what is none says nothing."""
+        try:
+            told = json.loads(text)
+        except (ValueError, RecursionError):
+            return cls()
+        if not isinstance(told, dict):
+            return cls()
+        return cls(*(_text(told.get(name)) for name in cls._fields))
 
 
 def encode(event: str, fields: Mapping[str, Any], ago: float) -> str:

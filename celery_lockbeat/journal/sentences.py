@@ -150,6 +150,9 @@ def _missed(tick: Tick, write: Writing) -> str:
     by = f", as the beat {tick.beats[-1]} recorded" if tick.beats else ""
     when = f" at {write.clock(tick.recorded, tick.due)}" if tick.recorded is not None and by else ""
     why = f": {write.text(tick.why)}" if tick.why else ""
+    if tick.is_paused:
+        why += f" ({tick.who} wanted it so)" if tick.who else ""
+        return f"The tick of {tick.entry!r} at {write.full(tick.at)} was not published{by}{when}{why}."
     if tick.count == 1:
         return f"The tick of {tick.entry!r} at {write.full(tick.at)} was missed{by}{when}{why}."
     since = f" after that of {write.full(tick.due_after)}" if tick.due_after is not None else ""

@@ -35,6 +35,7 @@ class Statistics:
     failed: int
     skipped: int
     missed: int
+    paused: int
     lost: int
     overlaps: int
     late: Spread | None
@@ -46,7 +47,7 @@ class Statistics:
             name: spread and {"p50": spread.p50, "p95": spread.p95, "max": spread.max}
             for name, spread in (("late", self.late), ("took", self.took))
         }
-        names = ("entry", "due", "run", "failed", "skipped", "missed", "lost", "overlaps")
+        names = ("entry", "due", "run", "failed", "skipped", "missed", "paused", "lost", "overlaps")
         return {**{name: getattr(self, name) for name in names}, **spreads}
 
 
@@ -70,6 +71,7 @@ def statistics_of(ticks: Iterable[Tick], ledger: Ledger) -> list[Statistics]:
                 failed=counts["failed"] + counts["died"],
                 skipped=counts["skipped"],
                 missed=counts["missed"],
+                paused=counts["paused"],
                 lost=account.unaccounted if account else 0,
                 overlaps=sum(attempt.reason == "locked" for tick in own for attempt in tick.attempts),
                 late=spread_of([max(tick.late, 0.0) for tick in own if tick.late is not None and not tick.is_missed]),

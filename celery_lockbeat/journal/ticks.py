@@ -26,6 +26,7 @@ OUTCOMES: Final = (
     "queued",
     "published",
     "missed",
+    "paused",
 )
 
 _OUTCOME_OF: Final = {
@@ -106,6 +107,11 @@ class Tick:
     is_missed: bool = False
     #: why no worker began it in the time that its entry allows
     expired: str | None = None
+    #: whether operators wanted it not to be published, and who of them
+    is_paused: bool = False
+    who: str | None = None
+    #: of a tick beside the schedule: manual, backfill or catchup
+    kind: str | None = None
     #: whether its task tells of its runs
     tells: bool = True
 
@@ -119,7 +125,7 @@ class Tick:
     def outcome(self) -> str:
         """One of :data:`OUTCOMES`."""
         if self.is_missed:
-            return "missed"
+            return "paused" if self.is_paused else "missed"
         last = self.last
         if last is not None:
             return _OUTCOME_OF[last.status]
@@ -165,6 +171,8 @@ class Tick:
             "late": self.late,
             "beat": self.beats[-1] if self.beats else None,
             "taken_over": self.taken_over or None,
+            "who": self.who,
+            "kind": self.kind,
         }
         if last is not None:
             told |= {
@@ -227,6 +235,7 @@ class _Join:
         tick = self._by_id.get(record.task_id) if record.task_id is not None else None
         if tick is None:
             tick = Tick(record.entry, record.task_name, record.task_id, record.run, record.due, recorded=record.at)
+            tick.kind = record.kind
             self._add(tick)
         tick.taken_over = tick.taken_over or bool(record.taken_over)
         if record.event == "tick_late":
@@ -237,7 +246,7 @@ class _Join:
             tick.beats += (record.hostname,)
 
     def missed(self, record: Record) -> None:
-        if record.event != "tick_missed" or record.entry is None:
+        if record.event not in ("tick_missed", "tick_paused") or record.entry is None:
             return
         published = self._by_id.get(record.task_id) if record.task_id is not None else None
         if published is not None:
@@ -245,15 +254,19 @@ class _Join:
             return
         due = record.last_due or record.due
         which = record.entry, record.run, due, record.count
-        # who has taken it over may not have known that it was published
-        known = record.run is not None and due is not None and (record.entry, due) in self._by_due
-        if known or which in self._missed:
+        # who has taken it over may not have known that it was published; or it was made up for, which has no number
+        known = self._by_due.get((record.entry, due)) if record.run is not None and due is not None else None
+        if known is not None:
+            known.run = known.run if known.run is not None else record.run
+            return
+        if which in self._missed:
             return
         self._missed.add(which)
         beats = (record.hostname,) if record.hostname else ()
         count = record.count if record.count is not None and record.count > 0 else 1
         tick = Tick(record.entry, record.task_name, record.task_id, record.run, due, count=count, beats=beats)
         tick.is_missed, tick.why, tick.recorded, tick.late = True, record.reason, record.at, record.late
+        tick.is_paused, tick.who = record.event == "tick_paused", record.who
         tick.due_after = record.due if record.last_due is not None else None
         self._ticks.append(tick)
 

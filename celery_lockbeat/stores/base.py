@@ -1,7 +1,7 @@
-"""What a store promises: a store of locks, one of the beats, one of announcements, and a journal, which share a client.
+"""What a store promises: stores of locks, of the beats, of what operators ask of these, of announcements, and a journal.
 
-Promises, each a test in ``test_contract.py``, ``test_beat_contract.py``, ``test_announcement_contract.py`` or
-``test_journal_contract.py`` of ``tests/stores``, on every store:
+They share a client. Promises, each a test in ``test_contract.py``, ``test_beat_contract.py``, ``test_control_contract.py``,
+``test_announcement_contract.py`` or ``test_journal_contract.py`` of ``tests/stores``, on every store:
 
 - each operation is atomic, and at most one lease per key is live at any moment of the store's own clock, or as many as those
   who ask for it agree on (``limit``);
@@ -28,7 +28,10 @@ __all__ = [
     "ALIVE",
     "ANNOUNCED",
     "ANNOUNCED_AT_ONCE",
+    "ASKED_AT_ONCE",
     "BACKLOG",
+    "CONTROL_MEMORY",
+    "FLAGGED_AT_ONCE",
     "JOURNALED_AT_ONCE",
     "JOURNAL_MEMORY",
     "LISTED_AT_MOST",
@@ -37,12 +40,15 @@ __all__ = [
     "TOKEN_MEMORY",
     "Announcement",
     "AnnouncementStore",
+    "Asked",
     "BeatStore",
     "Beats",
     "Claim",
     "Claims",
+    "ControlStore",
     "EntryState",
     "Finished",
+    "Flag",
     "Held",
     "Joined",
     "JournalStore",
@@ -50,10 +56,14 @@ __all__ = [
     "LiveLock",
     "LockStore",
     "Overdue",
+    "Passed",
     "Replica",
+    "Requests",
     "Store",
     "StoredEntry",
     "StoredRecord",
+    "is_request",
+    "request_key",
 ]
 
 #: Seconds for which a store remembers the last token of a key after its last use. Only a server clock that was set
@@ -82,6 +92,13 @@ ANNOUNCED_AT_ONCE: Final = 500
 
 #: Seconds for which a record of the journal is kept at most: longer than any entry should be silent.
 JOURNAL_MEMORY: Final = 90 * 86400.0
+
+#: Seconds for which flags and requests are kept where no beat is there.
+CONTROL_MEMORY: Final = 90 * 86400.0
+
+#: As many flags are changed at once, and as many requests told of.
+FLAGGED_AT_ONCE: Final = 500
+ASKED_AT_ONCE: Final = 100
 
 #: As many records are written, or read, in one round trip.
 JOURNALED_AT_ONCE: Final = 500
@@ -142,10 +159,12 @@ class Claim:
 
     ``state`` is what its entry becomes by this claim, so its ``total_run_count`` numbers this run; ``details``, which
     JSON can write, go with the claim to whoever takes it over. ``after``: it counts only while this is the ``last_run_at`` of
-    its entry, and, with ``alone``, while no other claim of the entry is pending; None: whatever that is.
+    its entry, and, with ``alone``, while no other claim of the entry is pending; None: whatever that is. ``flag``: the name of
+    the flag that it obeys; "": of none.
 
     One without a ``task_id`` publishes nothing: it moves the ``last_run_at`` of its entry on, and nothing else, where ticks
-    are not to be published. It is no run: the ``total_run_count`` is the one that the entry has. It needs ``after``.
+    are not to be published. It is no run: the ``total_run_count`` is the one that the entry has. It needs ``after``, and obeys no
+    flag.
     """
 
     task_id: str
@@ -154,6 +173,18 @@ class Claim:
     details: Mapping[str, Any]
     after: str | None = None
     alone: bool = False
+    flag: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """The tick is passed over, for an operator wants it so: it is whoever asked who records that, and nobody publishes it.
+
+    ``why``: "paused" or "skipped"; ``told`` is what was told when that was asked for.
+    """
+
+    why: str
+    told: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,15 +201,15 @@ class Overdue:
 class Claims:
     """The answer to :meth:`BeatStore.claim`.
 
-    ``refusals`` has, for each claim asked for, None where it is granted, else the state of its entry: with a greater
-    ``total_run_count``, or another ``last_run_at`` than it was to come ``after``, the tick was another replica's, else the
-    entry has too many claims pending. ``overdue`` are
+    ``refusals`` has, for each claim asked for, None where it is granted, :class:`Passed`, or the state of its entry: with a
+    greater ``total_run_count``, or another ``last_run_at`` than it was to come ``after``, the tick was another replica's, else
+    the entry has too many claims pending. ``overdue`` are
     claims that may be taken over, oldest first, and ``next_overdue`` the seconds until the next may, None where none
     is pending. ``server_time`` is the store's wall clock, seconds since the epoch. ``listed``: whether the store still
     knows what this replica lists.
     """
 
-    refusals: list[EntryState | None]
+    refusals: list[EntryState | Passed | None]
     overdue: list[Overdue]
     next_overdue: float | None
     server_time: float
@@ -239,6 +270,67 @@ class Beats:
     replicas: list[Replica]
     entries: list[StoredEntry]
     overdue: int
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """What operators want of an entry, or of all entries that share this flag.
+
+    ``paused``: none of its ticks is published, but those that are asked for one by one; ``until`` a time of the store's wall
+    clock, or (None) until it is resumed. ``skip``: so many of its next ticks are not. ``told`` and ``skip_told`` are what
+    was told with each. ``passed``: so many ticks has this pause passed over, with ``first`` and ``last`` the details of their claims.
+    """
+
+    name: str
+    paused: bool = False
+    until: float | None = None
+    skip: int = 0
+    told: str = ""
+    skip_told: str = ""
+    passed: int = 0
+    first: str = ""
+    last: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request for ticks of an entry, whose flag is called ``flag``: whoever fulfils it claims them as those of :func:`request_key`.
+
+    ``text`` says which. ``passed``, ``first`` and ``last`` are of the pause that it makes up for. ``state`` is what has been
+    claimed so far (None: nothing), of which ``pending`` are not yet settled.
+    """
+
+    name: str
+    flag: str
+    text: str
+    passed: int
+    first: str
+    last: str
+    cancelled: bool
+    state: EntryState | None
+    pending: int
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """The answer to :meth:`ControlStore.asked`: requests, oldest first, and the names of flags whose pause is over by its time."""
+
+    asked: list[Asked]
+    lapsed: list[str]
+
+
+#: What the keys begin with under which the ticks of requests are claimed, beside those of entries.
+_REQUEST: Final = "lockbeat:request:"
+
+
+def request_key(name: str) -> str:
+    """Return the key under which the ticks of a request are claimed."""
+    return _REQUEST + name
+
+
+def is_request(key: str) -> bool:
+    """Whether a key is a request's, and not an entry's."""
+    return key.startswith(_REQUEST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,11 +456,20 @@ class BeatStore(abc.ABC):
         An entry whose state was lost, wholly or in part, is granted. What was granted before to this replica under the
         same task id is granted again, for a fresh ``ttl`` seconds; what only moves an entry on, to whoever asks for the same.
         ``skip``: leave out so many of the overdue claims.
+
+        Where its flag says so, a claim that would be granted moves its entry's state all the same, and the answer is
+        :class:`Passed`, again too: then there is no such claim, or no longer.
         """
 
     @abc.abstractmethod
-    def take_over(self, app: str, replica: str, task_ids: Sequence[str], *, ttl: float) -> list[bool]:
-        """Make overdue claims one's own for ``ttl`` seconds; False: another was faster, or it has been settled."""
+    def take_over(
+        self, app: str, replica: str, task_ids: Sequence[str], *, ttl: float, flags: Sequence[str] = ()
+    ) -> list[bool | Passed]:
+        """Make overdue claims one's own for ``ttl`` seconds; False: another was faster, or it has been settled.
+
+        ``flags``: for each, the name of the flag that it obeys, or "". Where that says paused, the claim is forgotten, and the
+        answer is :class:`Passed`.
+        """
 
     @abc.abstractmethod
     def settle(
@@ -386,6 +487,55 @@ class BeatStore(abc.ABC):
     @abc.abstractmethod
     def status(self, app: str, *, limit: int = LISTED_AT_MOST) -> Beats:
         """Return the replicas of ``app``, and its entries in no order; ``limit`` is for each list. As :meth:`LockStore.held`."""
+
+
+class ControlStore(abc.ABC):
+    """What operators want of the entries of an app: flags, which each claim obeys at once, and requests for ticks.
+
+    Names of flags are text of any content and length; names of requests, and all that is told, are ASCII. At most
+    :data:`FLAGGED_AT_ONCE` names. Flags that no beat keeps are dropped after :data:`STATE_MEMORY`, as states are.
+    """
+
+    @abc.abstractmethod
+    def pause(self, app: str, names: Sequence[str], told: str, *, until: float | None = None) -> None:
+        """Let no tick be published, ``until`` a time of the store's wall clock; what is paused already goes on to count its ticks."""
+
+    @abc.abstractmethod
+    def resume(
+        self, app: str, names: Sequence[str], *, request: str = "", text: str = "", lapsed: bool = False
+    ) -> list[Flag | None]:
+        """End pauses; return each flag as it was, None where nothing is paused (or, with ``lapsed``, not over by its time).
+
+        With ``request``, each pause that has passed over ticks leaves a request of ``text``, named ``<request>-<its number>``.
+        """
+
+    @abc.abstractmethod
+    def skip(self, app: str, names: Sequence[str], count: int, told: str) -> None:
+        """Let the next ``count`` ticks be passed over, while nothing is paused; 0: none."""
+
+    @abc.abstractmethod
+    def flags(self, app: str, names: Sequence[str] | None = None, *, limit: int = LISTED_AT_MOST) -> list[Flag]:
+        """Return what is paused or to be skipped, of all or of these names, in no order."""
+
+    @abc.abstractmethod
+    def keep(self, app: str, names: Sequence[str]) -> None:
+        """Keep the flags of these names for another :data:`STATE_MEMORY`, and drop those that nobody has kept for so long."""
+
+    @abc.abstractmethod
+    def ask(self, app: str, name: str, flag: str, text: str) -> None:
+        """Ask for ticks of the entry of a flag. Again, nothing is claimed twice."""
+
+    @abc.abstractmethod
+    def asked(self, app: str, *, skip: int = 0) -> Requests:
+        """Return at most :data:`ASKED_AT_ONCE` requests, but for the oldest ``skip``."""
+
+    @abc.abstractmethod
+    def cancel(self, app: str, names: Sequence[str]) -> list[bool]:
+        """Have no more ticks claimed for these requests; False: there is no such one."""
+
+    @abc.abstractmethod
+    def over(self, app: str, names: Sequence[str]) -> None:
+        """Forget these requests. That their ticks have been claimed is known for another :data:`STATE_MEMORY`."""
 
 
 class AnnouncementStore(abc.ABC):
@@ -463,6 +613,7 @@ class Store(abc.ABC):
 
     locks: LockStore
     beats: BeatStore
+    controls: ControlStore
     announcements: AnnouncementStore
     journal: JournalStore
 

@@ -35,6 +35,7 @@ _SHAPES: Final[Mapping[str, str]] = {
     "died": "M{x} 4l6 13m0-13l-6 13",
     "skipped": "M{c} 6.5l3 5l-3 5l-3-5z",
     "missed": "M{x} 7h6l-3 10z",
+    "paused": "M{x} 7h2v10h-2zm4 0h2v10h-2z",
     "running": "M{x} 5l6 6.5l-6 6.5z",
     "queued": "M{x} 7h6v2h-6zm0 4.5h6v2h-6zm0 4.5h6v2h-6z",
     "published": "M{x} 14h6v4h-6z",
@@ -44,6 +45,7 @@ _SHAPES: Final[Mapping[str, str]] = {
 _MARKS: Final[Mapping[str, str]] = {
     "skipped": "M0-6l6 6l-6 6l-6-6z",
     "missed": "M-6-6h12l-6 12z",
+    "paused": "M-4-5h2.5v10h-2.5zm5.5 0h2.5v10h-2.5z",
     "lost": "M0-6.5a6.5 6.5 0 1 0 .01 0zM0-3.5v4m0 2v1.5",
     "died": "M-5-6l10 12m0-12l-10 12",
     "failed": "M-2.5-7h5v9h-5zm0 11h5v4h-5z",
@@ -60,7 +62,7 @@ ROW: Final = 20
 AXIS: Final = 22
 
 #: What went wrong is on top of a column, and is not too small to be seen.
-_FROM_BELOW: Final = ("succeeded", "published", "running", "queued", "skipped", "missed", "died", "failed")
+_FROM_BELOW: Final = ("succeeded", "published", "running", "queued", "paused", "skipped", "missed", "died", "failed")
 _SMALLEST: Final = 3.0
 
 _TIMES: Final = 10

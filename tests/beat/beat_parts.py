@@ -108,12 +108,12 @@ class Store:
         self._called("list", [key for key, _ in entries], list(removed), complete)
         return [state for _, state in entries]
 
-    def claim(self, app: str, replica: str, claims: Any, *, ttl: float, skip: int) -> Claims:
+    def claim(self, app: str, replica: str, claims: Any, *, ttl: float, skip: int = 0) -> Claims:
         self._called("claim", [(claim.entry, claim.task_id) for claim in claims], skip)
         refusals = [self.refusals.get(claim.entry) for claim in claims]
         return Claims(refusals, list(self.overdue), None, self.time(), listed=True)
 
-    def take_over(self, app: str, replica: str, task_ids: Any, *, ttl: float) -> list[bool]:
+    def take_over(self, app: str, replica: str, task_ids: Any, *, ttl: float, flags: Any = ()) -> list[bool]:
         self._called("take_over", list(task_ids))
         return [task_id not in self.not_ours for task_id in task_ids]
 

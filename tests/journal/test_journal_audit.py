@@ -86,6 +86,27 @@ def test_a_claim_that_was_not_published_counts_as_missed():
     assert (account.due, account.counts["missed"], account.gaps) == (3, 1, [])
 
 
+def paused(run, due):
+    return record("tick_paused", due, entry="report", run=run, due=at(due), reason="it is paused", who="ann@ops")
+
+
+def test_ticks_that_were_paused_add_up():
+    records = [*some(1, 4), paused(2, 120), paused(3, 180)]
+    account = account_of(records, calendars={"report": calendar("*")}, until=245)
+    assert (account.due, account.counts["paused"], account.counts["succeeded"], account.gaps) == (4, 2, 2, [])
+    (gap,) = account_of(records[:-1], calendars={"report": calendar("*")}, until=245).gaps
+    assert gap.count == 1
+
+
+def test_what_was_paused_and_run_after_all_is_one_tick_and_no_hole():
+    caught_up = [
+        published(None, 180, task_id="c", kind="catchup"),
+        of_run("task_succeeded", 400, 3, 180, duration_ms=1.0),
+    ]
+    account = account_of([*some(1, 4), paused(2, 120), paused(3, 180), *caught_up])
+    assert (account.due, account.counts["paused"], account.gaps) == (4, 1, [])
+
+
 def test_numbers_that_begin_anew_in_a_store_that_was_emptied_are_no_hole():
     later = [each for run in (1, 2, 3, 4) for each in ran(run, 6000 + run * 60, attempt=2)]
     later = [each for each in later if each.event == "tick_published"]

@@ -22,7 +22,16 @@ PACKAGE = Path(__file__).parents[2] / "celery_lockbeat"
 PAGE = (docs.DOCS / "journal.md").read_text("utf-8")
 
 #: Who writes what no run says of itself.
-WRITERS = ("beat/recorder.py", "beat/silence.py", "journal/writer.py", "locks/children.py", "journal/records.py")
+WRITERS = (
+    "beat/recorder.py",
+    "beat/controls.py",
+    "beat/silence.py",
+    "control/acts.py",
+    "control/schedules.py",
+    "journal/writer.py",
+    "locks/children.py",
+    "journal/records.py",
+)
 
 _NAME = re.compile(r"`(\w+)`")
 

@@ -30,6 +30,8 @@ PROMETHEUS = "tests/contrib/test_prometheus.py::"
 LIMITS = "tests/test_limits.py::"
 WAYS_OUT = "tests/test_ways_out.py::"
 ANNOUNCED = "tests/test_announcements.py::"
+CONTROLS = "tests/stores/test_control_contract.py::"
+CONTROLLED = "tests/test_controls.py::"
 PROCESSES = "tests/processes/"
 
 MUTANTS = [
@@ -207,8 +209,8 @@ MUTANTS = [
     Mutant(
         "a claim is granted again to another",
         "stores/redis/lua/claim.lua",
-        "if string.sub(claims[i], 1, #replica + 1) == replica .. ' ' then",
-        "if true then",
+        "local ours = claims[i] and string.sub(claims[i], 1, #replica + 1) == replica .. ' '",
+        "local ours = claims[i]",
         (BEATS + "test_a_claim_whose_answer_was_lost_is_granted_again_to_the_same_replica_only",),
     ),
     Mutant(
@@ -242,8 +244,8 @@ MUTANTS = [
     Mutant(
         "in memory: claim without compare-and-set",
         "stores/sqlite/beats.py",
-        "if state.total_run_count >= run or (stale",
-        "if (stale",
+        "state is not None and (state.total_run_count >= run or ",
+        "state is not None and (",
         (BEATS + "test_of_all_replicas_that_claim_a_tick_one_gets_it_and_the_others_get_the_state",),
     ),
     Mutant(
@@ -957,5 +959,90 @@ MUTANTS = [
         "if BEGIN_BY in tick.details:",
         "if False:",
         (CURRENT_TICK + "test_a_message_expires_when_no_worker_may_begin_it_or_earlier_if_its_user_says_so",),
+    ),
+    # -- what operators want of beats ----------------------------------------------------------------------------------
+    Mutant(
+        "a claim does not ask whether its entry is paused",
+        "stores/redis/lua/claim.lua",
+        "if flag and not over and (ours or is_next) then",
+        "if false then",
+        (CONTROLS + "test_a_paused_tick_is_passed_over_by_one_replica_and_the_entry_goes_on",),
+    ),
+    Mutant(
+        "what was granted before a pause and not heard of is granted again",
+        "stores/redis/lua/claim.lua",
+        "not over and (ours or is_next)",
+        "not over and is_next",
+        (CONTROLS + "test_what_was_granted_before_the_pause_and_not_heard_of_is_passed_over",),
+    ),
+    Mutant(
+        "a claim of what is paused is taken over",
+        "stores/redis/lua/take_over.lua",
+        "if ours and not over and flag and flag.p == 1",
+        "if false and not over and flag and flag.p == 1",
+        (CONTROLS + "test_an_overdue_claim_of_what_is_paused_is_forgotten_by_whoever_would_take_it_over",),
+    ),
+    Mutant(
+        "a pause has no end",
+        "stores/redis/lua/flags.lua",
+        "flag.p == 1 and (flag.u or math.huge) > now",
+        "flag.p == 1",
+        (CONTROLS + "test_a_pause_is_over_at_its_time",),
+    ),
+    Mutant(
+        "to skip is not counted",
+        "stores/redis/lua/flags.lua",
+        "flag.s > 1 and flag.s - 1 or nil",
+        "flag.s",
+        (CONTROLS + "test_so_many_ticks_are_skipped_and_no_more",),
+    ),
+    Mutant(
+        "who resumes leaves no request",
+        "stores/redis/lua/resume.lua",
+        "if ARGV[3] ~= '' and (flag.n or 0) > 0 then",
+        "if false then",
+        (CONTROLS + "test_what_was_passed_over_is_in_a_request_and_what_was_not_in_none",),
+    ),
+    Mutant(
+        "flags that nobody keeps are kept",
+        "stores/redis/lua/keep.lua",
+        "string.format('%.0f', now - ARGV[1])",
+        "string.format('%.0f', 0)",
+        (CONTROLS + "test_a_flag_that_beats_keep_is_kept_and_another_is_dropped_after_a_while",),
+    ),
+    Mutant(
+        "what is over is forgotten with what was claimed of it",
+        "stores/redis/lua/asked.lua",
+        "asked[#asked + 1] = count and states[i] or ''",
+        "asked[#asked + 1] = ''",
+        (CONTROLS + "test_requests_are_told_in_their_order_with_what_was_claimed_of_them",),
+    ),
+    Mutant(
+        "a tick of a request has another task id with each beat",
+        "beat/controls.py",
+        'return str(uuid5(NAMESPACE_OID, f"{name}:{number}"))',
+        "return uuid4().hex",
+        (CONTROLLED + "test_a_backfill_is_each_tick_of_its_time_once_and_in_order",),
+    ),
+    Mutant(
+        "a pause is acknowledged while claims are pending",
+        "control/acts.py",
+        "entry.pending and flag_of(entry.name) in flags",
+        "False",
+        (CONTROLLED + "test_who_pauses_waits_until_what_was_claimed_before_is_published_or_its_time_is_over",),
+    ),
+    Mutant(
+        "a run by hand obeys a pause",
+        "beat/claims.py",
+        '["" if _is_asked_for(each) else item.flag for each, item in left]',
+        "[item.flag for each, item in left]",
+        (CONTROLLED + "test_a_run_by_hand_is_a_tick_of_its_own_with_its_own_arguments_though_its_entry_is_paused",),
+    ),
+    Mutant(
+        "who is dropped by a pause is caught up with twice",
+        "journal/ticks.py",
+        "known.run = known.run if known.run is not None else record.run",
+        "pass",
+        ("tests/journal/test_journal_audit.py::test_what_was_paused_and_run_after_all_is_one_tick_and_no_hole",),
     ),
 ]

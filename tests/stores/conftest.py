@@ -97,6 +97,8 @@ class MemoryKind:
                 "batch",
                 "tail",
                 "format",
+                "flag",
+                "request",
             ):
                 connection.execute(f"DELETE FROM lockbeat_{table}")
 
@@ -146,6 +148,8 @@ class PostgresKind:
             "journal",
             "batch",
             "tail",
+            "flag",
+            "request",
         )
         self.cluster.query(f"TRUNCATE {', '.join(f'lockbeat_{name}' for name in names)}")
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,12 @@ class Beat:
         (refusal,) = self.asks(tick(entry, run, task_id, at), ttl=ttl).refusals
         return refusal
 
+    def claims_flagged(self, entry, run=1, task_id=None, ttl=LONG, at="t1", flag=None, **details):
+        """The same, of an entry that has a flag, by default one of its own name."""
+        claim = replace(tick(entry, run, task_id, at, **details), flag=entry if flag is None else flag)
+        (refusal,) = self.asks(claim, ttl=ttl).refusals
+        return refusal
+
     def claims_after(self, entry, run=1, after="t0", at="t1", **options):
         """Claim one tick, if the entry ran last at ``after``."""
         claim = Claim(options.pop("task_id", f"{entry}-{run}"), entry, EntryState(run, at), {}, after, **options)
@@ -63,8 +70,8 @@ class Beat:
     def settles(self, *pairs, **options):
         return self.store.beats.settle(self.app, self.replica, pairs, **options)
 
-    def takes_over(self, *ids, ttl=LONG):
-        return self.store.beats.take_over(self.app, self.replica, ids, ttl=ttl)
+    def takes_over(self, *ids, ttl=LONG, flags=()):
+        return self.store.beats.take_over(self.app, self.replica, ids, ttl=ttl, flags=flags)
 
     def leave(self):
         self.store.beats.leave(self.app, self.replica)
@@ -79,8 +86,11 @@ def set_in_all_stores(monkeypatch, name, value):
         "celery_lockbeat.stores.sqlite.beats",
         "celery_lockbeat.stores.redis.beats",
         "celery_lockbeat.contrib.django.postgresql.beats",
+        "celery_lockbeat.stores.sqlite.controls",
+        "celery_lockbeat.stores.redis.controls",
+        "celery_lockbeat.contrib.django.postgresql.controls",
     ):
-        if module in sys.modules:
+        if module in sys.modules and hasattr(sys.modules[module], name):
             monkeypatch.setattr(f"{module}.{name}", value)
 
 

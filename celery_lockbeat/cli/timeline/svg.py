@@ -71,6 +71,7 @@ _PAGE: Final = """<!DOCTYPE html>
 _MARKS: Final = {
     "skipped": '<path class="s" d="M0-6l6 6l-6 6l-6-6z"/>',
     "missed": '<path class="M" d="M-7-6h14l-7 13z"/>',
+    "paused": '<path class="q" d="M-4-5v10h2.5v-10zM1.5-5v10h2.5v-10z"/>',
     "lost": '<circle class="L" r="6.5"/><path class="x" d="M0-4v5m0 1.5v1.8"/>',
     "died": '<path class="D" d="M-5-6l10 12m0-12l-10 12"/>',
     "failed": '<path class="x" d="M-4-5l8 10m0-10l-8 10"/>',
@@ -87,6 +88,7 @@ _LEGEND: Final = (
     ("died", "killed"),
     ("skipped", "skipped"),
     ("missed", "missed"),
+    ("paused", "paused"),
     ("lost", "lost its lock"),
     ("queued", "queued"),
     ("published", "published"),

@@ -16,7 +16,7 @@ from celery_lockbeat.insight.plain import printable
 __all__ = ["lines_of"]
 
 #: What is drawn later covers what was there.
-ORDER: Final = ("published", "queued", "succeeded", "running", "skipped", "failed", "missed", "lost", "died")
+ORDER: Final = ("published", "queued", "succeeded", "running", "paused", "skipped", "failed", "missed", "lost", "died")
 
 #: Cells of an axis that one of its times takes.
 LABEL: Final = 12

@@ -10,11 +10,12 @@ from django.db import router
 from django.db.utils import DatabaseError, InterfaceError
 from django_celery_beat.schedulers import DatabaseScheduler
 
+from celery_lockbeat.contrib.definition import Definition
 from celery_lockbeat.contrib.django.rows import KINDS, json, pks_of
 from celery_lockbeat.contrib.django.times import schedule_of
 from celery_lockbeat.exceptions import StoreUnavailable
 
-__all__ = ["names_of", "stored_entries", "stored_schedules"]
+__all__ = ["definition_of", "names_of", "stored_entries", "stored_schedules"]
 
 #: So many names are asked for in one query.
 NAMED_AT_ONCE: Final = 500
@@ -65,3 +66,20 @@ def stored_schedules(app: Any) -> dict[str, Any]:
     except (DatabaseError, InterfaceError) as exc:
         raise StoreUnavailable(f"Django's database does not answer: {type(exc).__name__}: {exc}") from exc
     return found
+
+
+def definition_of(app: Any, name: str) -> Definition | None:
+    """Return the definition of a row by its name; None: there is none, or it is broken. Raises StoreUnavailable."""
+    model = DatabaseScheduler.Model
+    try:
+        row = model.objects.using(router.db_for_write(model)).select_related(*KINDS).filter(name=name).first()
+        if row is None or not row.task or row.scheduler is None:
+            return None
+        args, kwargs = json.loads(row.args or "[]"), json.loads(row.kwargs or "{}")
+        return Definition(
+            row.task, schedule_of(row, app), args, kwargs, row.enabled, f"row {row.pk} of django-celery-beat"
+        )
+    except (DatabaseError, InterfaceError) as exc:
+        raise StoreUnavailable(f"Django's database does not answer: {type(exc).__name__}: {exc}") from exc
+    except Exception:  # noqa: BLE001  whatever is in there
+        return None

@@ -29,6 +29,7 @@ from celery_lockbeat.clock import monotonic
 from celery_lockbeat.contrib.django.postgresql.announcements import PostgresAnnouncements
 from celery_lockbeat.contrib.django.postgresql.beats import PostgresBeats
 from celery_lockbeat.contrib.django.postgresql.client import Client
+from celery_lockbeat.contrib.django.postgresql.controls import PostgresControls
 from celery_lockbeat.contrib.django.postgresql.formats import check_format
 from celery_lockbeat.contrib.django.postgresql.journal import PostgresJournal
 from celery_lockbeat.contrib.django.postgresql.locks import PostgresLocks
@@ -90,6 +91,7 @@ class PostgresStore(Store):
         self.client = client
         self.locks = PostgresLocks(client)
         self.beats = PostgresBeats(client)
+        self.controls = PostgresControls(client)
         self.announcements = PostgresAnnouncements(client)
         self.journal = PostgresJournal(client)
 

@@ -108,7 +108,7 @@ class Tally:
             self._begin_task(self._tasks.of(record.task_name))
 
     def _begin_entry(self, entry: str) -> None:
-        for outcome in ("published", "missed"):
+        for outcome in ("published", "missed", "paused"):
             self._ticks.add(entry, outcome, by=0)
         for counter in (self._late, self._taken_over, self._silences):
             counter.add(entry, by=0)
@@ -126,6 +126,8 @@ class Tally:
             self._lateness.observe(record.late)
         elif record.event == "tick_missed":
             self._ticks.add(entry, "missed", by=_amount(record))
+        elif record.event == "tick_paused":
+            self._ticks.add(entry, "paused")
         elif record.event == "tick_late":
             self._late.add(entry)
         elif record.event == "entry_silent":

@@ -22,7 +22,13 @@ from redis.exceptions import RedisError
 from celery_lockbeat.beat.scheduler import LockedSchedulerMixin, logger
 from celery_lockbeat.contrib.redbeat.entries import Entries
 from celery_lockbeat.contrib.redbeat.hashes import FREE, Hashes, redbeats_redis
-from celery_lockbeat.contrib.redbeat.inspection import names_of, plain_redbeat, stored_entries, stored_schedules
+from celery_lockbeat.contrib.redbeat.inspection import (
+    definition_of,
+    names_of,
+    plain_redbeat,
+    stored_entries,
+    stored_schedules,
+)
 from celery_lockbeat.contrib.redbeat.runs import Runs
 from celery_lockbeat.contrib.redbeat.statics import Statics
 from celery_lockbeat.contrib.redbeat.stored import KEY, life_of
@@ -30,7 +36,7 @@ from celery_lockbeat.contrib.versions import refuse_older
 from celery_lockbeat.exceptions import StoreUnavailable
 
 # all but the class are for the commands; the class is here, and not in a file of its own, as beats announce its name with its module's
-__all__ = ["LockedRedBeatScheduler", "names_of", "plain_redbeat", "stored_entries", "stored_schedules"]
+__all__ = ["LockedRedBeatScheduler", "definition_of", "names_of", "plain_redbeat", "stored_entries", "stored_schedules"]
 
 #: The oldest RedBeat that will do.
 OLDEST: Final = (2, 2)

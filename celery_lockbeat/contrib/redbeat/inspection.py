@@ -12,10 +12,11 @@ from typing import Any
 from celery.schedules import maybe_schedule
 from redbeat.schedulers import RedBeatScheduler, ensure_conf, get_redis
 
+from celery_lockbeat.contrib.definition import Definition
 from celery_lockbeat.contrib.redbeat.hashes import AT_ONCE, FREE, answers_of, decoded, redbeats_redis
 from celery_lockbeat.contrib.redbeat.stored import KEY
 
-__all__ = ["names_of", "plain_redbeat", "stored_entries", "stored_schedules"]
+__all__ = ["definition_of", "names_of", "plain_redbeat", "stored_entries", "stored_schedules"]
 
 
 def names_of(app: Any, keys: Sequence[str]) -> dict[str, str]:
@@ -53,6 +54,21 @@ def stored_schedules(app: Any) -> dict[str, Any]:
                     fields = RedBeatScheduler.Entry.decode_definition(decoded(definition))
                     found[name] = maybe_schedule(fields["schedule"], app=app)
     return found
+
+
+def definition_of(app: Any, name: str) -> Definition | None:
+    """Return the definition of an entry by its name; None: there is none, or it is broken. Raises StoreUnavailable."""
+    with redbeats_redis():
+        text = get_redis(app).hget(ensure_conf(app).key_prefix + name, "definition")
+    try:
+        fields = RedBeatScheduler.Entry.decode_definition(decoded(text)) if text else {}
+        if not fields.get("task") or fields.get("schedule") is None:
+            return None
+        when = maybe_schedule(fields["schedule"], app=app)
+    except Exception:  # noqa: BLE001  whatever is in there
+        return None
+    args, kwargs, enabled = fields.get("args") or (), fields.get("kwargs") or {}, bool(fields.get("enabled", True))
+    return Definition(str(fields["task"]), when, args, kwargs, enabled, "RedBeat's Redis")
 
 
 def _definitions(app: Any) -> Iterator[tuple[str, Any]]:

@@ -189,7 +189,11 @@ def silence(ticks: Sequence[Tick], journal: JournalFacts) -> str:
     """Tell of an entry that is published without a success: for days, or for ``silent_after`` ticks in a row."""
     ended = [each.ended for tick in ticks for each in tick.attempts if each.status == "success" and each.ended]
     since = max(ended, default=None)
-    unlucky = [tick for tick in ticks if tick.outcome != "succeeded" and journal.now - _heard_of(tick) > SETTLED]
+    unlucky = [
+        tick
+        for tick in ticks
+        if tick.outcome not in ("succeeded", "paused") and journal.now - _heard_of(tick) > SETTLED
+    ]
     after = [tick for tick in unlucky if since is None or _heard_of(tick) > since]
     if any(tick.outcome == "running" for tick in after):
         # it may yet succeed, and what was skipped for it was so for a reason

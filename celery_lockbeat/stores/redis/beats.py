@@ -10,6 +10,7 @@ import logging
 import math
 import re
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -27,8 +28,10 @@ from celery_lockbeat.stores.base import (
     EntryState,
     Joined,
     Overdue,
+    Passed,
     Replica,
     StoredEntry,
+    is_request,
 )
 from celery_lockbeat.stores.redis.appkeys import AppKeys
 from celery_lockbeat.stores.redis.client import Client
@@ -46,6 +49,7 @@ TYPES: Final = {
     "pending": "zset",
     "listing": "set",
     "unlisted": "zset",
+    "flags": "hash",
 }
 
 #: Bytes of a claim, of which none of ours has a hundredth.
@@ -62,8 +66,9 @@ class RedisBeats(BeatStore):
         self._client = client
         self._keys = AppKeys(client, TYPES)
         self._join, self._leave = Script.of("lock", "join"), Script.of("leave")
-        self._list, self._claim, self._settle = (Script.of("state", name) for name in ("list", "claim", "settle"))
-        self._take_over, self._drop = Script.of("take_over"), Script.of("drop")
+        self._list, self._settle = Script.of("state", "list"), Script.of("state", "settle")
+        self._claim, self._take_over = (Script.of("state", "flags", name) for name in ("claim", "take_over"))
+        self._drop = Script.of("drop")
 
     def join(self, app: str, replica: str, *, cold_start: float | None = None) -> Joined:
         names = ("replicas", "listing", "cold_start", f"names:{plain(replica)}")
@@ -97,7 +102,7 @@ class RedisBeats(BeatStore):
         return [_state(text) for text in states]
 
     def claim(self, app: str, replica: str, claims: Sequence[Claim], *, ttl: float, skip: int = 0) -> Claims:
-        names = ("entries", "claims", "pending", "replicas", "listing", "unlisted")
+        names = ("entries", "claims", "pending", "replicas", "listing", "unlisted", "flags")
         prefix = self._keys.of(app, "names:")[0]
         args: list[Any] = [
             plain(replica),
@@ -113,8 +118,8 @@ class RedisBeats(BeatStore):
             entry = exact(claim.entry)
             told = b"%d %b%b" % (len(entry), entry, json.dumps(claim.details, separators=(",", ":")).encode())
             condition = b"" if claim.after is None else b"%d%b" % (claim.alone, exact(claim.after))
-            last_run_at = exact(claim.state.last_run_at)
-            args += (entry, claim.state.total_run_count, last_run_at, plain(claim.task_id), told, condition)
+            last_run_at, flag = exact(claim.state.last_run_at), exact(claim.flag)
+            args += (entry, claim.state.total_run_count, last_run_at, plain(claim.task_id), told, condition, flag)
         within = min(ttl, self._client.time_allowed)  # a later answer is not published
         answer = self._keys.call(app, self._claim, names, args, replicated=bool(claims), within=within)
         now, listed, until, refusals, told, unreadable = answer
@@ -122,17 +127,21 @@ class RedisBeats(BeatStore):
         overdue = {pair: _overdue(*pair) for pair in zip(told[::2], told[1::2], strict=True)}
         self._drop_unreadable(app, [pair for pair, claim in overdue.items() if claim is None])
         return Claims(
-            [_state(refusal) if refusal else None for refusal in refusals],
+            [_passed(refusal) or _state(refusal) if refusal else None for refusal in refusals],
             [claim for claim in overdue.values() if claim is not None],
             None if until < 0 else until / 1000,
             now / 1000,
             bool(listed),
         )
 
-    def take_over(self, app: str, replica: str, task_ids: Sequence[str], *, ttl: float) -> list[bool]:
-        args = (plain(replica), ms(ttl), *map(plain, task_ids))
-        taken = self._keys.call(app, self._take_over, ("claims", "pending"), args, replicated=True)
-        return [answer == 1 for answer in taken]
+    def take_over(
+        self, app: str, replica: str, task_ids: Sequence[str], *, ttl: float, flags: Sequence[str] = ()
+    ) -> list[bool | Passed]:
+        args: list[Any] = [plain(replica), ms(ttl)]
+        for task_id, flag in zip_longest(task_ids, flags, fillvalue=""):
+            args += (plain(task_id), exact(flag))
+        taken = self._keys.call(app, self._take_over, ("claims", "pending", "entries", "flags"), args, replicated=True)
+        return [answer == 1 if isinstance(answer, int) else _passed(answer) or False for answer in taken]
 
     def settle(
         self, app: str, replica: str, published: Sequence[tuple[str, str]], *, handed_over: Sequence[str] = ()
@@ -166,7 +175,7 @@ class RedisBeats(BeatStore):
                 Replica(unquoted(name), _silent_for(now, last), frozenset(map(read, listed)), name not in incomplete)
                 for name, last, listed in zip(names, map(self._client.accepted, heard), lists, strict=True)
             ]
-            stored = _stored(fields)
+            stored = [entry for entry in _stored(fields) if not is_request(entry.name)]
         except ValueError as exc:
             raise StoreUnavailable(
                 f"{self._client.where} has what no beat wrote, in {entries} or near it: {exc}"
@@ -204,6 +213,12 @@ def _stored(fields: Sequence[bytes]) -> list[StoredEntry]:
 def _state(text: bytes) -> EntryState:
     count, _pending, last_run_at = text.split(b" ", 2)
     return EntryState(int(count), read(last_run_at))
+
+
+def _passed(answer: bytes) -> Passed | None:
+    """Read why a tick is passed over (see flags.lua); None: it is another answer."""
+    why, _, told = answer.partition(b" ")
+    return Passed(why.decode(), shown(told)) if why in (b"paused", b"skipped") else None
 
 
 def _overdue(id_: bytes, told: bytes) -> Overdue | None:

@@ -15,6 +15,7 @@ from celery_lockbeat.stores.base import Store
 from celery_lockbeat.stores.redis.announcements import RedisAnnouncements
 from celery_lockbeat.stores.redis.beats import RedisBeats
 from celery_lockbeat.stores.redis.client import Client
+from celery_lockbeat.stores.redis.controls import RedisControls
 from celery_lockbeat.stores.redis.formats import check_format
 from celery_lockbeat.stores.redis.inspection import Inspection, ServerFacts
 from celery_lockbeat.stores.redis.journal import RedisJournal
@@ -52,6 +53,7 @@ class RedisStore(Store):
         self.client = client
         self.locks = RedisLocks(client)
         self.beats = RedisBeats(client)
+        self.controls = RedisControls(client)
         self.announcements = RedisAnnouncements(client)
         self.journal = RedisJournal(client)
         self._inspection = Inspection(client)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Final
 
 from celery_lockbeat.stores.base import (
@@ -23,9 +24,12 @@ from celery_lockbeat.stores.base import (
     EntryState,
     Joined,
     Overdue,
+    Passed,
     Replica,
     StoredEntry,
+    is_request,
 )
+from celery_lockbeat.stores.sqlite.controls import pass_over
 from celery_lockbeat.stores.sqlite.database import LONG_AGO, Database, Tables, as_blob, as_text
 
 __all__ = ["TABLES", "SQLBeats"]
@@ -116,7 +120,8 @@ class SQLBeats(BeatStore):
         whose = self._database.row_key(app)
 
         def grant(connection: sqlite3.Connection, now: float) -> Claims:
-            refusals = [_grant(connection, whose, replica, claim, now + ttl) for claim in claims]
+            wall = self._database.wall()
+            refusals = [_grant(connection, whose, replica, claim, now + ttl, wall) for claim in claims]
             seen = connection.execute(
                 "UPDATE lockbeat_replica SET seen = ? WHERE app = ? AND name = ?", (now, whose, replica)
             ).rowcount
@@ -137,24 +142,31 @@ class SQLBeats(BeatStore):
                     for task_id, entry, run, details in overdue
                 ],
                 None if until is None else until - now,
-                self._database.wall(),
+                wall,
                 seen == 1,
             )
 
         return self._database.atomically(grant)
 
-    def take_over(self, app: str, replica: str, task_ids: Sequence[str], *, ttl: float) -> list[bool]:
+    def take_over(
+        self, app: str, replica: str, task_ids: Sequence[str], *, ttl: float, flags: Sequence[str] = ()
+    ) -> list[bool | Passed]:
         whose = self._database.row_key(app)
-        return self._database.atomically(
-            lambda connection, now: [
-                connection.execute(
+        asked = list(zip_longest(task_ids, flags, fillvalue=""))
+
+        def take(connection: sqlite3.Connection, now: float) -> list[bool | Passed]:
+            wall = self._database.wall()
+            return [
+                _pass_overdue(connection, whose, replica, task_id, flag, now, wall)
+                or connection.execute(
                     "UPDATE lockbeat_claim SET replica = ?, until = ? WHERE app = ? AND task_id = ? AND until <= ?",
                     (replica, now + ttl, whose, task_id, now),
                 ).rowcount
                 == 1
-                for task_id in task_ids
+                for task_id, flag in asked
             ]
-        )
+
+        return self._database.atomically(take)
 
     def settle(
         self, app: str, replica: str, published: Sequence[tuple[str, str]], *, handed_over: Sequence[str] = ()
@@ -214,6 +226,7 @@ class SQLBeats(BeatStore):
                     " FROM lockbeat_entry WHERE app = ? LIMIT ?",
                     (whose, limit),
                 )
+                if not is_request(as_text(name))
             ]
             (overdue,) = connection.execute(
                 "SELECT count(*) FROM lockbeat_claim WHERE app = ? AND until <= ?", (whose, now)
@@ -230,8 +243,10 @@ def _state_of(connection: sqlite3.Connection, app: bytes, name: bytes) -> EntryS
     return None if row is None else EntryState(row[0], as_text(row[1]))
 
 
-def _grant(connection: sqlite3.Connection, app: bytes, replica: str, claim: Claim, until: float) -> EntryState | None:
-    """Claim one tick; returns None, or the state that refuses it."""
+def _grant(
+    connection: sqlite3.Connection, app: bytes, replica: str, claim: Claim, until: float, wall: float
+) -> EntryState | Passed | None:
+    """Claim one tick; returns None, that it is passed over, or the state that refuses it."""
     name, run = as_blob(claim.entry), claim.state.total_run_count
     state = _state_of(connection, app, name)
     # whoever else has moved the entry on has dealt with this tick
@@ -241,6 +256,17 @@ def _grant(connection: sqlite3.Connection, app: bytes, replica: str, claim: Clai
     owner = connection.execute(
         "SELECT replica FROM lockbeat_claim WHERE app = ? AND task_id = ?", (app, claim.task_id)
     ).fetchone()
+    # those that are stale are another's, unless a part of the state was lost
+    behind = state is not None and (state.total_run_count >= run or (stale and state.total_run_count == run - 1))
+    may = owner == (replica,) or (owner is None and not behind)
+    details = json.dumps(claim.details) if may and claim.flag else None
+    passed = pass_over(connection, app, claim.flag, f"{replica} {claim.task_id}", wall=wall, details=details)
+    if passed is not None:
+        if may:
+            connection.execute("DELETE FROM lockbeat_claim WHERE app = ? AND task_id = ?", (app, claim.task_id))
+            if state is None or state.total_run_count <= run:
+                _set_state(connection, app, claim)
+        return passed
     if owner == (replica,):
         # its answer was lost: granted again, with the newer time of the run
         connection.execute(
@@ -253,14 +279,8 @@ def _grant(connection: sqlite3.Connection, app: bytes, replica: str, claim: Clai
         return None
     if owner is not None:
         return state or claim.state
-    if state is not None:
-        if state.total_run_count >= run or (stale and state.total_run_count == run - 1):
-            return state
-        (pending,) = connection.execute(
-            "SELECT count(*) FROM lockbeat_claim WHERE app = ? AND entry = ?", (app, name)
-        ).fetchone()
-        if pending >= (1 if claim.alone else BACKLOG):
-            return state
+    if state is not None and (behind or _waits(connection, app, name, 1 if claim.alone else BACKLOG)):
+        return state
     # a smaller count than expected is a state that was lost in part: the replica knows better
     _set_state(connection, app, claim)
     connection.execute(
@@ -268,6 +288,13 @@ def _grant(connection: sqlite3.Connection, app: bytes, replica: str, claim: Clai
         (app, claim.task_id, name, run, replica, until, json.dumps(claim.details)),
     )
     return None
+
+
+def _waits(connection: sqlite3.Connection, app: bytes, name: bytes, limit: int) -> bool:
+    """Whether so many claims of an entry are pending."""
+    sql = "SELECT count(*) FROM lockbeat_claim WHERE app = ? AND entry = ?"
+    (pending,) = connection.execute(sql, (app, name)).fetchone()
+    return bool(pending >= limit)
 
 
 def _move_on(
@@ -289,6 +316,20 @@ def _set_state(connection: sqlite3.Connection, app: bytes, claim: Claim) -> None
         " count = excluded.count, last_run_at = excluded.last_run_at",
         (app, as_blob(claim.entry), claim.state.total_run_count, as_blob(claim.state.last_run_at)),
     )
+
+
+def _pass_overdue(
+    connection: sqlite3.Connection, app: bytes, replica: str, task_id: str, flag: str, now: float, wall: float
+) -> Passed | None:
+    """Forget an overdue claim of what is paused."""
+    sql = "SELECT details FROM lockbeat_claim WHERE app = ? AND task_id = ? AND until <= ?"
+    row = connection.execute(sql, (app, task_id, now)).fetchone() if flag else None
+    details = None if row is None else row[0]
+    claim = f"{replica} {task_id}"
+    passed = pass_over(connection, app, flag, claim, wall=wall, details=details, skips=False)
+    if passed is not None:
+        connection.execute("DELETE FROM lockbeat_claim WHERE app = ? AND task_id = ?", (app, task_id))
+    return passed
 
 
 def _forget_who_is_gone(connection: sqlite3.Connection, app: bytes, now: float) -> None:

@@ -19,7 +19,7 @@ from typing import ClassVar, Final
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.stores.base import Store
-from celery_lockbeat.stores.sqlite import announcements, beats, formats, journal, locks
+from celery_lockbeat.stores.sqlite import announcements, beats, controls, formats, journal, locks
 from celery_lockbeat.stores.sqlite.database import Database, Tables
 
 try:
@@ -30,7 +30,14 @@ except ImportError:  # Windows, which has no fcntl, and where Celery has no pref
 __all__ = ["TABLES", "MemoryStore", "SQLStore"]
 
 #: What all parts keep.
-TABLES: Final[Sequence[Tables]] = (locks.TABLES, beats.TABLES, announcements.TABLES, journal.TABLES, formats.TABLES)
+TABLES: Final[Sequence[Tables]] = (
+    locks.TABLES,
+    beats.TABLES,
+    announcements.TABLES,
+    journal.TABLES,
+    formats.TABLES,
+    controls.TABLES,
+)
 
 
 class SQLStore(Store):
@@ -40,6 +47,7 @@ class SQLStore(Store):
         self.database = database
         self.locks = locks.SQLLocks(database)
         self.beats = beats.SQLBeats(database)
+        self.controls = controls.SQLControls(database)
         self.announcements = announcements.SQLAnnouncements(database)
         self.journal = journal.SQLJournal(database)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
 
 from celery_lockbeat.contrib.django.postgresql.client import Client
 from celery_lockbeat.contrib.django.postgresql.names import exact, named, short, text, us
+from celery_lockbeat.exceptions import StoreRefused
 from celery_lockbeat.stores.base import (
     ALIVE,
     BACKLOG,
@@ -21,8 +23,10 @@ from celery_lockbeat.stores.base import (
     EntryState,
     Joined,
     Overdue,
+    Passed,
     Replica,
     StoredEntry,
+    is_request,
 )
 
 __all__ = ["PostgresBeats"]
@@ -66,6 +70,7 @@ class PostgresBeats(BeatStore):
                 json.dumps(claim.details),
                 None if claim.after is None else exact(claim.after).hex(),
                 claim.alone,
+                short(claim.flag) if claim.flag else None,
             )
             for claim in claims
         ]
@@ -82,18 +87,25 @@ class PostgresBeats(BeatStore):
             skip,
         )
         return Claims(
-            [None if refusal is None else _state(refusal) for refusal in refusals],
+            [None if refusal is None else _refusal(*refusal) for refusal in refusals],
             [Overdue(task_id, text(name), run, json.loads(details)) for task_id, name, run, details in overdue],
             None if until is None else until / 1e6,
             now / 1e6,
             listed,
         )
 
-    def take_over(self, app: str, replica: str, task_ids: Sequence[str], *, ttl: float) -> list[bool]:
-        taken = self._client.call(
-            "lockbeat_take_over", self._client.row_key(app), replica, json.dumps(task_ids), us(ttl)
-        )
-        return [task_id in taken for task_id in task_ids]
+    def take_over(
+        self, app: str, replica: str, task_ids: Sequence[str], *, ttl: float, flags: Sequence[str] = ()
+    ) -> list[bool | Passed]:
+        asked = [(task_id, short(flag) if flag else None) for task_id, flag in zip_longest(task_ids, flags)]
+        whose = self._client.row_key(app)
+        try:
+            taken, passed = self._client.call("lockbeat_take_over_or_pass", whose, replica, json.dumps(asked), us(ttl))
+        except StoreRefused:
+            # it came with a later release than the last migration that was run, and so nothing can be paused
+            taken = self._client.call("lockbeat_take_over", whose, replica, json.dumps(task_ids), us(ttl))
+            passed = {}
+        return [Passed("paused", passed[each]) if each in passed else each in taken for each in task_ids]
 
     def settle(
         self, app: str, replica: str, published: Sequence[tuple[str, str]], *, handed_over: Sequence[str] = ()
@@ -117,9 +129,14 @@ class PostgresBeats(BeatStore):
             [
                 StoredEntry(named(name), EntryState(count, text(last_run_at)), pending)
                 for name, count, last_run_at, pending in entries
+                if not is_request(named(name))
             ],
             overdue,
         )
+
+
+def _refusal(count: int | None, told: str, why: str = "") -> EntryState | Passed:
+    return _state((count, told)) if count is not None else Passed(told, why)
 
 
 def _state(told: tuple[int, str]) -> EntryState:

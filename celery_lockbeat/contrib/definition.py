@@ -1,0 +1,19 @@
+"""The definition of an entry, as whoever keeps it has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+__all__ = ["Definition"]
+
+
+class Definition(NamedTuple):
+    """What an entry is: ``enabled`` by whoever keeps it, who is ``where`` says."""
+
+    task: str
+    schedule: Any
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    enabled: bool
+    where: str
