@@ -46,9 +46,12 @@ PATIENCE: Final = 3
 @click.option("--prefix", default="", metavar="/PATH", help="The path under which a proxy serves the page.")
 @click.option("--certificate", metavar="FILE", help="Serve by TLS, with this certificate.")
 @click.option("--key", metavar="FILE", help="The key of the certificate.")
+@click.option(
+    "--allow-changes", is_flag=True, help="Let who may see it pause, resume, run, skip, backfill and release."
+)
 @click.option("--hash", "hashes", is_flag=True, help="Ask for a password, print its hash for --auth, and end.")
 def web(ctx: click.Context, hashes: bool, **given: Any) -> None:
-    """Show schedules, runs, locks and beats on a page, until it is ended. It only looks.
+    """Show schedules, runs, locks and beats on a page, until it is ended. It only looks, unless changes are allowed.
 
     It needs the extra "web".
     """
@@ -78,7 +81,7 @@ def web(ctx: click.Context, hashes: bool, **given: Any) -> None:
     from celery_lockbeat.web.app import Page  # noqa: PLC0415  it needs the extra
 
     with listening:
-        page = Page(app)
+        page = Page(app, allow_changes=given["allow_changes"])
         scheme, place = "https" if given["certificate"] else "http", listening.getsockname()
         host = f"[{given['host']}]" if ":" in given["host"] else given["host"]
         url = f"{scheme}://{host}:{place[1]}{prefix}/"

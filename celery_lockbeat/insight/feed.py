@@ -166,7 +166,8 @@ class Feed:
         if unknown := keys - self._names.keys():
             self._names |= names_of(app, sorted(unknown), announced_schedulers(app, store))
         names, times = dict(self._names), _times_of(beats, app)
-        self._tell("beats", lambda model: model.take_beats(beats, names, times))
+        flags = store.controls.flags(name_of(app))
+        self._tell("beats", lambda model: model.take_beats(beats, names, times, flags))
         members = store.announcements.announced(name_of(app), "member")
         self._tell("members", lambda model: model.take_members(members))
 

@@ -13,10 +13,11 @@ from datetime import datetime, timezone
 from statistics import median
 from typing import Any, Final
 
+from celery_lockbeat.beat.agenda import flag_of
 from celery_lockbeat.journal.records import Record
 from celery_lockbeat.journal.ticks import Tick, ticks_of
 from celery_lockbeat.schedules.dues import next_due
-from celery_lockbeat.stores.base import ALIVE, Announcement, Beats, LiveLock, Replica
+from celery_lockbeat.stores.base import ALIVE, Announcement, Beats, Flag, LiveLock, Replica
 
 __all__ = ["SORTS", "Model", "Row", "Share"]
 
@@ -55,6 +56,7 @@ class Row:
         "_tells_next",
         "_ticks",
         "changed",
+        "flag",
         "late",
         "listed",
         "name",
@@ -74,6 +76,8 @@ class Row:
         self.troubled: datetime | None = None
         #: the version of the model in which it was last another
         self.changed = 0
+        #: what operators want of it, if anything
+        self.flag: Flag | None = None
         self._schedule = schedule
         self._tells_next = schedule is not None
         self._due: datetime | None = None
@@ -111,9 +115,14 @@ class Row:
         """Its schedule, if this process knows it."""
         return self._schedule
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether its ticks are passed over."""
+        return self.flag is not None and self.flag.paused
+
     def overdue(self, now: datetime) -> float:
         """Seconds by which its next tick is late by now."""
-        due = self.next_due if self.listed else None
+        due = self.next_due if self.listed and not self.is_paused else None
         late = (now - due).total_seconds() if due is not None else 0.0
         return late if late > ON_ITS_WAY else 0.0
 
@@ -186,14 +195,21 @@ class Model:
         # a tick has when it was published, by both clocks
         self._ahead[beat].append((record.due - record.at).total_seconds() + record.late)
 
-    def take_beats(self, beats: Beats, names: Mapping[str, str], times: Mapping[str, datetime | None]) -> None:
-        """Take in what the beats know: ``names`` of entries by their keys, and ``times`` of their last ticks."""
+    def take_beats(
+        self,
+        beats: Beats,
+        names: Mapping[str, str],
+        times: Mapping[str, datetime | None],
+        flags: Sequence[Flag] = (),
+    ) -> None:
+        """Take in what the beats know: ``names`` of entries by their keys, ``times`` of their last ticks, and what is wanted of them."""
+        wanted = {flag.name: flag for flag in flags}
         self._beats, self._beats_at = beats, time.monotonic()
         self.version += 1
-        before = {row: (row.listed, row.next_due) for row in self._rows.values()}
+        before = {row: (row.listed, row.next_due, row.flag) for row in self._rows.values()}
         listed = Counter(key for beat in beats.replicas if beat.silent_for < ALIVE for key in beat.entries)
         for row in self._rows.values():
-            row.listed = 0
+            row.listed, row.flag = 0, wanted.get(row.name)
         for key in listed.keys() | times.keys():
             name = names.get(key, key)
             if not listed[key] and name not in self._rows:
@@ -202,8 +218,9 @@ class Model:
                 self._rows[name] = Row(name)
             self._rows[name].listed = max(listed[key], self._rows[name].listed)
             self._rows[name].was_due(times.get(key))
+            self._rows[name].flag = wanted.get(flag_of(key), self._rows[name].flag)
         for row in self._rows.values():
-            if before.get(row) != (row.listed, row.next_due):
+            if before.get(row) != (row.listed, row.next_due, row.flag):
                 row.changed = self.version
 
     def take_members(self, members: Sequence[Announcement]) -> None:

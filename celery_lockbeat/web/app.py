@@ -1,14 +1,15 @@
 """The page as an ASGI app: its routes, what each shows, and what goes with every answer.
 
-Promises: no route writes, so other methods than GET and HEAD are refused. All that is shown is escaped, and the browser is told to run
+Promises: no route writes, so other methods than GET and HEAD are refused, but for one where changes are allowed. All that is shown is escaped, and the browser is told to run
 and load nothing but what this app serves. Pages are bounded. What goes wrong is a page that says so, and no traceback; a store
 that is away is said, with what was known before.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any, Final
@@ -16,16 +17,19 @@ from urllib.parse import urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
+from celery_lockbeat.control.acts import somebody
 from celery_lockbeat.exceptions import ConfigurationError, LockbeatError, StoreUnavailable
 from celery_lockbeat.web import drawing, views
+from celery_lockbeat.web.acts import COOKIE, form_of, new_token, prepared
 from celery_lockbeat.web.asking import name_of_entry
-from celery_lockbeat.web.guard import Headers
+from celery_lockbeat.web.guard import USER, Headers
 from celery_lockbeat.web.known import Known
 from celery_lockbeat.web.statics import STATICS, digest, serve_static
 from celery_lockbeat.web.words import cut
@@ -43,13 +47,17 @@ _View = Callable[[Known, Request, datetime], Mapping[str, Any]]
 class Page:
     """The page of one Celery app. ``asgi`` is what is served."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(
+        self, app: Any, *, allow_changes: bool = False, user: Callable[[Scope], str | None] | None = None
+    ) -> None:
         self.app = app
+        self._can = allow_changes
+        self._user = user
         self.known = Known(app)
         self.hub = self.known.hub
         self._clean = self.known.clean
         self._templates = _environment()
-        self.routes: Final = [
+        self.routes: Final[Sequence[Route]] = [
             Route("/", partial(self._view, "", "schedules.html", views.schedules), name="schedules"),
             Route("/entry", partial(self._view, "", "entry.html", views.entry)),
             Route("/entry/story", self._story),
@@ -59,8 +67,11 @@ class Page:
             Route("/health", partial(self._view, "health", "health.html", views.health)),
             Route("/events", self._events),
             Route("/static/{digest}/{name}", serve_static),
+            # of what writes there is nothing where nobody may
+            *([Route("/act", self._ask), Route("/act", self._act, methods=["POST"])] if allow_changes else []),
         ]
         refusals: dict[Any, Any] = {
+            LockbeatError: self._not_done,
             HTTPException: self._refused,
             StoreUnavailable: self._away,
             ConfigurationError: self._misconfigured,
@@ -82,6 +93,46 @@ class Page:
         now = datetime.now(timezone.utc)
         name_of_entry(request)
         return self._write("parts/story.html", request, now, "", views.story(self.known, request, now))
+
+    # -- acts ----------------------------------------------------------------------------------------------------------
+
+    def _ask(self, request: Request) -> Response:
+        form = dict(request.query_params)
+        act = prepared(form.get("act"))
+        with _told_by_the_user():
+            told = act.told(self.known, form)
+        token = new_token(request)
+        shown = {"title": act.title, "act": act, "told": told, "form": _Form(form), "token": token}
+        answer = self._write("act.html", request, _now(), "", {**shown, **self._about(request, form)})
+        path = request.scope.get("root_path", "").rstrip("/") or "/"
+        answer.set_cookie(
+            COOKIE, token, path=path, httponly=True, samesite="strict", secure=request.url.scheme == "https"
+        )
+        return answer
+
+    async def _act(self, request: Request) -> Response:
+        form = await form_of(request)
+        act, who = prepared(form.get("act")), self._who(request)
+        with _told_by_the_user():
+            told = await run_in_threadpool(act.do, self.known, form, who)
+        shown = {"title": act.title, "act": act, "told": told, "who": cut(who, 120), **self._about(request, form)}
+        return await run_in_threadpool(self._write, "done.html", request, _now(), "", shown)
+
+    def _who(self, request: Request) -> str:
+        """Return in whose name something is done."""
+        if self._user is None:
+            return str(request.scope.get(USER) or f"{somebody()}, by the page")
+        who = self._user(request.scope)
+        if not who:
+            raise HTTPException(403, "Nobody knows who you are, so nothing was done.")
+        return cut(who, 120)
+
+    def _about(self, request: Request, form: Mapping[str, str]) -> dict[str, str]:
+        base = request.scope.get("root_path", "").rstrip("/")
+        if form.get("key"):
+            return {"about": cut(form["key"], 120), "back": f"{base}/locks"}
+        name = form.get("name", "")
+        return {"about": cut(name, 120), "back": f"{base}/entry{_query(name=name)}"}
 
     async def _events(self, _request: Request) -> Response:
         if self.hub.is_full:
@@ -105,6 +156,9 @@ class Page:
 
     def _away(self, request: Request, exc: Exception) -> Response:
         return self._say(request, 503, f"The store does not answer: {self._clean(exc)}")
+
+    def _not_done(self, request: Request, exc: Exception) -> Response:
+        return self._say(request, 409, self._clean(exc))
 
     def _misconfigured(self, request: Request, exc: Exception) -> Response:
         return self._say(request, 500, self._clean(exc))
@@ -139,6 +193,7 @@ class Page:
             views=VIEWS,
             app_name=cut(self.hub.name or "without a name", 60),
             place=cut(self.hub.place, 120),
+            can=self._can,
             statics=f"{base}/static/{digest()}",
             standing=self._standing(now),
             now=now,
@@ -160,6 +215,26 @@ class Page:
             why, since = min(away.values(), key=lambda each: each[1])
             return {"state": "away", "since": since.timestamp(), "why": cut(why)}
         return {"state": "live" if is_read else "reading", "since": now.timestamp(), "why": ""}
+
+
+class _Form(dict[str, str]):
+    """What was asked for; what was not is empty."""
+
+    def __missing__(self, name: str) -> str:
+        return ""
+
+
+@contextlib.contextmanager
+def _told_by_the_user() -> Iterator[None]:
+    """Let what is refused within the block be what the user has asked for wrongly."""
+    try:
+        yield
+    except ConfigurationError as exc:
+        raise HTTPException(400, str(exc)) from exc
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)
 
 
 def _environment() -> Environment:

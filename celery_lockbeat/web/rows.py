@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, tzinfo
+from datetime import datetime, timezone, tzinfo
 from hashlib import blake2s
 from heapq import nlargest
 from itertools import chain
@@ -15,10 +16,12 @@ from markupsafe import Markup
 
 from celery_lockbeat.insight.model import Model, Row
 from celery_lockbeat.insight.said import held_by
+from celery_lockbeat.journal.records import Said
 from celery_lockbeat.journal.sentences import Writing, sentence_of
 from celery_lockbeat.journal.statistics import Spread, spread_of
 from celery_lockbeat.journal.ticks import Attempt, Tick
 from celery_lockbeat.observe.vocabulary import took
+from celery_lockbeat.stores.base import Flag
 from celery_lockbeat.web import drawing
 from celery_lockbeat.web.words import clock, cut, full, same_but_for_numbers, seconds, words_of
 
@@ -45,6 +48,7 @@ SHOWN: Final = 1_000
 
 #: What an entry may be like, the worst first, and how that is said.
 STATES: Final = {
+    "paused": "paused",
     "late": "late",
     "nobeat": "no beat",
     "failing": "failing",
@@ -57,6 +61,7 @@ STATES: Final = {
 
 #: The sign beside each.
 _SIGNS: Final = {
+    "paused": "paused",
     "late": "missed",
     "nobeat": "died",
     "failing": "failed",
@@ -78,6 +83,8 @@ _OF_OUTCOME: Final = {
 
 def state_of(row: Row, ticks: Sequence[Tick], now: datetime) -> str:
     """Say what an entry is like now: one of :data:`STATES`."""
+    if row.is_paused:
+        return "paused"
     if row.overdue(now):
         return "late"
     if row.schedule is not None and not row.listed:
@@ -105,6 +112,8 @@ class EntryRow:
     words: str
     state: str
     state_told: str
+    #: by whom, since when and why, if it is
+    paused: str
     sign: Markup
     #: when it is due next, in seconds since the epoch, and as text
     due: float | None
@@ -140,6 +149,7 @@ def _entry_row(model: Model, row: Row, now: datetime, zone: tzinfo) -> EntryRow:
         words=words_of(row.schedule) if row.schedule is not None else "",
         state=state,
         state_told=STATES[state],
+        paused=cut(_paused(row.flag, zone), 600) if row.flag is not None and row.flag.paused else "",
         sign=drawing.mark(_SIGNS[state]),
         due=due.timestamp() if due is not None else None,
         due_at=full(due, zone) if due is not None else "",
@@ -151,6 +161,19 @@ def _entry_row(model: Model, row: Row, now: datetime, zone: tzinfo) -> EntryRow:
         worker=cut((last and last.last and last.last.worker) or "", 80),
         last_at=full(last.at, zone) if last is not None else "",
     )
+
+
+def _paused(flag: Flag, zone: tzinfo) -> str:
+    """Say by whom, since when, until when and why an entry is paused, and what that has passed over."""
+    said = Said.read(flag.told)
+    parts = [f"Paused by {said.who or 'somebody'}"]
+    with contextlib.suppress(ValueError):
+        parts.append(f" at {full(datetime.fromisoformat(said.at or ''), zone)}")
+    if flag.until is not None:
+        with contextlib.suppress(ValueError, OverflowError, OSError):
+            parts.append(f", until {full(datetime.fromtimestamp(flag.until, timezone.utc), zone)}")
+    passed = f" {flag.passed} ticks have been passed over." if flag.passed else ""
+    return f"{''.join(parts)}{f': {said.note}' if said.note else ''}.{passed}"
 
 
 def _id_of(kind: str, *parts: object) -> str:

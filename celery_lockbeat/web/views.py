@@ -292,6 +292,9 @@ class LockRow:
 
     key: str
     holder: str
+    #: as its store has them: what is shown is cut
+    given: str
+    owner: str
     store: str
     since: float
     since_at: str
@@ -316,6 +319,8 @@ def locks(known: Known, request: Request, now: datetime) -> Mapping[str, Any]:
             LockRow(
                 key=cut(lock.key),
                 holder=cut(lock.description or lock.holder or "nobody: it is kept held after its run"),
+                given=lock.key,
+                owner=lock.holder,
                 store=cut(store, 80),
                 since=lock.held_since.timestamp(),
                 since_at=clock(lock.held_since, now, zone),

@@ -45,7 +45,7 @@ def fails():
 
 BEAT = ("celery", "-A", "proj", "beat", "-l", "INFO", "--pidfile=")
 WORKER = ("celery", "-A", "proj", "worker", "-c", "3", "-n", "w1@tests", "-l", "INFO")
-WEB = ("celery", "-A", "proj", "lockbeat", "web", "--port", "0")
+WEB = ("celery", "-A", "proj", "lockbeat", "web", "--port", "0", "--allow-changes")
 
 #: A killed beat is grey after so many seconds; on a busy machine one more round of all that has to ask for it.
 GREY: float = 12.0
@@ -58,8 +58,12 @@ def browser() -> Iterator[Any]:
 
 
 class Shop:
-    def __init__(self, url: str, beats: list[Program]) -> None:
-        self.url, self.beats = url, beats
+    def __init__(self, url: str, beats: list[Program], app: Celery) -> None:
+        self.url, self.beats, self.app = url, beats, app
+
+    def ticks(self, entry: str) -> int:
+        """How many of its ticks were published."""
+        return sum(record.event == "tick_published" for record in read(self.app, entry=entry, limit=None))
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +81,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Iterator[Sho
         with running([WORKER, BEAT, BEAT, WEB], directory, URL=server.url) as (_, *beats, web):
             wait_until(lambda: re.search(r"http://\S+", web.log()), 60, "the page is served")
             wait_until(has_all, 60, "one of each kind has happened")
+            yield Shop(re.search(r"http://\S+", web.log())[0], beats, app)
             app.close()
-            yield Shop(re.search(r"http://\S+", web.log())[0], beats)
             web.process.send_signal(signal.SIGTERM)
             assert web.process.wait(20) == 0, web.log()
 
@@ -150,6 +154,28 @@ def test_it_is_used_by_the_keyboard_alone(shop, browser):
     page.keyboard.press("Enter")
     page.wait_for_function("before => document.querySelector('.range').textContent !== before", arg=before)
     page.wait_for_function("document.activeElement.getAttribute('aria-label') === 'Zoom out'")
+
+
+def test_who_pauses_an_entry_sees_no_tick_of_it_until_it_is_resumed(shop, browser):
+    page = page_of(browser)
+    page.goto(shop.url + "entry?name=works")
+    page.click("text=Pause")
+    page.fill("input[name=note]", "the database moves")
+    page.click("button.does")
+    page.wait_for_selector("text=in the journal, with who did it")
+    wait_until(lambda: shop.ticks("works") and shop.ticks("slow"))
+    before, others = shop.ticks("works"), shop.ticks("slow")
+    page.click("text=Back")
+    page.wait_for_selector(".state.s-paused")
+    assert "the database moves" in page.locator(".paused").inner_text()
+    wait_until(lambda: shop.ticks("slow") >= others + 4, message="other entries go on")
+    # one that was published before the pause may have been written after it
+    assert shop.ticks("works") <= before + 1
+    page.click("text=Resume")
+    page.click("button.does")
+    page.wait_for_selector("text=is resumed")
+    wait_until(lambda: shop.ticks("works") > before + 2, message="its ticks come again")
+    assert page.complaints == []
 
 
 # the last one, for it kills

@@ -34,8 +34,8 @@
       const left = Number(element.dataset.due) - at;
       const listed = element.dataset.listed !== "0";
       // two seconds: it is on its way into the journal
-      const late = left < -2;
-      put(element, left >= 1 ? `in ${span(left)}` : !late ? "now" : listed ? `${span(-left)} late` : "no beat");
+      const paused = "paused" in element.dataset, late = left < -2 && !paused;
+      put(element, paused ? "paused" : left >= 1 ? `in ${span(left)}` : !late ? "now" : listed ? `${span(-left)} late` : "no beat");
       element.classList.toggle("is-late", late && listed);
       element.classList.toggle("is-gone", late && !listed);
     }
@@ -134,7 +134,8 @@
   }
 
   async function refresh() {
-    if (document.hidden) return;
+    // what asks, or says what went wrong, stays as it is
+    if (document.hidden || !$("[data-version]")) return;
     if (asked) { again = true; return; }
     const wait = next - performance.now();
     if (wait > 0) { clearTimeout(timer); timer = setTimeout(refresh, wait); return; }
@@ -143,7 +144,7 @@
     const began = performance.now();
     try {
       const url = new URL(location.href);
-      url.searchParams.set("part", $("[data-version]")?.dataset.version ?? "0");
+      url.searchParams.set("part", $("[data-version]").dataset.version);
       const answer = await fetch(url, { headers: { Accept: "text/html" } });
       if (answer.ok || answer.status === 503) place(await answer.text());
       await refreshStory();
