@@ -16,6 +16,9 @@ from celery_lockbeat.beat.ledger import Tick
 from celery_lockbeat.schedules.when import OwnSchedule
 from celery_lockbeat.tasks.copies import BEGIN_BY, NONCE
 
+#: The header of an entry's messages in which RedBeat's entries have their policies (see contrib/policies.py).
+POLICY: Final = "lockbeat_policy"
+
 __all__ = ["copied", "message_of"]
 
 #: What is in the details of a claim, and no matter of the task's: whose tick it is, and the arguments, which are in the message.
@@ -32,7 +35,7 @@ def message_of(tick: Tick, entry: Any) -> Any:
     if options["task_id"] != tick.task_id:
         header["claim"] = tick.task_id
     options["headers"] = {
-        **(options.get("headers") or {}),
+        **_without_policy(options.get("headers") or {}),
         "celery_beat_task": True,
         "lockbeat": header,
         # whoever takes the claim over sends a copy
@@ -48,6 +51,11 @@ def message_of(tick: Tick, entry: Any) -> Any:
     if "kwargs" in tick.details:
         message.kwargs = tick.details["kwargs"]
     return message
+
+
+def _without_policy(headers: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Leave out what a beat alone has to know."""
+    return {name: value for name, value in headers.items() if name != POLICY} if POLICY in headers else headers
 
 
 def copied(entry: Any) -> Any:

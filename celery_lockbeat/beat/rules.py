@@ -16,11 +16,11 @@ from datetime import MINYEAR, datetime, timedelta, timezone
 from fnmatch import fnmatchcase
 from typing import Any, Final, NamedTuple
 
-from celery.schedules import schedule
+from celery.schedules import crontab, schedule, solar
 
 from celery_lockbeat.beat.agenda import Item
 from celery_lockbeat.exceptions import ConfigurationError
-from celery_lockbeat.options import written
+from celery_lockbeat.options import refusal, written
 from celery_lockbeat.schedules.dues import check_policy, dues_between, next_due, previous_due
 from celery_lockbeat.schedules.policy import Policy
 from celery_lockbeat.schedules.when import Cron, Every, Once, Timeout
@@ -277,6 +277,10 @@ class Rules:
         for pattern, keywords in told:
             owner = f"lockbeat_entries[{pattern!r}], for entry {name!r},"
             rule = rule.over(keywords, owner=owner)
+        if not isinstance(when, (*OURS, crontab, schedule, solar)):
+            raise refusal(
+                f"schedule of {owner}", when, "with a policy, a Cron, Every, Once, crontab, schedule or solar"
+            )
         check_policy(when, rule, owner=owner)
         own = when.bound_to(name).with_policy(rule) if isinstance(when, OURS) else when
         return Rule(name, own, rule, self._in_time)

@@ -21,7 +21,7 @@ from worlds import die_with_a_claim
 
 from celery_lockbeat import ConfigurationError, cron, timeout
 from celery_lockbeat.contrib import versions
-from celery_lockbeat.contrib.redbeat import LockedRedBeatScheduler
+from celery_lockbeat.contrib.redbeat import LockedRedBeatScheduler, policy_headers
 from celery_lockbeat.contrib.redbeat.hashes import Look
 from celery_lockbeat.contrib.schedulers import entries_of, names_of
 from celery_lockbeat.insight.doctor.facts import gather
@@ -733,3 +733,56 @@ def test_entries_are_known_by_the_names_that_users_gave_them(world):
     plain = world.app()
     announced = ["celery_lockbeat.contrib.redbeat:LockedRedBeatScheduler"]
     assert set(names_of(plain, keys, announced).values()) == {"sync-7", "static"}, "beats that were started with -S"
+
+
+# -- policies ----------------------------------------------------------------------------------------------------------
+
+
+def away(world, seconds):
+    for beat in world.beats:
+        beat.close()
+    world.beats.clear()
+    world.run(seconds)
+
+
+@pytest.mark.parametrize(
+    ("policy", "dues"),
+    [
+        ({"catchup": "all"}, [60, 120, 180, 240, 300, 360]),
+        ({"catchup": "none"}, [60, 360]),
+        ({"catchup": "all", "catchup_limit": 2}, [60, 240, 300, 360]),
+        ({"max_runs": 1}, [60]),
+    ],
+)
+def test_an_entry_has_a_policy_of_its_own_and_plain_redbeat_still_reads_it(world, policy, dues):
+    entry = world.entry("a", crontab(), options={"headers": policy_headers(**policy), "queue": "q"})
+    entry.save()
+    world.run(1)
+    world.start()
+    world.run(70)
+    away(world, 265)
+    world.start()
+    world.run(30)
+    found = [datetime.fromisoformat(message.headers["lockbeat"]["due"]) for message in world.messages()]
+    start = datetime(2026, 6, 1, tzinfo=timezone.utc)
+    assert [(due - start).total_seconds() for due in found] == dues
+    assert all("lockbeat_policy" not in message.headers and message.queue == "q" for message in world.messages())
+    again = RedBeatSchedulerEntry.from_key("redbeat:a", app=world.user)
+    assert (again.task, again.options["queue"], again.schedule) == (entry.task, "q", crontab())
+
+
+def test_a_policy_that_is_wrong_stops_no_other_entry(world, caplog):
+    for name, policy in ("a", {"catchup": "some"}), ("b", 3), ("c", {"start": "noon"}):
+        world.entry(name, options={"headers": {"lockbeat_policy": policy}}).save()
+    world.entry("d").save()
+    world.start()
+    world.run(25)
+    assert {message.entry for message in world.messages()} == {"d"}
+    for wrong in (
+        "catchup of entry 'a' is 'some'",
+        "lockbeat_policy of entry 'b' is 3",
+        "start of entry 'c' is 'noon'",
+    ):
+        assert wrong in caplog.text
+    with pytest.raises(ConfigurationError, match="catchup of policy_headers"):
+        policy_headers(catchup="some")

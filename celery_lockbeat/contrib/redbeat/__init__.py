@@ -20,6 +20,7 @@ from redbeat.schedulers import logger as redbeats_logger
 from redis.exceptions import RedisError
 
 from celery_lockbeat.beat.scheduler import LockedSchedulerMixin, logger
+from celery_lockbeat.contrib.policies import policy_headers
 from celery_lockbeat.contrib.redbeat.entries import Entries
 from celery_lockbeat.contrib.redbeat.hashes import FREE, Hashes, redbeats_redis
 from celery_lockbeat.contrib.redbeat.inspection import (
@@ -36,7 +37,15 @@ from celery_lockbeat.contrib.versions import refuse_older
 from celery_lockbeat.exceptions import StoreUnavailable
 
 # all but the class are for the commands; the class is here, and not in a file of its own, as beats announce its name with its module's
-__all__ = ["LockedRedBeatScheduler", "definition_of", "names_of", "plain_redbeat", "stored_entries", "stored_schedules"]
+__all__ = [
+    "LockedRedBeatScheduler",
+    "definition_of",
+    "names_of",
+    "plain_redbeat",
+    "policy_headers",
+    "stored_entries",
+    "stored_schedules",
+]
 
 #: The oldest RedBeat that will do.
 OLDEST: Final = (2, 2)

@@ -16,6 +16,8 @@ from uuid import uuid4
 
 from redbeat.decoder import RedBeatJSONEncoder
 
+from celery_lockbeat.contrib.policies import policy_in
+
 __all__ = ["KEY", "MARK", "Stored", "after_run", "first_mark", "life_of", "loaded"]
 
 #: The name of the mark in a hash.
@@ -57,6 +59,7 @@ def loaded(make: Any, app: Any, key: str, score: float, fields: Any) -> Stored:
     # RedBeat's own idea of the last run of what has never run
     entry.last_run_at = runs["last_run_at"] or datetime(MINYEAR, 1, 2, tzinfo=entry.schedule.tz)
     entry.last_run_at.isoformat()
+    entry.lockbeat_policy = policy_in(entry.options, owner=f"entry {entry.name!r}")
     return Stored(entry, f"{key}@{life}.{epoch}", fields, score, int(runs.get("total_run_count") or 0))
 
 
