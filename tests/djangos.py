@@ -22,6 +22,7 @@ APPS = [
     "django.contrib.sessions",
     "django_celery_beat",
     "celery_lockbeat.contrib.django",
+    "celery_lockbeat.contrib.django.policies",
 ]
 
 _numbers = itertools.count()

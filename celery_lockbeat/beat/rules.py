@@ -264,6 +264,11 @@ class Rules:
         rule: Rule | None = item.rule
         return rule
 
+    def concern(self, entry: Any) -> bool:
+        """Whether an entry of others' has a policy."""
+        own = getattr(entry, "lockbeat_policy", None) is not None
+        return own or any(fnmatchcase(entry.name, pattern) for pattern in self._settings)
+
     def made(self, name: str, when: Any, policy: Policy | None = None) -> Rule | None:
         """Make the rule of an entry of this name, as :meth:`of`. Raises ConfigurationError."""
         if isinstance(when, Timeout):

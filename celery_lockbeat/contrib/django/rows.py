@@ -7,6 +7,7 @@ other. What a row says of its runs counts where it is more, or other, than what 
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -16,6 +17,8 @@ from functools import cached_property
 from typing import Any, Final
 
 from celery import schedules
+from django.apps import apps
+from django.db import connections
 from django.db.models import CharField
 from django.db.models.functions import Cast
 from django.db.utils import DatabaseError, InterfaceError
@@ -29,6 +32,11 @@ from celery_lockbeat.contrib.django.history import History
 from celery_lockbeat.contrib.django.times import of_a_run
 
 __all__ = ["KINDS", "Row", "Rows", "json", "pks_of"]
+
+logger: Final = logging.getLogger("celery_lockbeat.beat")
+
+#: The app in which rows have their policies.
+POLICIES: Final = "celery_lockbeat.contrib.django.policies"
 
 #: What a run changes of a row, and what changes with everything else. All other columns are its definition.
 RUN: Final = ("last_run_at", "total_run_count")
@@ -165,7 +173,18 @@ class Rows:
             for field in meta.get_field(kind).related_model._meta.concrete_fields
             if field.attname != "timezone"
         ]
-        return own + related
+        return own + related + self._policys
+
+    @cached_property
+    def _policys(self) -> list[str]:
+        """The columns of a row's policy, where the project has that app and its table."""
+        if not apps.is_installed(POLICIES):
+            return []
+        related = self._database.model._meta.get_field("lockbeat_policy").related_model
+        if related._meta.db_table not in connections[self._database.alias].introspection.table_names():
+            logger.warning("rows have no policies: has 'manage.py migrate lockbeat_policies' been run?")
+            return []
+        return [f"lockbeat_policy__{field.attname}" for field in related._meta.concrete_fields]
 
     def _take_in_run(self, row: Row, last_run_at: Any, run: int, date_changed: Any) -> None:
         """Take notice of a run that another beat has written down, or of what a user has reset."""
@@ -201,7 +220,8 @@ class Rows:
 
     def _fetch(self, pks: list[int]) -> dict[int, Any]:
         """Read these rows; for one with a value that cannot be read, why not."""
-        rows = self._database.rows.select_related(*KINDS).filter(pk__in=pks)
+        kinds = (*KINDS, "lockbeat_policy") if self._policys else KINDS
+        rows = self._database.rows.select_related(*kinds).filter(pk__in=pks)
         try:
             return {model.pk: model for model in rows}
         except (DatabaseError, InterfaceError):
@@ -230,6 +250,8 @@ class Rows:
         if type(when) is schedules.schedule and when.run_every <= timedelta(0):
             raise ValueError(f"its interval is {when.run_every}")
         begin(entry, last_run_at)
+        policy = getattr(model, "lockbeat_policy", None) if self._policys else None
+        entry.lockbeat_policy = None if policy is None else policy.policy()
         life = f"@{model.date_changed.isoformat()}" if model.one_off and model.date_changed else ""
         return Row(f"periodictask:{model.pk}{life}", definition, entry)
 

@@ -187,7 +187,10 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
         if entry.total_run_count <= entry.lockbeat_run:
             if self._history.is_reset(entry):
                 self._history.begin_anew(entry)
-            entry.last_run_at = entry.lockbeat_last_run_at
+                entry.last_run_at = entry.lockbeat_last_run_at
+            elif not (self._planner.rules.concern(entry) and entry.last_run_at > entry.lockbeat_last_run_at):
+                # by a policy the store may know of ticks that were passed over since, which are no runs
+                entry.last_run_at = entry.lockbeat_last_run_at
         pass_over(entry)
         model.last_run_at, model.total_run_count = entry.last_run_at, entry.total_run_count
 
