@@ -10,6 +10,7 @@ what ours takes beyond that is its own, the server's work included.
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import sys
 import time
@@ -94,6 +95,7 @@ def measure(rounds: int = ROUNDS) -> Pairs:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description="What a lock costs.").parse_args()
     pairs = measure()
     for name in pairs.times:
         print(f"{name:16} {pairs.median(name):6.0f} us per acquire + release")

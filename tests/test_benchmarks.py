@@ -116,8 +116,9 @@ def test_what_finished_runs_take_is_told_per_million():
     assert "| a key of its own | 137 | 130 | 1.00 |" in report.markdown(make_results())
 
 
-def test_a_finished_run_takes_at_most_150_bytes_in_all():
-    measured = remembered.measure(20_000)
+@pytest.mark.parametrize("runs", [4_000, pytest.param(20_000, marks=pytest.mark.soak)])
+def test_a_finished_run_takes_at_most_150_bytes_in_all(runs):
+    measured = remembered.measure(runs)
     assert measured.bytes_each.keys() == remembered.KEYS.keys()
     assert all(50 < each <= 150 for each in measured.bytes_each.values()), measured
 

@@ -21,6 +21,6 @@ def make_django_world(tmp_path, monkeypatch):
         yield make
 
 
-@pytest.fixture(params=[1, 3], ids=["one beat", "three beats"])
+@pytest.fixture(params=[pytest.param(1, marks=pytest.mark.soak, id="one beat"), pytest.param(3, id="three beats")])
 def world(request, make_world):
     return make_world(request.param)

@@ -49,12 +49,12 @@ class Changes:
         self.world.run(10)
 
 
-@pytest.fixture(params=["one beat", "three beats", "no beat", "a frozen beat"])
+@pytest.fixture(params=["one beat", pytest.param("three beats", marks=pytest.mark.soak), "no beat", "a frozen beat"])
 def changes(request, make_world):
     return Changes(make_world(3 if request.param == "three beats" else 1), request.param)
 
 
-@pytest.fixture(params=["one beat", "three beats"])
+@pytest.fixture(params=[pytest.param("one beat", marks=pytest.mark.soak), "three beats"])
 def seen_changes(request, make_world):
     return Changes(make_world(3 if request.param == "three beats" else 1), request.param)
 

@@ -10,7 +10,7 @@ import pytest
 from .listed import MUTANTS
 from .runner import ROOT, apply, copied, run_tests, verdict
 
-#: Those that some milliseconds of testing notice; all of them: python -m tests.mutants
+#: Those that some milliseconds of testing notice, the first in each run of the suite; all of them: python -m tests.mutants
 QUICK = ["extend by name", "claim without compare-and-set", "a claim is fresh from its answer on"]
 
 
@@ -30,7 +30,7 @@ def test_the_tests_that_are_to_notice_a_mutant_are_there():
             assert re.search(rf"^def {name}\(", Path(ROOT, path).read_text(), re.MULTILINE), test
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", [QUICK[0], *(pytest.param(name, marks=pytest.mark.soak) for name in QUICK[1:])])
 def test_the_suite_notices(name):
     (mutant,) = [mutant for mutant in MUTANTS if mutant.name == name]
     what, _, output = verdict(mutant)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from commands import running
+from commands import forker, running
 from servers import Server, wait_until
 
 import docs
@@ -60,15 +60,19 @@ class Project:
         )
 
     def health(self, *options: str) -> subprocess.CompletedProcess:
-        done = self.run(sys.executable, "-m", "celery", "-A", "proj", "lockbeat", "health", *options)
+        done = forker.run(["-A", "proj", "lockbeat", "health", *options], self.directory, self.environment)
         assert "Traceback" not in done.stderr, done.stderr
         return done
 
     def start(self, *commands: list[str]):
         return running(commands, self.directory, **self.environment)
 
-    def is_heard_of(self, kind: str) -> bool:
-        return self.health(f"--{kind}").returncode == 0
+    def wait_for(self, status: int, *options: str, timeout: float, message: str) -> None:
+        def is_so() -> bool:
+            time.sleep(0.3)  # each look is a process, beside those that are to get on
+            return self.health(*options).returncode == status
+
+        wait_until(is_so, timeout, message)
 
 
 @pytest.fixture
@@ -89,19 +93,19 @@ def test_who_is_missing_is_not_well(project):
 
 def test_a_beat_is_well_and_one_that_is_stopped_is_not_and_is_again_when_it_goes_on(project):
     with project.start(BEAT) as (beat,):
-        wait_until(lambda: project.is_heard_of("beat"), 60, "the beat is well")
+        project.wait_for(0, "--beat", timeout=60, message="the beat is well")
         assert project.health().returncode == 0
         done = project.health("--worker")
         assert (done.returncode, done.stdout[:29]) == (1, "not well: no worker of host " + done.stdout[28])
         os.kill(beat.process.pid, signal.SIGSTOP)
-        wait_until(lambda: project.health("--beat", "--max-silence", SILENCE).returncode == 1, 40, "it is missed")
+        project.wait_for(1, "--beat", "--max-silence", SILENCE, timeout=40, message="it is missed")
         done = project.health("--max-silence", SILENCE, "--json")
         assert done.returncode == 1
         told = json.loads(done.stdout)
         assert told["healthy"] is False
         assert "was heard of" in told["ill"][0]
         os.kill(beat.process.pid, signal.SIGCONT)
-        wait_until(lambda: project.health("--beat", "--max-silence", SILENCE).returncode == 0, 20, "it is well again")
+        project.wait_for(0, "--beat", "--max-silence", SILENCE, timeout=20, message="it is well again")
     done = project.health("--beat")
     assert done.returncode == 1, "it has ended, and said so"
     assert "no beat of host" in done.stdout
@@ -109,13 +113,13 @@ def test_a_beat_is_well_and_one_that_is_stopped_is_not_and_is_again_when_it_goes
 
 def test_an_idle_worker_is_well_and_can_lock_and_one_that_is_stopped_is_not(project):
     with project.start(WORKER) as (worker,):
-        wait_until(lambda: project.is_heard_of("worker"), 60, "the worker is well")
+        project.wait_for(0, "--worker", timeout=60, message="the worker is well")
         done = project.health("--worker")
         assert f"locks are granted in {project.server.url}" in done.stdout
         time.sleep(float(SILENCE))
         assert project.health("--worker", "--max-silence", SILENCE).returncode == 0, "it has nothing to do"
         os.kill(worker.process.pid, signal.SIGSTOP)
-        wait_until(lambda: project.health("--max-silence", SILENCE).returncode == 1, 40, "it is missed")
+        project.wait_for(1, "--max-silence", SILENCE, timeout=40, message="it is missed")
         os.kill(worker.process.pid, signal.SIGCONT)
     assert project.health("--worker").returncode == 1
 
