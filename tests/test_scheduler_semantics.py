@@ -31,6 +31,12 @@ def _sleepers(monkeypatch):
     let_them_sleep(monkeypatch)
 
 
+@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.soak)])
+def driver(request):
+    """When a schedule is due is no matter of the store."""
+    return request.param
+
+
 @pytest.fixture
 def same_ticks(simulation):
     """Run both beats side by side, and compare."""

@@ -393,7 +393,7 @@ def ways(session_server):
 
 
 #: At first use there are ten times as many messages, most of them the same for all calls.
-AT_FIRST = (Acquire, Extend, ClaimIt)
+AT_FIRST = (Acquire,)
 
 
 @pytest.mark.parametrize(
