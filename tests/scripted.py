@@ -8,7 +8,7 @@ from typing import Any
 
 from celery_lockbeat.exceptions import StoreUnavailable
 from celery_lockbeat.locks.renewal import Renewer
-from celery_lockbeat.stores.base import Finished, Held, Lease, LockStore, Store
+from celery_lockbeat.stores.base import Finished, Held, Lease, LockStore, Reservation, Store
 
 DOWN = StoreUnavailable("down")
 
@@ -83,6 +83,7 @@ class ScriptedStore(Store, LockStore):
         task: str | None = None,
         description: str = "",
         limit: int = 1,
+        reservation: Reservation | None = None,
     ) -> Lease | Held | Finished:
         self.acquisitions.append(round(self._time.now, 3))
         answer = self._next()
@@ -103,6 +104,12 @@ class ScriptedStore(Store, LockStore):
     def free(self, key: str, *, holder: str) -> bool:
         self.freed.append((round(self._time.now, 3), key, holder))
         return bool(self._next())
+
+    def reserve(self, reservation: Reservation, *, ttl: float, unless_run_by: str | None = None) -> None:
+        raise NotImplementedError
+
+    def unreserve(self, reservation: Reservation) -> bool:
+        raise NotImplementedError
 
     def held(self, key: str | None = None, *, limit: int = 0) -> list[Any]:
         raise NotImplementedError

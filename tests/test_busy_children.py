@@ -50,6 +50,13 @@ class Parent:
         return self.page.kept_since("holder", "scripted", 7)
 
 
+def test_a_child_that_has_held_its_lock_for_as_long_as_it_may_is_renewed_no_more():
+    parent = Parent()
+    parent.page.put("holder", HOLD._replace(until=40.0))
+    parent.look_until(200)
+    assert parent.asked == [15, 30]
+
+
 def test_of_a_child_that_renews_in_time_nothing_is_asked():
     parent = Parent()
     for since in range(0, 100, 10):

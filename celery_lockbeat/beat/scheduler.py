@@ -321,7 +321,9 @@ class LockedSchedulerMixin(_Mixed):  # type: ignore[misc]
         try:
             message = message_of(sending.tick, entry)
             # it was advanced when it was claimed
-            return super().apply_async(message, producer=producer, advance=False, **kwargs)
+            result = super().apply_async(message, producer=producer, advance=False, **kwargs)
+            sending.is_refused = getattr(result, "already_queued", False)
+            return result  # noqa: TRY300  as above
         except Exception as exc:
             cause = exc.__context__ if isinstance(exc, SchedulingError) else None
             sending.error = cause if isinstance(cause, Exception) else exc

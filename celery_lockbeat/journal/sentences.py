@@ -91,6 +91,8 @@ def _skipped(last: Attempt, due: datetime | None, others: Iterable[Tick], write:
     said = f"was skipped{_at(last.ended, due, write)} by {last.worker or 'a worker'}"
     if last.is_copy:
         return f"{said}: a copy of its message had been run to its end"
+    if last.reason == "unique":
+        return f"{said}: its task was queued already, or running, as {last.holder or 'another message'}"
     if last.reason != "locked":
         return f"{said}: {last.reason or 'nobody has recorded why'}"
     since = holder_since(last, others)

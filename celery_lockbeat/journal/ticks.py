@@ -326,7 +326,7 @@ class _Join:
             tick = self._by_due.get((record.entry, record.due)) if record.due is not None else tick
         if tick is None:
             # nobody has recorded that it was published
-            tick = Tick(record.entry, record.task_name, record.task_id, due=record.due, recorded=record.at)
+            tick = Tick(record.entry, record.task_name, record.task_id, record.run, record.due, recorded=record.at)
             self._add(tick)
         return tick
 

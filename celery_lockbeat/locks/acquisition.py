@@ -19,7 +19,7 @@ from celery_lockbeat.locks.renewal import Renewer, renewer_of
 from celery_lockbeat.observe.events import Story, new_id
 from celery_lockbeat.options import LockOptions, written
 from celery_lockbeat.process import stopping, this_process
-from celery_lockbeat.stores import Finished, Held, Lease, Store, Stores
+from celery_lockbeat.stores import Finished, Held, Lease, Reservation, Store, Stores
 
 __all__ = ["Acquisition", "Asker"]
 
@@ -28,11 +28,12 @@ LATE_ANSWERS: Final = 3
 
 
 class Asker(NamedTuple):
-    """Who asks: what others are told of it, and the names of its attempt and of its task, if it is of one."""
+    """Who asks: what others are told of it, the names of its attempt and of its task, if it is of one, and what it has reserved."""
 
     description: str
     run: str | None = None
     task: str | None = None
+    reservation: Reservation | None = None
 
 
 class Acquisition:
@@ -45,6 +46,8 @@ class Acquisition:
     abandoned = False
     #: how often the store was asked
     attempts = 0
+    #: whether another store is asked than the first one
+    fell_back = False
     #: of what the store may have of ours; None: nothing
     note: Note | None = None
 
@@ -99,7 +102,7 @@ class Acquisition:
                 raise
             self.abandon()
             # The other way back is none: this lock lives where it was taken, the next one asks the first store again.
-            self.store, self._fallback = self._fallback, None
+            self.store, self._fallback, self.fell_back = self._fallback, None, True
             self._story.fields["driver"] = self.store.driver
             self._story.emit("driver_fallback", error_name=type(exc).__name__, error_message=str(exc))
             return self._ask()
@@ -125,6 +128,7 @@ class Acquisition:
                 task=asker.task,
                 description=asker.description,
                 limit=options.limit,
+                reservation=asker.reservation,
             )
             if not isinstance(answer, Lease):
                 return answer

@@ -7,6 +7,7 @@ Promises: a child whose parent is dead knows it.
 
 from __future__ import annotations
 
+import math
 import os
 
 from celery_lockbeat.locks.page import Hold, Page
@@ -63,10 +64,13 @@ class Note:
         else:
             _page.put(self.holder, Hold(self.key, self._driver, self._connection, self.ttl))
 
-    def renewed(self, token: int, since: float, patience: float) -> None:
-        """It is held, by a lease that was asked for at ``since``; the parent is to renew it after ``patience`` seconds."""
+    def renewed(self, token: int, since: float, patience: float, until: float = math.inf) -> None:
+        """It is held, by a lease that was asked for at ``since``; the parent is to renew it after ``patience`` seconds.
+
+        Nobody is to renew it from ``until`` on.
+        """
         if _page is not None:
-            hold = Hold(self.key, self._driver, self._connection, self.ttl, token, since, patience, self._what)
+            hold = Hold(self.key, self._driver, self._connection, self.ttl, token, since, patience, self._what, until)
             _page.put(self.holder, hold)
 
     def forget(self) -> None:

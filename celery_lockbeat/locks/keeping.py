@@ -67,7 +67,7 @@ class _Ward:
 
     @property
     def ends(self) -> float:
-        return self.since + self.hold.ttl * (1 - MARGIN)
+        return min(self.since + self.hold.ttl * (1 - MARGIN), self.hold.until)
 
     @property
     def lease(self) -> Lease:

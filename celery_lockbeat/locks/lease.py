@@ -4,13 +4,15 @@ Promises: what this process believes is never more than what the store granted. 
 trusted until ``t + ttl - margin`` on the local monotonic clock, for the store's lease began at ``t`` or later, and
 the margin covers two clocks that do not run at quite the same rate. After that moment it is lost, whatever else is
 known: when you cannot know whether you still hold it, you do not. In a pool's child, ``t`` may be its parent's, who asks in the
-child's place while the GIL is held there (``keeping.py``).
+child's place while the GIL is held there (``keeping.py``). What has been held for ``hold_at_most`` is lost, too: it is renewed no
+more, and what was granted last ends with its body, or runs out.
 
 The renewer (``renewal.py``) says what becomes of it. No observer runs on the renewer's time: its events are delivered later.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from typing import Final
@@ -20,7 +22,7 @@ from celery_lockbeat.exceptions import LockLost
 from celery_lockbeat.locks.abort import Abort
 from celery_lockbeat.locks.child import Note
 from celery_lockbeat.observe.events import Story
-from celery_lockbeat.options import MARGIN, LockOptions
+from celery_lockbeat.options import MARGIN, LockOptions, written
 from celery_lockbeat.process import this_process
 from celery_lockbeat.stores import Lease
 
@@ -46,8 +48,12 @@ class OwnLease:
     _trusted_until = 0.0
     #: the same, of what the pool's parent has extended in our place
     _kept_until = 0.0
+    #: why it is lost
+    why_lost: str | None = None
     #: it is over by both; what the parent may still hear of the store comes too late
     _ran_out = False
+    #: whether it lasts for as long as it may be held, so that it is renewed no more
+    _suffices = False
     #: whether the last attempt to extend it failed
     _failing = False
     #: whether the loss has been reported
@@ -67,6 +73,8 @@ class OwnLease:
         self._pid = pid
         # The owner and the renewer both may find that it is lost; one of them says so.
         self._mutex = threading.Lock()
+        #: it is not ours after that, however often it is renewed
+        self._held_until: Final = started + options.hold_at_most if options.hold_at_most else math.inf
         self._trust_from(started, options.ttl)
 
     # -- until when it is ours -----------------------------------------------------------------------------------------
@@ -104,7 +112,7 @@ class OwnLease:
             return until
         since = self._note.kept_since(self.lease.token)
         if since is not None:
-            self._kept_until = since + self._shortest_ttl * (1 - MARGIN)
+            self._kept_until = min(since + self._shortest_ttl * (1 - MARGIN), self._held_until)
             until = max(until, self._kept_until)
         self._ran_out = monotonic() >= until
         return until
@@ -112,7 +120,7 @@ class OwnLease:
     @property
     def auto_extend(self) -> bool:
         """Whether what is done next is an extension."""
-        return self._options.auto_extend or self._asked is not None
+        return (self._options.auto_extend and not self._suffices) or self._asked is not None
 
     def ask(self, options: LockOptions) -> Asked:
         """Have it extended at once, for another ttl, and from then on too. The renewer does it, one extension after the other."""
@@ -127,16 +135,21 @@ class OwnLease:
         return asked
 
     def _trust_from(self, started: float, ttl: float) -> None:
-        self._trusted_until = started + ttl * (1 - MARGIN)
+        until = started + ttl * (1 - MARGIN)
+        self._trusted_until = min(until, self._held_until)
+        self._suffices = until >= self._held_until
         self._ran_out = False
         if self._asked is not None:
             self.next_action = started
             return
-        if not self.auto_extend:
+        if self._suffices and self._options.auto_extend:
             self.next_action = self._trusted_until
-            return
-        self.next_action = min(started + self._options.extends_every, self._trusted_until)
-        self._note.renewed(self.lease.token, started, self._options.patience)
+            self._note.renewed(self.lease.token, started, math.inf)
+        elif not self.auto_extend:
+            self.next_action = self._trusted_until
+        else:
+            self.next_action = min(started + self._options.extends_every, self._trusted_until)
+            self._note.renewed(self.lease.token, started, self._options.patience, self._held_until)
 
     # -- what the renewer finds out ------------------------------------------------------------------------------------
 
@@ -170,14 +183,19 @@ class OwnLease:
             else:
                 # this process is not late, but its store: the parent need not try as well, unless we miss the next try
                 since = until - self.ttl * (1 - MARGIN)
-                self._note.renewed(self.lease.token, since, self.next_action + (until - now) / 4 - since)
+                patience = self.next_action + (until - now) / 4 - since
+                self._note.renewed(self.lease.token, since, patience, self._held_until)
         if first:
             self._story.later("lock_extend_failed", error_name=type(error).__name__, error_message=str(error))
 
     def expire(self) -> None:
         """Lose it if it has run out by the local clock."""
         if self.state == "held" and not self.trusted:
-            self.lose("the lease ran out before it was extended")
+            if monotonic() >= self._held_until:
+                longest = written(self._options.hold_at_most)
+                self.lose(f"it has been held for {longest} s, its hold_at_most, and is renewed no more")
+            else:
+                self.lose("the lease ran out before it was extended")
 
     def lose(self, why: str) -> None:
         """Be lost, if it is held."""
@@ -185,12 +203,14 @@ class OwnLease:
             if self.state != "held":
                 return
             self.state = "lost"
+            self.why_lost = why
             self.next_action = None
             if self._asked is not None:
                 self._asked.answer, self._asked = False, None
             self._note.unrenewed()  # before it is told
         self.report_loss(why)
         if self.abort is not None:
+            self.abort.error.args = (f"{self.abort.error}: {why}",)
             self.abort.fire()
 
     # -- its end -------------------------------------------------------------------------------------------------------
@@ -218,7 +238,7 @@ class OwnLease:
         """Have the events of the loss delivered."""
         self.state = "lost"
         try:
-            if self._options.auto_extend and not self._failing:
+            if self._options.auto_extend and not (self._failing or self._suffices):
                 self._story.later("lock_extend_failed", error_name=LockLost.__name__, error_message=why)
             self._story.later("lock_expired_before_finish", error_name=LockLost.__name__, error_message=why)
         finally:

@@ -144,6 +144,11 @@ class Lock:
         return self._own is not None and self._own.lost
 
     @property
+    def why_lost(self) -> str | None:
+        """Why it was lost, once that has been found out."""
+        return None if self._own is None else self._own.why_lost
+
+    @property
     def remaining(self) -> float:
         """Seconds for which the lock is surely ours without another renewal; 0.0 when it is not ours."""
         return 0.0 if self._own is None else self._own.remaining
@@ -152,6 +157,11 @@ class Lock:
     def released(self) -> bool:
         """Whether it was held and has been released here."""
         return self._own is not None and self._own.state == "released"
+
+    @property
+    def is_at_home(self) -> bool:
+        """Whether it is in the store that its options name, not in the one to fall back to."""
+        return not self._acquisition.fell_back
 
     def check(self) -> None:
         """Raise LockLost unless the lock is ours now."""
@@ -221,7 +231,8 @@ class Lock:
 
     def _fail_if_lost(self, exc: BaseException | None) -> None:
         if exc is None and self._options.on_lost != "warn" and self._pid == this_process.pid:
-            raise LockLost(f"lock {self.key!r} was lost before the block ended")
+            because = f": {self.why_lost}" if self.why_lost else ""
+            raise LockLost(f"lock {self.key!r} was lost before the block ended{because}")
 
     def arm(self, *, awaited: bool = False) -> Abort | None:
         """With ``on_lost="abort"``: from now on, raise LockLost in this thread as soon as the lock is lost.

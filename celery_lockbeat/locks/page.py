@@ -7,6 +7,7 @@ raises ValueError. So neither ever waits for the other.
 from __future__ import annotations
 
 import marshal
+import math
 import mmap
 import threading
 import zlib
@@ -24,8 +25,8 @@ TRIES: Final = 3
 class Hold(NamedTuple):
     """What a child may have in a store; with a ``token`` of 0 nobody is to renew it in its place.
 
-    ``what`` it is held for are fields of the journal, if it is a task's attempt. ``since`` is when its last lease was asked for, on the host's clock, and ``patience`` after how many seconds the child is late to
-    renew it.
+    ``what`` it is held for are fields of the journal, if it is a task's attempt. ``since`` is when its last lease was asked for, on the
+    host's clock, ``patience`` after how many seconds the child is late to renew it, and ``until`` when it is to be renewed no more.
     """
 
     key: str
@@ -36,6 +37,7 @@ class Hold(NamedTuple):
     since: float = 0.0
     patience: float = 0.0
     what: tuple[tuple[str, str], ...] = ()
+    until: float = math.inf
 
 
 class Page:

@@ -69,9 +69,15 @@ def _next_try(fields: Fields) -> str:
 def _why_skipped(fields: Fields) -> str:
     if fields["reason"] == "duplicate":
         return "a copy of a message whose run has ended"
+    if fields["reason"] == "unique":
+        return "queued already, or running: " + _short(fields)
+    return "held by " + _short(fields)
+
+
+def _short(fields: Fields) -> str:
     holder = str(fields.get("holder") or "another run")
     # as git cuts its ids; what Celery logs of that run is found by it
-    return "held by " + _UUID.sub(r"[\1]", holder.replace(f"{fields.get('task_name')}[", "["))
+    return _UUID.sub(r"[\1]", holder.replace(f"{fields.get('task_name')}[", "["))
 
 
 def _entry(fields: Fields) -> str:

@@ -74,8 +74,11 @@ class LockOptions:
     skip_if_locked: bool = True
     limit: int = 1
     hold_at_least: float = 0.0
+    hold_at_most: float = 0.0
     on_lost: str = "fail"
     dedupe_ttl: float = REMEMBERED
+    unique: str | bool = False
+    unique_ttl: float = 3600.0
     expected_within: float | None = None
     logging: str | bool = "auto"
 
@@ -136,6 +139,9 @@ class LockOptions:
         values.setdefault("dedupe_ttl", _remembers(conf))
         options = cls(**values)
         options._check_interval(named.get("extend_interval", "extend_interval"), named.get("ttl", "the default ttl"))
+        if 0 < options.hold_at_most < options.hold_at_least:
+            least = f"{named['hold_at_least']}, which is {written(options.hold_at_least)}"
+            raise refusal(named["hold_at_most"], options.hold_at_most, f"0 (no bound), or a time from {least}, on")
         return options
 
     def with_ttl(self, ttl: float, *, owner: str) -> LockOptions:
@@ -186,6 +192,7 @@ class LockKeywords(TypedDict, total=False):
     retry_jitter: float | None
     limit: int | None
     hold_at_least: float | None
+    hold_at_most: float | None
     on_lost: Literal["fail", "abort", "warn"] | None
     logging: Literal["auto", "brief", "default", "verbose", False] | None
 
@@ -245,8 +252,11 @@ _LOCK_RULES: Final[dict[str, Rule]] = {
     "skip_if_locked": flag,
     "limit": _limit,
     "hold_at_least": seconds(0),
+    "hold_at_most": seconds(0),
     "on_lost": one_of("fail", "abort", "warn"),
     "dedupe_ttl": seconds(0),
+    "unique": one_of(False, "until_started", "until_finished"),
+    "unique_ttl": seconds(0.1),
     "expected_within": seconds(0.1),
     "logging": one_of("auto", "brief", "default", "verbose", False),
 }

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
         def delay(self, *args: P.args, **kwargs: P.kwargs) -> AsyncResult[R_co]:
             """Send a message for one run."""
 
-        def apply_async(
+        def apply_async(  # type: ignore[override]
             self,
             args: Sequence[Any] | None = None,
             kwargs: Mapping[str, Any] | None = None,

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.options import AppOptions, LockOptions
-from celery_lockbeat.stores.base import Finished, Held, Lease, Store
+from celery_lockbeat.stores.base import Finished, Held, Lease, Reservation, Store
 from celery_lockbeat.stores.redis.store import RedisStore
 from celery_lockbeat.stores.sqlite.store import MemoryStore
 
@@ -17,6 +17,7 @@ __all__ = [
     "Finished",
     "Held",
     "Lease",
+    "Reservation",
     "Store",
     "Stores",
     "before_redirection_ends",

@@ -7,6 +7,7 @@ They share a client. Promises, each a test in ``test_contract.py``, ``test_beat_
   who ask for it agree on (``limit``);
 - tokens only grow per key: after expiry, after a release, and after the store has forgotten the key;
 - only the lease that was granted can be extended or released, and only while it is live;
+- of all messages of a task for one key one is reserved, and what is reserved only its own message ends, or its time;
 - every operation can be repeated after a lost answer and then gives the same answer;
 - of all beats that claim one tick one gets it, and a claim that is not settled can be taken over, under its own task id.
 
@@ -59,6 +60,7 @@ __all__ = [
     "Passed",
     "Replica",
     "Requests",
+    "Reservation",
     "Store",
     "StoredEntry",
     "StoredRecord",
@@ -119,6 +121,18 @@ class Lease(NamedTuple):
     run: str | None
     token: int
     task: str | None = None
+
+
+class Reservation(NamedTuple):
+    """That a message of the task ``name`` for ``key`` is in a queue: for these two there is one at a time.
+
+    It was sent under ``task_id``; ``token``, of ASCII letters, digits, "-" and "_", tells it from others under that id.
+    """
+
+    key: str
+    name: str
+    task_id: str
+    token: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,8 +387,9 @@ class LockStore(abc.ABC):
         task: str | None = None,
         description: str = "",
         limit: int = 1,
+        reservation: Reservation | None = None,
     ) -> Lease | Held | Finished:
-        """Take ``key`` for ``ttl`` seconds, or say why not.
+        """Take ``key`` for ``ttl`` seconds, or say why not. With the lease, ``reservation``, which is of this key, is over.
 
         First match counts: ``run`` or ``task`` is remembered as finished -> :class:`Finished`; it is held by this very
         ``holder`` -> its lease again, with the same token and a fresh ttl; the key is held live by ``limit`` others, or by one that
@@ -408,6 +423,20 @@ class LockStore(abc.ABC):
 
         For a holder that is dead, or that asked for ``key`` and never got the answer: nobody knows its token.
         """
+
+    @abc.abstractmethod
+    def reserve(
+        self, reservation: Reservation, *, ttl: float, unless_run_by: str | None = None
+    ) -> Reservation | Held | None:
+        """Reserve a key for a message that is about to be sent, for ``ttl`` seconds; None: it is reserved.
+
+        First match counts: this very reservation is there -> it gets a fresh ttl; another of the same task and key is ->
+        that one; ``unless_run_by`` is a part of what a live holder of the key that has a run says of itself -> :class:`Held`.
+        """
+
+    @abc.abstractmethod
+    def unreserve(self, reservation: Reservation) -> bool:
+        """End a reservation; False: it is over, and may be another's by now."""
 
     @abc.abstractmethod
     def held(self, key: str | None = None, *, limit: int = LISTED_AT_MOST) -> list[LiveLock]:

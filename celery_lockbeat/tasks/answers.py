@@ -1,4 +1,4 @@
-"""The reply of a skipped attempt, for whoever waits for its result, its chord or its chain.
+"""The reply of a skipped attempt, or of a message that was not sent, for whoever waits for its result, its chord or its chain.
 
 Celery leaves an Ignore without a reply. Promises: what an earlier attempt of the same task has replied is never overwritten.
 """
@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from celery import states
+from celery.app.task import Context
 from celery.exceptions import TaskRevokedError
 
 from celery_lockbeat.exceptions import TaskSkipped
 from celery_lockbeat.locks.children import events_wanted
 from celery_lockbeat.tasks.copies import may_be_sent_anew
 
-__all__ = ["answer_skipped"]
+__all__ = ["answer_refused", "answer_skipped"]
 
 logger: Final = logging.getLogger("celery_lockbeat")
 
@@ -44,6 +45,35 @@ def answer_skipped(task: Any, request: Any, skipped: TaskSkipped, *, task_is_ove
             task.send_event("task-revoked", terminated=False, signum=None, expired=False, exception=reason)
     except Exception:
         logger.exception("nobody could be told that %s[%s] was skipped", task.name, request.id)
+
+
+def answer_refused(task: Any, task_id: str, options: Mapping[str, Any], text: str, *, anybody_waits: bool) -> None:
+    """Reply that a message was not sent under the id that its sender had chosen, as if it had been skipped.
+
+    Celery chooses those of a chain's, a group's and a chord's members before it sends any. ``anybody_waits``: somebody may know
+    the id by itself.
+    """
+    request = Context(
+        id=task_id,
+        task=task.name,
+        chain=options.get("chain"),
+        chord=options.get("chord"),
+        group=options.get("group_id"),
+        **{name: options.get(name) for name in ("group_index", "root_id", "parent_id", "ignore_result")},
+    )
+    if not (anybody_waits or request.chain or request.chord):
+        return
+    try:
+        task.backend.mark_as_failure(
+            task_id,
+            TaskRevokedError(text),
+            request=request,
+            store_result=not _ignores_result(task, request),
+            call_errbacks=False,
+            state=states.REVOKED,
+        )
+    except Exception:
+        logger.exception("nobody could be told that %s[%s] was not sent", task.name, task_id)
 
 
 def _has_reply(backend: Any, task_id: str, task_is_over: bool) -> bool:

@@ -17,7 +17,7 @@ import re
 import secrets
 from base64 import urlsafe_b64encode
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 from weakref import WeakKeyDictionary
 
 from celery import signals
@@ -28,9 +28,11 @@ __all__ = [
     "NONCE",
     "POSTPONED",
     "REDELIVERED",
+    "RESERVED",
     "TICK",
     "delivered_again",
     "headers_of",
+    "is_nonce",
     "may_be_sent_anew",
     "name_of",
     "name_of_all_tries",
@@ -53,6 +55,9 @@ POSTPONED: Final = "lockbeat_postponed"
 #: The header of what a broker delivers again, where kombu's transport has put it back itself.
 REDELIVERED: Final = "redelivered"
 
+#: The header of a message with ``lock_unique``: which key it has reserved, and by which token.
+RESERVED: Final = "lockbeat_reserved"
+
 #: The header in which a beat says which tick this is.
 TICK: Final = "lockbeat"
 
@@ -71,7 +76,7 @@ COUNTED_AT_MOST: Final = 10_000
 #: what it does not know in one.
 _sent: Final[WeakKeyDictionary[Any, dict[Any, int]]] = WeakKeyDictionary()
 
-_is_nonce: Final = re.compile(r"[\w-]{1,64}", re.ASCII).fullmatch
+_NONCE: Final = re.compile(r"[\w-]{1,64}", re.ASCII)
 
 #: A task id may hold what stands behind it, too: it is read from its end.
 _NAME: Final = re.compile(r"(?P<task>.*):\d*:\d+(?P<nonce>~[\w-]{1,64})?", re.ASCII | re.DOTALL)
@@ -107,7 +112,7 @@ def unhide_headers(request: Any) -> None:
     """
     headers = request.headers
     if isinstance(headers, dict):
-        ours = (TICK, NONCE, POSTPONED)
+        ours = (TICK, NONCE, POSTPONED, RESERVED)
         hidden = {name: vars(request)[name] for name in ours if name not in headers and name in vars(request)}
         if hidden:
             request.headers = {**headers, **hidden}
@@ -123,7 +128,12 @@ def nonce_of(request: Any) -> str | None:
     """Return what tells this message from others under its task id, if anything does."""
     # an attribute, too: with task protocol 2 each header is one
     nonce = headers_of(request).get(NONCE) or vars(request).get(NONCE)
-    return nonce if isinstance(nonce, str) and _is_nonce(nonce) else None
+    return nonce if is_nonce(nonce) else None
+
+
+def is_nonce(value: Any) -> TypeGuard[str]:
+    """Whether this is one: what comes in a header may be anything."""
+    return isinstance(value, str) and _NONCE.fullmatch(value) is not None
 
 
 def postponed(request: Any) -> int:

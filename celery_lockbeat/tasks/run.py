@@ -25,17 +25,25 @@ from weakref import WeakKeyDictionary
 from celery.app.autoretry import add_autoretry_behaviour
 from celery.exceptions import Ignore, Reject, Retry
 
-from celery_lockbeat.exceptions import ConfigurationError, LockbeatError, LockLost, LockNotAcquired, TaskSkipped
+from celery_lockbeat.exceptions import (
+    ConfigurationError,
+    LockbeatError,
+    LockLost,
+    LockNotAcquired,
+    StoreUnavailable,
+    TaskSkipped,
+)
 from celery_lockbeat.locks.acquisition import Asker
 from celery_lockbeat.locks.lock import Lock
 from celery_lockbeat.locks.scope import Scope
 from celery_lockbeat.process import this_process
-from celery_lockbeat.stores import Finished, Held, stores_of
+from celery_lockbeat.stores import Finished, Held, Reservation, stores_of
 from celery_lockbeat.tasks import limits
 from celery_lockbeat.tasks.answers import answer_skipped
 from celery_lockbeat.tasks.copies import name_of, name_of_all_tries, postpone, task_of, unhide_headers
 from celery_lockbeat.tasks.plan import LockPlan
 from celery_lockbeat.tasks.report import Report, ends_well, ms_since
+from celery_lockbeat.tasks.unique import give_back, reserved_by
 from celery_lockbeat.threads import off_the_loop
 
 __all__ = ["Attempt", "AwaitedAttempt", "lock_of_eager"]
@@ -66,6 +74,8 @@ class _Steps:
     #: whether the lock was still ours at the release; None: it is not yet released
     held: bool | None = None
     is_answered = False
+    #: what its message has reserved, as long as that is not over
+    reservation: Reservation | None = None
 
     def __init__(
         self,
@@ -85,6 +95,7 @@ class _Steps:
         self.kwargs = kwargs
         if request is not None:
             unhide_headers(request)
+            self.reservation = reserved_by(task, request)
         self.report = Report(task, plan.options, request)
 
     # -- acquire -------------------------------------------------------------------------------------------------------
@@ -92,7 +103,8 @@ class _Steps:
     def _acquire(self) -> None:
         key = self.key_of(self.task, self.args, self.kwargs)
         description = f"{self._hostname()} pid {this_process.pid} {self.task.name}[{self.request and self.request.id}]"
-        asker = Asker(description, run=name_of(self.request), task=name_of_all_tries(self.request))
+        reserved = self.reservation if self.reservation is not None and self.reservation.key == key else None
+        asker = Asker(description, name_of(self.request), name_of_all_tries(self.request), reserved)
         lock = Lock.of_run(key, self.options, stores_of(self.task.app), self.report.story, asker)
         self.lock = lock
         if self.request is not None and self.request.is_eager:
@@ -104,6 +116,17 @@ class _Steps:
             self.report.acquire_ms = ms_since(began)
         if refusal is not None:
             raise self._refused(key, refusal)
+        if reserved is not None and lock.is_at_home:
+            self.reservation = None
+        elif self.options.unique != "until_finished":
+            # it is of another key, or in another store
+            self._give_back(later=True)
+
+    def _give_back(self, *, later: bool) -> None:
+        """End what the message has reserved, unless that is over."""
+        reservation, self.reservation = self.reservation, None
+        if reservation is not None:
+            give_back(self.task, self.options, reservation, later=later)
 
     def _hostname(self) -> str:
         return str((self.request and self.request.hostname) or socket.gethostname())
@@ -149,7 +172,15 @@ class _Steps:
         if isinstance(self.ending, TaskSkipped) and not self.is_answered:
             self.is_answered = True
             self._answer(self.ending)
+        if self.reservation is not None and self._is_the_end():
+            self._give_back(later=isinstance(exc, StoreUnavailable))
         self.report.end(self.ending, self.lock)
+
+    def _is_the_end(self) -> bool:
+        """Whether no other attempt of the task will come, as far as this one knows."""
+        if isinstance(self.ending, TaskSkipped) and self.ending.reason == "duplicate":
+            return self.task_is_over
+        return not isinstance(self.ending, Retry) and (self.ending is None or isinstance(self.ending, Exception))
 
     def _release(self, exc: BaseException | None) -> None:
         self.report.leave()
@@ -167,10 +198,10 @@ class _Steps:
         """What the attempt ends with, whose body, or lock, has raised this."""
         ending, lock = exc, self.lock
         if lock is not None and not self.held and lock.lost and self.options.on_lost != "warn" and ends_well(exc):
-            ending = LockLost(f"lock {lock.key!r} was lost before the run ended")
+            ending = LockLost(f"lock {lock.key!r} was lost before the run ended{_because(lock)}")
         if type(ending) is LockLost and lock is not None and not ending.args:
             # raised in a thread, where only a class can be (see abort.py)
-            ending.args = (f"lock {lock.key!r} was lost, which ended the run",)
+            ending.args = (f"lock {lock.key!r} was lost, which ended the run{_because(lock)}",)
         if isinstance(ending, LockbeatError) and self.request is not None:
             ending = self._autoretried(ending)
         return ending
@@ -335,6 +366,10 @@ class AwaitedAttempt(_Steps):
             return step(*args)
         finally:
             self.task.request_stack.pop()
+
+
+def _because(lock: Lock) -> str:
+    return f": {lock.why_lost}" if lock.why_lost else ""
 
 
 class _GoesOnElsewhere(Exception):  # noqa: N818  no error: it never leaves this module

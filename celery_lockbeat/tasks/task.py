@@ -25,6 +25,7 @@ from celery_lockbeat.tasks.awaiting import WHAT_TO_DO, carried, carry_requests, 
 from celery_lockbeat.tasks.binding import Unraised, lock_run
 from celery_lockbeat.tasks.plan import LockPlan
 from celery_lockbeat.tasks.run import Attempt, AwaitedAttempt, lock_of_eager
+from celery_lockbeat.tasks.unique import send_once
 
 __all__ = ["LockedTask"]
 
@@ -87,8 +88,11 @@ class LockedTask(Task):  # type: ignore[misc]
     lock_skip_if_locked: bool | None = None
     lock_limit: int | None = None
     lock_hold_at_least: float | None = None
+    lock_hold_at_most: float | None = None
     lock_on_lost: str | None = None
     lock_dedupe_ttl: float | None = None
+    lock_unique: str | bool | None = None
+    lock_unique_ttl: float | None = None
     lock_expected_within: float | None = None
     lock_logging: str | bool | None = None
 
@@ -119,6 +123,18 @@ class LockedTask(Task):  # type: ignore[misc]
             LockPlan(task, app)
         if any(is_awaited(task.run) for task in tasks):
             carry_requests()
+
+    def apply_async(
+        self, args: Any = None, kwargs: Any = None, task_id: str | None = None, *more: Any, **options: Any
+    ) -> Any:
+        """Send a message for one run; with ``lock_unique`` only if there is none for its key, else return the result of that one."""
+        send = super().apply_async
+        unique = self.lock_unique if self.lock_unique is not None else self.app.conf.get("lockbeat_unique")
+        plan = self._plan() if unique else None
+        if plan is None or not plan.options.enabled:
+            return send(args, kwargs, task_id, *more, **options)
+        options.update(zip(("producer", "link", "link_error", "shadow"), more, strict=False))
+        return send_once(self, plan, send, args, kwargs, task_id, options)
 
     def apply(self, *args: Any, **kwargs: Any) -> Any:
         """Run the task here and now; a skipped run has the state REVOKED, as it has from a worker."""

@@ -15,6 +15,7 @@ class Mutant(NamedTuple):
 
 CONTRACT = "tests/stores/test_contract.py::"
 LIMIT = "tests/stores/test_limit_contract.py::"
+RESERVED = "tests/stores/test_reservation_contract.py::"
 REDIS = "tests/stores/test_redis.py::"
 BEATS = "tests/stores/test_beat_contract.py::"
 REPLICAS = "tests/test_scheduler_replicas.py::"
@@ -23,6 +24,7 @@ CATCHING_UP = "tests/test_catching_up.py::"
 CURRENT_TICK = "tests/test_current_tick.py::"
 RENEWAL = "tests/test_renewal.py::"
 TASK = "tests/test_task.py::"
+UNIQUE = "tests/test_unique.py::"
 BUSY = "tests/test_busy_children.py::"
 RUNS = "tests/test_runs.py::"
 BAD_MOMENTS = "tests/test_bad_moments.py::"
@@ -315,8 +317,8 @@ MUTANTS = [
     Mutant(
         "what the parent has extended is trusted for a ttl that came later",
         "locks/lease.py",
-        "self._kept_until = since + self._shortest_ttl * (1 - MARGIN)",
-        "self._kept_until = since + self.ttl * (1 - MARGIN)",
+        "self._kept_until = min(since + self._shortest_ttl * (1 - MARGIN), self._held_until)",
+        "self._kept_until = min(since + self.ttl * (1 - MARGIN), self._held_until)",
         (BUSY + "test_what_the_parent_kept_by_an_earlier_ttl_is_trusted_for_no_more",),
     ),
     Mutant(
@@ -1044,5 +1046,142 @@ MUTANTS = [
         "known.run = known.run if known.run is not None else record.run",
         "pass",
         ("tests/journal/test_journal_audit.py::test_what_was_paused_and_run_after_all_is_one_tick_and_no_hole",),
+    ),
+    # -- what is queued already ----------------------------------------------------------------------------------------
+    Mutant(
+        "a second message has the place, too",
+        "stores/redis/lua/reserve.lua",
+        "if type(there) == 'string' and there ~= ARGV[1] then",
+        "if false then",
+        (RESERVED + "test_a_message_reserves_a_key_and_the_next_is_told_which_is_there",),
+    ),
+    Mutant(
+        "a reservation is ended by name",
+        "stores/redis/lua/unreserve.lua",
+        "if get(KEYS[1]) ~= ARGV[1] then",
+        "if false then",
+        (RESERVED + "test_only_its_own_message_ends_a_reservation",),
+    ),
+    Mutant(
+        "a run ends whatever is reserved",
+        "stores/redis/lua/granted.lua",
+        " and get(reservation) == reserved then",
+        " then",
+        (RESERVED + "test_a_run_without_a_reservation_of_its_own_ends_no_other",),
+    ),
+    Mutant(
+        "a run ends nothing that is reserved",
+        "stores/redis/lua/granted.lua",
+        "if (type(answer) == 'number' or",
+        "if false and (type(answer) == 'number' or",
+        (RESERVED + "test_who_takes_the_lock_gives_up_its_reservation",),
+    ),
+    Mutant(
+        "who is refused gives up its place",
+        "stores/redis/lua/granted.lua",
+        "(type(answer) == 'number' or answer[1] == 'granted') and ",
+        "",
+        (RESERVED + "test_who_is_refused_keeps_its_reservation",),
+    ),
+    Mutant(
+        "a run is there for ever",
+        "stores/redis/lua/reserve.lua",
+        "      if remaining > 0 then\n",
+        "      if true then\n",
+        (RESERVED + "test_a_run_whose_lease_is_over_is_not_there",),
+    ),
+    Mutant(
+        "any holder is a run of the task",
+        "stores/redis/lua/reserve.lua",
+        " and run ~= '' and string.find(description, ARGV[3], 1, true) then",
+        " then",
+        (RESERVED + "test_other_holders_of_the_key_are_no_runs_of_the_task",),
+    ),
+    Mutant(
+        "a retry that finds another queued is not sent",
+        "tasks/unique.py",
+        "    if there is not None and run is None:\n",
+        "    if there is not None:\n",
+        (UNIQUE + "test_a_retry_is_sent_though_another_is_queued_meanwhile",),
+    ),
+    Mutant(
+        "a message that no broker has is queued",
+        "tasks/unique.py",
+        "        give_back(task, plan.options, reservation)\n        raise\n",
+        "        raise\n",
+        (UNIQUE + "test_a_broker_that_refuses_the_message_frees_its_place",),
+    ),
+    Mutant(
+        "a copy ends what the next attempt has reserved",
+        "tasks/run.py",
+        "            return self.task_is_over\n        return not",
+        "            return True\n        return not",
+        (UNIQUE + "test_a_copy_of_an_attempt_that_has_ended_keeps_the_place_of_the_next_one",),
+    ),
+    Mutant(
+        "a copy that is put off reserves the key of its own run",
+        "tasks/unique.py",
+        " or (run is not None and (headers.get(POSTPONED) or 0) > postponed(run)):",
+        ":",
+        (UNIQUE + "test_a_copy_that_is_put_off_reserves_nothing",),
+    ),
+    Mutant(
+        "who was not sent has no answer",
+        "tasks/unique.py",
+        "    if asked_for is not None and asked_for != task_id:\n",
+        "    if False:\n",
+        (UNIQUE + "test_a_chord_with_a_member_that_is_not_sent_ends_and_its_body_does_not_run",),
+    ),
+    Mutant(
+        "who is there has the answer of who was not sent",
+        "tasks/unique.py",
+        "    if asked_for is not None and asked_for != task_id:\n",
+        "    if asked_for is not None:\n",
+        (UNIQUE + "test_a_second_message_under_the_id_of_the_first_leaves_that_one_its_answer",),
+    ),
+    Mutant(
+        "a key is made of arguments as they are sent",
+        "tasks/unique.py",
+        "*_as_they_arrive(task, args, kwargs, options)",
+        "args, kwargs",
+        (UNIQUE + "test_a_key_is_made_of_arguments_as_they_arrive",),
+    ),
+    Mutant(
+        "a countdown is no time in the queue",
+        "tasks/unique.py",
+        "    lasts = unique_ttl + max(0.0, _seconds_until(task, when) or 0.0)\n",
+        "    lasts = unique_ttl\n",
+        (UNIQUE + "test_a_message_is_waited_for_from_when_it_is_to_run_and_not_after_it_has_expired",),
+    ),
+    Mutant(
+        "a tick that was not sent was published",
+        "beat/publisher.py",
+        "            return not sending.is_refused\n",
+        "            return True\n",
+        (
+            "tests/processes/test_unique_workers.py::test_a_tick_whose_task_is_queued_is_in_the_journal_as_skipped_with_the_task_that_is_there",
+        ),
+    ),
+    # -- held for too long ---------------------------------------------------------------------------------------------
+    Mutant(
+        "a lock that has been held for too long is renewed",
+        "locks/lease.py",
+        "        self._suffices = until >= self._held_until\n",
+        "        self._suffices = False\n",
+        (LOCK + "test_what_is_held_for_longer_than_hold_at_most_is_lost_and_renewed_no_more",),
+    ),
+    Mutant(
+        "a lock that has been held for too long is trusted",
+        "locks/lease.py",
+        "        self._trusted_until = min(until, self._held_until)\n",
+        "        self._trusted_until = until\n",
+        (LOCK + "test_what_is_held_for_longer_than_hold_at_most_is_lost_and_renewed_no_more",),
+    ),
+    Mutant(
+        "a parent renews for ever",
+        "locks/keeping.py",
+        "return min(self.since + self.hold.ttl * (1 - MARGIN), self.hold.until)",
+        "return self.since + self.hold.ttl * (1 - MARGIN)",
+        (BUSY + "test_a_child_that_has_held_its_lock_for_as_long_as_it_may_is_renewed_no_more",),
     ),
 ]

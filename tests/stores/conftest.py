@@ -87,6 +87,7 @@ class MemoryKind:
                 "lock",
                 "wide",
                 "done",
+                "reserved",
                 "entry",
                 "claim",
                 "replica",
@@ -135,23 +136,8 @@ class PostgresKind:
         self.cluster.query("SELECT pg_sleep(%s)", seconds + 0.002)
 
     def forget_all(self) -> None:
-        names = (
-            "lock",
-            "wide",
-            "done",
-            "app",
-            "replica",
-            "entry",
-            "listed",
-            "claim",
-            "announced",
-            "journal",
-            "batch",
-            "tail",
-            "flag",
-            "request",
-        )
-        self.cluster.query(f"TRUNCATE {', '.join(f'lockbeat_{name}' for name in names)}")
+        tables = self.cluster.query("SELECT tablename FROM pg_tables WHERE tablename LIKE 'lockbeat_%'")
+        self.cluster.query(f"TRUNCATE {', '.join(name for (name,) in tables)}")
 
 
 KINDS = {kind.name: kind for kind in (RedisKind, MemoryKind, Redis7Kind, ClusterKind, SQLiteKind, PostgresKind)}

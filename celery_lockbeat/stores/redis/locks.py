@@ -1,6 +1,6 @@
 """Locks in Redis: a key for each, which has its token, its end and its holder, and one for each finished run that is remembered.
 
-A lock and what has finished under it share a hash tag. Times are the server's. Each operation is one script of ``lua/``.
+A lock, what has finished under it and what is reserved for it share a hash tag. Times are the server's. Each operation is one script of ``lua/``.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from redis.exceptions import ResponseError
 
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import StoreUnavailable, UnreadableKey
-from celery_lockbeat.stores.base import LISTED_AT_MOST, Finished, Held, Lease, LiveLock, LockStore
+from celery_lockbeat.stores.base import LISTED_AT_MOST, Finished, Held, Lease, LiveLock, LockStore, Reservation
 from celery_lockbeat.stores.redis.client import Client
-from celery_lockbeat.stores.redis.names import mark, ms, plain, seconds, shown, unquoted
+from celery_lockbeat.stores.redis.names import exact, mark, ms, plain, read, seconds, shown, unquoted
 from celery_lockbeat.stores.redis.node import Node
 from celery_lockbeat.stores.redis.refusals import refuses
 from celery_lockbeat.stores.redis.scripts import Call, Script, to_word
@@ -49,9 +49,10 @@ class RedisLocks(LockStore):
         self._client = client
         #: when an operation was begun, and the server's time (ms) when it was carried out
         self._seen: tuple[float, int] | None = None
-        self._acquire, self._extend, self._release, self._free = (
-            Script.of("lock", "wide", name) for name in ("acquire", "extend", "release", "free")
+        self._acquire, self._extend, self._release, self._free, self._reserve, self._unreserve = (
+            Script.of("lock", "wide", name) for name in ("acquire", "extend", "release", "free", "reserve", "unreserve")
         )
+        self._acquire_reserved = Script.of("lock", "wide", "reserved", "acquire", "granted")
 
     def acquire(
         self,
@@ -63,16 +64,22 @@ class RedisLocks(LockStore):
         task: str | None = None,
         description: str = "",
         limit: int = 1,
+        reservation: Reservation | None = None,
     ) -> Lease | Held | Finished:
         keys = self._keys_of(key, run, task)
+        script = self._acquire
+        reserved: tuple[str, ...] = ()
+        if reservation is not None:
+            script, reserved = self._acquire_reserved, (_written(reservation),)
+            keys = (*keys, self._key_of(reservation))
         owner, lasts = f"{plain(holder)} {plain(run or '')} {_readable(description)}", ms(ttl)
         again = _USED_BEFORE if mark(run or "")[1] else ""
         several = (str(limit),) if limit > 1 else ()
         within = min(ttl, self._client.time_allowed)  # a later answer grants nothing
         for _ in range(2):
             asked = monotonic()
-            args = (owner, lasts, self._waits_until(asked, within), again, *several)
-            answer = self._client.call(self._acquire, keys, args, replicated=True, within=within)
+            args = (owner, lasts, self._waits_until(asked, within), again, *several, *reserved)
+            answer = self._client.call(script, keys, args, replicated=True, within=within)
             if isinstance(answer, int):
                 self._seen = (asked, answer // 1000)
                 return Lease(key, holder, run, answer, task)
@@ -136,6 +143,25 @@ class RedisLocks(LockStore):
     def free(self, key: str, *, holder: str) -> bool:
         answer = self._client.call(self._free, self._keys_of(key), (plain(holder),))
         return bool(answer == 1)
+
+    def reserve(
+        self, reservation: Reservation, *, ttl: float, unless_run_by: str | None = None
+    ) -> Reservation | Held | None:
+        keys = (*self._keys_of(reservation.key), self._key_of(reservation))
+        answer = self._client.call(
+            self._reserve, keys, (_written(reservation), ms(ttl), _readable(unless_run_by or ""))
+        )
+        if answer == 1:
+            return None
+        kind, *answer = answer
+        if kind == b"reserved":
+            token, _, task_id = answer[0].partition(b" ")
+            return reservation._replace(token=shown(token), task_id=read(task_id))
+        remaining, run, described = answer
+        return Held(_described(described), remaining / 1000, False, unquote(run, errors="replace"))
+
+    def unreserve(self, reservation: Reservation) -> bool:
+        return bool(self._client.call(self._unreserve, (self._key_of(reservation),), (_written(reservation),)) == 1)
 
     def _is_ours(self, lease: Lease, answer: int) -> bool:
         if answer == -1:
@@ -201,6 +227,13 @@ class RedisLocks(LockStore):
         tag = plain(key)
         lock, done = f"{self._client.prefix}lock:{{{tag}}}", f"{self._client.prefix}done:{{{tag}}}:"
         return (lock, *[done + mark(run)[0] for run in runs if run is not None])
+
+    def _key_of(self, reservation: Reservation) -> str:
+        return f"{self._client.prefix}reserved:{{{plain(reservation.key)}}}:{plain(reservation.name)}"
+
+
+def _written(reservation: Reservation) -> str:
+    return to_word(f"{reservation.token} ".encode() + exact(reservation.task_id))
 
 
 def _described(description: bytes) -> str:

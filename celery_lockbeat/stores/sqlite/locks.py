@@ -1,7 +1,7 @@
-"""Locks in SQLite: a row for each key, and one for each finished run that is remembered. ``until`` and ``forget`` are on the host's clock.
+"""Locks in SQLite: a row for each key, one for each finished run that is remembered, and one for each message that has a key reserved.
 
-A lock with more than one holder has a row for each beside its own, which is then nobody's (:data:`WIDE`): it has the last of their
-tokens, and ends with the one that ends last.
+``until`` and ``forget`` are on the host's clock. A lock with more than one holder has a row for each beside its own, which is then
+nobody's (:data:`WIDE`): it has the last of their tokens, and ends with the one that ends last.
 """
 
 # ruff: noqa: S608  what is put into the SQL are names of ours
@@ -15,7 +15,16 @@ from itertools import islice
 from typing import Any, Final
 
 from celery_lockbeat.exceptions import StoreUnavailable
-from celery_lockbeat.stores.base import LISTED_AT_MOST, TOKEN_MEMORY, Finished, Held, Lease, LiveLock, LockStore
+from celery_lockbeat.stores.base import (
+    LISTED_AT_MOST,
+    TOKEN_MEMORY,
+    Finished,
+    Held,
+    Lease,
+    LiveLock,
+    LockStore,
+    Reservation,
+)
 from celery_lockbeat.stores.sqlite.database import NOBODY, Database, Tables, as_blob, as_text
 
 __all__ = ["ALL_DEAD", "PERHAPS_ALIVE", "TABLES", "SQLLocks"]
@@ -45,6 +54,9 @@ SCHEMA: Final = (
         key BLOB, token INTEGER, until REAL, holder BLOB, run BLOB, description TEXT, process INTEGER,
         PRIMARY KEY (key, token)) WITHOUT ROWID""",
     "CREATE INDEX IF NOT EXISTS lockbeat_wide_until ON lockbeat_wide (until)",
+    """CREATE TABLE IF NOT EXISTS lockbeat_reserved (
+        key BLOB, name BLOB, task_id BLOB, token TEXT, lasts REAL, until REAL, PRIMARY KEY (key, name)) WITHOUT ROWID""",
+    "CREATE INDEX IF NOT EXISTS lockbeat_reserved_until ON lockbeat_reserved (until)",
 )
 
 #: A lease in either table, and how one is written among others.
@@ -56,6 +68,7 @@ PURGE: Final = (
     "DELETE FROM lockbeat_done WHERE (key, run) IN (SELECT key, run FROM lockbeat_done WHERE forget < ? LIMIT ?)",
     f"""DELETE FROM lockbeat_wide WHERE (key, token) IN (
         SELECT key, token FROM lockbeat_wide WHERE until < ? - {TOKEN_MEMORY} LIMIT ?)""",
+    "DELETE FROM lockbeat_reserved WHERE (key, name) IN (SELECT key, name FROM lockbeat_reserved WHERE until < ? LIMIT ?)",
 )
 
 
@@ -75,6 +88,7 @@ class SQLLocks(LockStore):
         task: str | None = None,
         description: str = "",
         limit: int = 1,
+        reservation: Reservation | None = None,
     ) -> Lease | Held | Finished:
         row_key, ours, named, described = (
             self._database.row_key(key),
@@ -100,6 +114,8 @@ class SQLLocks(LockStore):
                     return Held(theirs, until - now, same is not None, their_run.decode("utf-8", "replace"))
             token = own[0] if own is not None else max(token, last + 1)
             lease = (token, now + ttl, ours, named, described, self._database.process)
+            if reservation is not None:
+                self._unreserve(connection, reservation)
             if limit > 1 or others or (is_wide and own is not None):
                 # who has had the key alone has it among others from now on
                 connection.execute("DELETE FROM lockbeat_wide WHERE key = ?", (row_key,))
@@ -216,6 +232,43 @@ class SQLLocks(LockStore):
 
         return self._database.atomically(end)
 
+    def reserve(
+        self, reservation: Reservation, *, ttl: float, unless_run_by: str | None = None
+    ) -> Reservation | Held | None:
+        row_key, name = self._database.row_key(reservation.key), as_blob(reservation.name)
+
+        def take(connection: sqlite3.Connection, now: float) -> Reservation | Held | None:
+            there = connection.execute(
+                "SELECT task_id, token FROM lockbeat_reserved WHERE key = ? AND name = ? AND until > ?",
+                (row_key, name, now),
+            ).fetchone()
+            if there is not None and there != (as_blob(reservation.task_id), reservation.token):
+                return reservation._replace(task_id=as_text(there[0]), token=there[1])
+            if there is None and unless_run_by is not None:
+                row = connection.execute(f"SELECT {ROW} FROM lockbeat_lock WHERE key = ?", (row_key,)).fetchone()
+                for _, until, holder, run, description, _ in self._held(connection, row_key, row, now, b""):
+                    if holder and run and _readable(unless_run_by) in description:
+                        return Held(description, until - now, False, run.decode("utf-8", "replace"))
+            connection.execute(
+                "INSERT OR REPLACE INTO lockbeat_reserved VALUES (?, ?, ?, ?, ?, ?)",
+                (row_key, name, as_blob(reservation.task_id), reservation.token, ttl, now + ttl),
+            )
+            return None
+
+        return self._database.atomically(take)
+
+    def unreserve(self, reservation: Reservation) -> bool:
+        return self._database.atomically(lambda connection, now: self._unreserve(connection, reservation, now))
+
+    def _unreserve(self, connection: sqlite3.Connection, reservation: Reservation, now: float = 0.0) -> bool:
+        """End a reservation; whether it was live ``now``."""
+        key, name, task_id, token = reservation
+        ended = connection.execute(
+            "DELETE FROM lockbeat_reserved WHERE key = ? AND name = ? AND task_id = ? AND token = ? AND until > ?",
+            (self._database.row_key(key), as_blob(name), as_blob(task_id), token, now),
+        )
+        return ended.rowcount == 1
+
     def held(self, key: str | None = None, *, limit: int = LISTED_AT_MOST) -> list[LiveLock]:
         mine = self._database.row_key("" if key is None else key)
 
@@ -281,6 +334,7 @@ def _begin_a_new_boot(connection: sqlite3.Connection, now: float, sees: Callable
             connection.execute("DELETE FROM lockbeat_wide WHERE process = ?", (process,))
     connection.execute("UPDATE lockbeat_lock SET forget = until + ?", (TOKEN_MEMORY,))
     connection.execute("UPDATE lockbeat_done SET forget = ? + lasts", (now,))
+    connection.execute("UPDATE lockbeat_reserved SET until = ? + lasts", (now,))
 
 
 TABLES: Final = Tables(schema=SCHEMA, begin_a_new_boot=_begin_a_new_boot, purge=PURGE)

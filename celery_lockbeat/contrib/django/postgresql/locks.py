@@ -8,9 +8,18 @@ from collections.abc import Sequence
 
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.contrib.django.postgresql.client import Client
-from celery_lockbeat.contrib.django.postgresql.names import exact, named, readable, text, us
+from celery_lockbeat.contrib.django.postgresql.names import cut, exact, named, readable, text, us
 from celery_lockbeat.exceptions import StoreUnavailable
-from celery_lockbeat.stores.base import LISTED_AT_MOST, TOKEN_MEMORY, Finished, Held, Lease, LiveLock, LockStore
+from celery_lockbeat.stores.base import (
+    LISTED_AT_MOST,
+    TOKEN_MEMORY,
+    Finished,
+    Held,
+    Lease,
+    LiveLock,
+    LockStore,
+    Reservation,
+)
 
 __all__ = ["PostgresLocks"]
 
@@ -33,13 +42,20 @@ class PostgresLocks(LockStore):
         task: str | None = None,
         description: str = "",
         limit: int = 1,
+        reservation: Reservation | None = None,
     ) -> Lease | Held | Finished:
         named, tried = (None if name is None else exact(name) for name in (run, task))
         described = description.encode("utf-8", "backslashreplace")
         fixed = (self._client.row_key(key), exact(holder), named, tried, us(ttl), us(TOKEN_MEMORY), described)
         for _ in range(2):
             asked = monotonic()
-            kind, *answer = self._client.call("lockbeat_take", *fixed, self._waits_until(asked), limit)
+            waits_until = self._waits_until(asked)
+            if reservation is None:
+                kind, *answer = self._client.call("lockbeat_take", *fixed, waits_until, limit)
+            else:
+                _, name, task_id, token = self._written(reservation)
+                function = "lockbeat_acquire_reserved"
+                kind, *answer = self._client.call(function, *fixed, waits_until, limit, name, task_id, token)
             if kind == "finished":
                 return Finished(task=answer[0])
             if kind == "held":
@@ -85,6 +101,27 @@ class PostgresLocks(LockStore):
     def free(self, key: str, *, holder: str) -> bool:
         freed: bool = self._client.call("lockbeat_drop", self._client.row_key(key), exact(holder), us(TOKEN_MEMORY))
         return freed
+
+    def reserve(
+        self, reservation: Reservation, *, ttl: float, unless_run_by: str | None = None
+    ) -> Reservation | Held | None:
+        run_by = None if unless_run_by is None else unless_run_by.encode("utf-8", "backslashreplace")
+        answer = self._client.call("lockbeat_reserve", *self._written(reservation), us(ttl), run_by)
+        if answer is None:
+            return None
+        kind, *answer = answer
+        if kind == "reserved":
+            task_id, token = answer
+            return reservation._replace(task_id=text(task_id), token=token)
+        remaining, run, described = answer
+        return Held(readable(described), remaining / 1e6, False, readable(run))
+
+    def unreserve(self, reservation: Reservation) -> bool:
+        return bool(self._client.call("lockbeat_unreserve", *self._written(reservation)))
+
+    def _written(self, reservation: Reservation) -> tuple[bytes, bytes, bytes, str]:
+        key, name, task_id, token = reservation
+        return self._client.row_key(key), cut(exact(name)), exact(task_id), token
 
     def _waits_until(self, asked: float) -> int | None:
         """The server's time until which an answer to what is asked now has somebody who waits for it; None: not known."""
