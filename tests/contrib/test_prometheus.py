@@ -162,7 +162,7 @@ def test_more_entries_and_tasks_than_there_may_be_are_other_ones():
         )
     ]
     told = counted(*records, entries=10, tasks=5)
-    assert len(told.samples("lockbeat_ticks_total")) == 2 * 11
+    assert len(told.samples("lockbeat_ticks_total")) == 3 * 11
     assert told.value("lockbeat_ticks_total", entry="entry-9", outcome="published") == 1
     assert told.value("lockbeat_ticks_total", entry="other", outcome="published") == 290
     assert len(told.samples("lockbeat_run_duration_seconds_count")) == 6
