@@ -23,7 +23,7 @@ from servers import Server
 
 from celery_lockbeat import LockedTask
 
-ROUNDS, MESSAGES = 200, 20
+ROUNDS, MESSAGES = 150, 20
 
 
 def measure(rounds: int = ROUNDS) -> dict[str, list[float]]:

@@ -231,6 +231,8 @@ def _lasts(task: Any, options: Mapping[str, Any], unique_ttl: float) -> float:
 
 def _seconds_until(task: Any, when: Any) -> float | None:
     """Return how far a moment is away, in whatever way Celery takes it; None: there is none, or Celery will refuse it."""
+    if when is None:  # nearly always
+        return None
     if isinstance(when, (int, float)):
         return float(when)
     if isinstance(when, timedelta):
