@@ -47,7 +47,7 @@ __version__ = _version("celery-lockbeat")
 
 
 #: The modules that the documentation speaks of.
-_DOCUMENTED = ("contrib", "events", "exceptions", "scheduler", "testing")
+_DOCUMENTED = ("contrib", "events", "exceptions", "scheduler", "schedules", "testing")
 
 
 def __dir__() -> list[str]:

@@ -211,7 +211,7 @@ def test_the_public_names_are_those_of_the_contract():
 def test_completion_shows_what_is_documented_and_nothing_else():
     shown = set(dir(celery_lockbeat)) - {"__doc__"}
     modules = shown - set(celery_lockbeat.__all__)
-    assert modules <= {"contrib", "events", "exceptions", "scheduler", "testing"}
+    assert modules <= {"contrib", "events", "exceptions", "scheduler", "schedules", "testing"}
     assert shown == set(celery_lockbeat.__all__) | modules
     pages = "\n".join(page.read_text("utf-8") for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
     for name in shown - {"__version__"}:

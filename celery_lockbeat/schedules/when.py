@@ -129,7 +129,7 @@ class OwnSchedule(BaseSchedule):  # type: ignore[misc]
     @property
     def definition(self) -> tuple[str, ...]:
         """What it is, in texts that are the same in all processes."""
-        return type(self).__name__, repr(self), str(self.name)
+        return repr(self), str(self.name)
 
     def _needs_name(self) -> bool:
         return bool(self.policy.jitter)
@@ -267,10 +267,9 @@ class Cron(OwnSchedule):
     def previous_due(self, before: datetime) -> datetime | None:
         """Return when it was due last before an aware moment; None: never."""
         start, end = self.policy.start, self.policy.end
-        due = self._in_zone().before(math.ceil((before if end is None else min(before, end)).timestamp()))
-        return (
-            None if due is None or (start is not None and due < start.timestamp()) else datetime.fromtimestamp(due, UTC)
-        )
+        at = math.ceil((before if end is None else min(before, end)).timestamp())
+        due = self._in_zone().before(at) if at > 0 else None
+        return None if due is None or (start and due < start.timestamp()) else datetime.fromtimestamp(due, UTC)
 
     def dues_between(self, after: datetime, until: datetime) -> Dues | None:
         """Count the ticks that were due after one aware moment and until another; None: none."""
@@ -292,7 +291,8 @@ class Cron(OwnSchedule):
 
     def _begins_after(self, after: datetime) -> int:
         start = self.policy.start
-        at = math.floor(after.timestamp())
+        # Celery and Django have the year 1 for "never"
+        at = max(0, math.floor(after.timestamp()))
         return at if start is None else max(at, math.ceil(start.timestamp()) - 1)
 
     def _fires_after(self, after: datetime) -> float | None:

@@ -20,6 +20,7 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 import celery_lockbeat
+from celery_lockbeat import schedules
 from celery_lockbeat.cli import lockbeat
 from celery_lockbeat.contrib.prometheus import LockbeatCollector
 from celery_lockbeat.journal import Record
@@ -123,6 +124,7 @@ def api() -> str:
         # of the others the members are Celery's
         members = "\n   :members:" if what in (celery_lockbeat.Lock, celery_lockbeat.signals) else ""
         shown.append(f".. {kind}:: celery_lockbeat.{name}{members}\n")
+    shown += [f".. autoclass:: celery_lockbeat.schedules.{name}\n" for name in schedules.__all__]
     return "```{eval-rst}\n" + "\n".join(shown) + "```\n"
 
 

@@ -317,6 +317,14 @@ def test_what_is_too_late_for_celerys_crontab_is_so_for_a_cron():
         assert spread.is_due(START).is_due is is_due
 
 
+def test_what_has_never_run_is_due_whatever_year_that_is_said_by():
+    for zone in ("UTC", "America/New_York", "Asia/Tokyo"):
+        when = Cron("0 * * * *", timezone=zone, nowfun=lambda: after(HOUR / 2))
+        for never in (datetime.min, datetime.min.replace(tzinfo=UTC)):
+            assert tuple(when.is_due(never)) == (True, HOUR / 2)
+        assert previous_due(when, datetime.min.replace(tzinfo=UTC)) is None
+
+
 def test_its_zone_is_that_of_its_app_whichever_that_is_just_now():
     when = Cron("0 0 * * *", nowfun=lambda: START)
     whole = []
