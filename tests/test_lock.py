@@ -497,7 +497,7 @@ class Slow:
     """A store whose answers take their time, in whichever thread asks."""
 
     def __init__(self, monkeypatch, app):
-        self.locks = stores_of(app).choose("auto", "default")[0].locks
+        self.locks = stores_of(app).choose(app.conf.lockbeat_driver, "default")[0].locks
         for name in ("acquire", "release"):
             asked = getattr(self.locks, name)
             monkeypatch.setattr(

@@ -103,7 +103,7 @@ def command_lines(page: Path) -> list[list[str]]:
     found = []
     for block in blocks(page, "sh", "console"):
         for line in re.sub(r"\\\n", " ", block).splitlines():
-            for part in re.split(r"[|;]|&&|\|\|", line.partition(" #")[0]):
+            for part in re.split(r"[|;>]|&&|\|\|", line.partition(" #")[0]):
                 words = shlex.split(part.strip().removeprefix("$ "))
                 if words[:1] == ["celery"] and "lockbeat" in words:
                     found.append(words[words.index("lockbeat") + 1 :])
