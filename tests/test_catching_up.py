@@ -16,7 +16,7 @@ from celery.schedules import crontab, schedule
 from servers import wait_until
 
 from celery_lockbeat import ConfigurationError, signals
-from celery_lockbeat.schedules import Cron, Every
+from celery_lockbeat.schedules import Cron, Every, Once
 
 UTC = timezone.utc
 DAY = 86400
@@ -46,8 +46,8 @@ def missed():
     """Each event that tells of missed ticks: (entry, count, last due)."""
     found = []
 
-    def note(schedule, count, last_due, reason, **_):
-        found.append((schedule, count, (datetime.fromisoformat(last_due) - START).total_seconds(), reason))
+    def note(schedule, count, reason, last_due=None, tick=None, **_):
+        found.append((schedule, count, (datetime.fromisoformat(last_due or tick) - START).total_seconds(), reason))
 
     signals.tick_missed.connect(note)
     yield Said(found)
@@ -215,6 +215,19 @@ def test_an_interval_does_not_drift_by_what_its_ticks_are_late(simulation):
     grid = dues(simulation)
     assert len(grid) in (49, 50)
     assert [b - a for a, b in pairwise(grid)] == [7.0] * (len(grid) - 1)
+
+
+def test_what_is_due_once_after_a_cold_start_may_be_put_off_and_come_too_late(simulation, missed):
+    entries = {
+        "e": {"task": "t", "schedule": Once(after=5, jitter=20)},
+        "late": {"task": "l", "schedule": Once(after=5, start_within=2)},
+    }
+    simulation.store.fails = lambda name: "before" if name == "claim" and simulation.world.elapsed < 10 else None
+    simulation.world.run(*(simulation.beat(entries) for _ in range(3)), seconds=40)
+    (message,) = simulation.messages
+    assert 5 <= message.at < 25.2
+    assert message.task == "t"
+    assert "start_within" in missed.all_of(1)[0][3]
 
 
 # -- what others define ------------------------------------------------------------------------------------------------

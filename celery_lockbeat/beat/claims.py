@@ -164,9 +164,12 @@ class Claimer:
                 continue
             now = item.entry.default_now()
             run = item.entry.total_run_count + 1
-            tick = (now - timedelta(seconds=late)).isoformat(timespec="milliseconds")
+            tick = now - timedelta(seconds=late)
+            details = {"due": tick.isoformat(timespec="milliseconds")}
+            if isinstance(item.schedule, Timeout) and item.schedule.policy.start_within is not None:
+                details[BEGIN_BY] = _begin_by(tick, item.schedule.policy.start_within)
             state = self._clocks.state(item.entry, run, now)
-            item.claim = Claim(_task_id_of(item, run), item.key, state, {"due": tick}, flag=item.flag)
+            item.claim = Claim(_task_id_of(item, run), item.key, state, details, flag=item.flag)
             due.append(item)
         return due
 
@@ -370,8 +373,11 @@ def details_of(verdict: Publish, rule: Rule) -> dict[str, str]:
         details["previous_due"] = verdict.previous.astimezone(rule.zone).isoformat(timespec="milliseconds")
     if verdict.caught_up:
         details["origin"] = "catchup"
-    within = rule.policy.start_within
-    if within is not None:
-        latest = verdict.due.astimezone(timezone.utc) + timedelta(seconds=within)
-        details[BEGIN_BY] = latest.isoformat(timespec="milliseconds")
+    if rule.policy.start_within is not None:
+        details[BEGIN_BY] = _begin_by(verdict.due, rule.policy.start_within)
     return details
+
+
+def _begin_by(due: datetime, within: float) -> str:
+    latest = due.astimezone(timezone.utc) + timedelta(seconds=within)
+    return latest.isoformat(timespec="milliseconds")

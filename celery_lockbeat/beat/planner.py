@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any, Final
 
 from celery.beat import ScheduleEntry, Scheduler
@@ -24,6 +24,8 @@ from celery_lockbeat.stores.base import EntryState
 __all__ = ["Planner"]
 
 logger: Final = logging.getLogger("celery_lockbeat.beat")
+
+_EPOCH: Final = datetime.fromtimestamp(0, timezone.utc)
 
 #: Seconds until an entry that is not yet due is looked at again, at least.
 SHORTEST: Final = 0.001
@@ -51,7 +53,9 @@ class Planner:
         now = self._clock()
         if isinstance(item.schedule, Timeout):
             if not item.entry.total_run_count:
-                self._agenda.plan(item, self.cold_start + item.schedule.seconds)
+                # by its key, which has the cold start in it: the same in all replicas
+                offset = item.schedule.policy.offset(item.key, _EPOCH)
+                self._agenda.plan(item, self.cold_start + item.schedule.seconds + offset)
             return
         if self.rules.of(item) is not None:
             verdict = self.judge(item)

@@ -264,6 +264,16 @@ class Rules:
         rule: Rule | None = item.rule
         return rule
 
+    def policy_of(self, name: str, when: Any, policy: Policy | None = None) -> tuple[Policy | None, str]:
+        """Return the policy of an entry, None: it has none; and who has said so last. Raises ConfigurationError."""
+        rule: Policy | None = when.policy if isinstance(when, OURS) else policy
+        owner = f"entry {name!r}"
+        for pattern, keywords in self._settings.items():
+            if fnmatchcase(name, pattern):
+                owner = f"lockbeat_entries[{pattern!r}], for entry {name!r},"
+                rule = (rule or Policy()).over(keywords, owner=owner)
+        return rule, owner
+
     def concern(self, entry: Any) -> bool:
         """Whether an entry of others' has a policy."""
         own = getattr(entry, "lockbeat_policy", None) is not None
@@ -273,15 +283,9 @@ class Rules:
         """Make the rule of an entry of this name, as :meth:`of`. Raises ConfigurationError."""
         if isinstance(when, Timeout):
             return None
-        own: Policy | None = when.policy if isinstance(when, OURS) else policy
-        told = [(pattern, each) for pattern, each in self._settings.items() if fnmatchcase(name, pattern)]
-        if own is None and not told:
+        rule, owner = self.policy_of(name, when, policy)
+        if rule is None:
             return None
-        rule = own or Policy()
-        owner = f"entry {name!r}"
-        for pattern, keywords in told:
-            owner = f"lockbeat_entries[{pattern!r}], for entry {name!r},"
-            rule = rule.over(keywords, owner=owner)
         if not isinstance(when, (*OURS, crontab, schedule, solar)):
             raise refusal(
                 f"schedule of {owner}", when, "with a policy, a Cron, Every, Once, crontab, schedule or solar"

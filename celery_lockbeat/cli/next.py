@@ -17,13 +17,15 @@ from typing import Any, Final, NamedTuple
 import click
 from celery.schedules import schedule
 
+from celery_lockbeat.beat.rules import Rules
 from celery_lockbeat.cli.output import command, print_json, print_table, printable
 from celery_lockbeat.contrib.schedulers import known_schedules
 from celery_lockbeat.exceptions import StoreUnavailable
 from celery_lockbeat.insight.entries import named_entries
 from celery_lockbeat.insight.times import any_moment_of, now
-from celery_lockbeat.options import written
+from celery_lockbeat.options import AppOptions, written
 from celery_lockbeat.schedules.dues import iter_dues
+from celery_lockbeat.schedules.policy import Policy
 from celery_lockbeat.schedules.wall import DAY
 from celery_lockbeat.schedules.when import OwnSchedule, Timeout, bound, policy_of
 from celery_lockbeat.schedules.zoned import Clock
@@ -69,7 +71,10 @@ def next(ctx: click.Context, entry: str | None, count: int, at: str | None, as_j
         ctx.exit(1)
     chosen = known if entry is None else {entry: known[entry]}
     last = _last_ticks(app, chosen)
-    dues = {name: _dues(name, when, last.get(name), since, app) for name, when in chosen.items()}
+    options = AppOptions.read(app.conf)
+    rules = Rules(options.entries or {}, options.late_after)
+    policies = {name: rules.policy_of(name, when)[0] or Policy() for name, when in chosen.items()}
+    dues = {name: _dues(name, when, policies[name], last.get(name), since, app) for name, when in chosen.items()}
     first = {name: following for name, each in dues.items() if (following := builtins.next(each, None)) is not None}
     streams = (chain([due], dues[name]) for name, due in first.items())
     found = list(islice(heapq.merge(*streams, key=lambda due: (due.at, due.entry)), count))
@@ -108,17 +113,21 @@ def _last_ticks(app: Any, chosen: Mapping[str, Any]) -> dict[str, datetime]:
     return found
 
 
-def _dues(name: str, when: Any, last: datetime | None, since: datetime, app: Any) -> Iterator[_Due]:
+def _dues(name: str, when: Any, policy: Policy, last: datetime | None, since: datetime, app: Any) -> Iterator[_Due]:
     """Yield when an entry is due after a moment, oldest first."""
     zone: tzinfo = getattr(when, "tz", None) or app.timezone
     when, clock, before = bound(when, name), Clock(zone), since
+    when = when.with_policy(policy) if isinstance(when, OwnSchedule) else when
+    first = since if policy.start is None else max(since, policy.start - timedelta(microseconds=1))
     is_now = abs((since - now()).total_seconds()) < 1
     unknown = isinstance(when, schedule) and policy_of(when).start is None and last is None
-    for due in _moments(when, last, since):
+    for due in _moments(when, last, first):
+        if policy.end is not None and due >= policy.end:
+            return
         notes = _changes(clock, before, due)
         if unknown and before is since:
             notes.append("if counted from now on" if is_now else "if counted from --at on")
-        if offset := policy_of(when).offset(name, due):
+        if offset := policy.offset(name, due):
             notes.append(f"+{written(round(offset, 1))} s")
         yield _Due(due, name, zone, notes)
         before = due

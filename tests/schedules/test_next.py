@@ -87,6 +87,18 @@ def test_the_name_of_an_entry_decides_h_and_its_jitter_is_told(ask):
     assert first["note"] == f"+{written(round(bound.policy.offset(first['entry'], due), 1))} s"
 
 
+def test_what_lockbeat_entries_says_counts(ask, app):
+    app.conf.lockbeat_entries = {
+        "report-*": {"start": datetime(2026, 6, 2, tzinfo=UTC), "end": datetime(2026, 6, 2, 2, tzinfo=UTC)},
+        "*-own": {"jitter": 600},
+    }
+    ours, theirs = Cron("0 * * * *", timezone="UTC"), crontab(minute=0)
+    told = ask("--json", "--at", "2026-06-01T00:00Z", "--count", "9", **{"report-own": ours, "report-x": theirs})
+    at = [(each["entry"], datetime.fromisoformat(each["due"]).astimezone(UTC).hour) for each in told]
+    assert at == [("report-own", 0), ("report-x", 0), ("report-own", 1), ("report-x", 1)]
+    assert [bool(each["note"]) for each in told] == [True, False, True, False]
+
+
 def test_an_interval_goes_on_from_its_last_tick_which_the_store_knows(ask, app):
     at = "2026-06-01T10:00:00+00:00"
     intervals = {
