@@ -17,7 +17,7 @@ from celery_lockbeat import ConfigurationError, Lock, LockedTask
 from celery_lockbeat.exceptions import StoreUnavailable, UnreadableKey
 from celery_lockbeat.options import AppOptions
 from celery_lockbeat.options.refusals import without_passwords
-from celery_lockbeat.stores.base import Claim, EntryState, Held, Lease
+from celery_lockbeat.stores.base import Claim, EntryState, Held, Lease, Reservation
 from celery_lockbeat.stores.redis.store import RedisStore
 from docs import DOCS
 
@@ -116,6 +116,10 @@ def exercise(store, admin):
     store.locks.release(lease, remember_for=60)
     store.locks.acquire("key", holder="c", ttl=60)
     store.locks.free("key", holder="c")
+    for holder in "de":
+        store.locks.acquire("wide", holder=holder, ttl=60, limit=2, run="r", description="d")
+    store.locks.reserve(Reservation("wide", "task", "id", "token"), ttl=60, unless_run_by="d")
+    store.controls.ask("app", "request", "entry", "{}")
     for replica in ("one", "two", "one"):
         store.beats.join("app", replica)
     entries = [(name, EntryState(0, "then")) for name in "abc"]

@@ -14,11 +14,16 @@ from celery_lockbeat.stores.redis.scripts import Script
 __all__ = ["check_format"]
 
 
-def check_format(client: Client) -> None:
-    """Say which format this release writes, and refuse a newer one. Raises ConfigurationError, StoreUnavailable."""
+def check_format(client: Client, *, begins: bool = True) -> None:
+    """Say which format this release writes, and refuse a newer one. Raises ConfigurationError, StoreUnavailable.
+
+    Who does not begin has been let in before: it waits for a server that refuses it now, and does not end.
+    """
     try:
         told, begun_by = client.call(Script.of("format"), (f"{client.prefix}format",), (str(FORMAT), BEGUN_BY))
     except StoreRefused as exc:
+        if not begins:
+            return
         # as all else that is refused to who begins
         raise ConfigurationError(str(exc)) from exc
     refuse_unknown(f"{client.where}, prefix {client.prefix!r},", int(told), shown(begun_by))

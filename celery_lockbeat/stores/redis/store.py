@@ -47,6 +47,7 @@ class RedisStore(Store):
         client = Client(
             url, options=options, prefix=key_prefix, min_replicas=min_replicas, setting=setting, spell=spell
         )
+        self._knows_format = False
         self._share(client)
 
     def _share(self, client: Client) -> None:
@@ -60,7 +61,8 @@ class RedisStore(Store):
 
     def check(self) -> None:
         self._inspection.check()
-        check_format(self.client)
+        check_format(self.client, begins=not self._knows_format)
+        self._knows_format = True
 
     def facts(self, app: str) -> list[ServerFacts]:
         """Ask each server about itself, and try what this store and the beats of ``app`` need. Raises StoreUnavailable.

@@ -21,6 +21,7 @@ local is_text = try('SET', key, '', 'PX', 1000)
 local can_end = try('DEL', key)
 if is_text or can_end then
   try('HSET', key, 'f', '')
+  try('HSETNX', key, 'f', '')
   try('SADD', key, 'm')
 end
 try('GET', key)
@@ -33,6 +34,7 @@ end
 try('HGET', key, 'f')
 try('HMGET', key, 'f')
 try('HGETALL', key)
+try('HVALS', key)
 try('HDEL', key, 'f')
 try('SREM', key, 'm')
 try('SCARD', key)
