@@ -24,6 +24,7 @@ __all__ = [
     "task_skipped",
     "task_started",
     "task_succeeded",
+    "task_waiting",
     "tick_late",
     "tick_missed",
 ]
@@ -40,6 +41,7 @@ lock_released = Signal(name="lockbeat_lock_released")
 lock_extend_failed = Signal(name="lockbeat_lock_extend_failed")
 lock_expired_before_finish = Signal(name="lockbeat_lock_expired_before_finish")
 driver_fallback = Signal(name="lockbeat_driver_fallback")
+task_waiting = Signal(name="lockbeat_task_waiting")
 run_overdue = Signal(name="lockbeat_run_overdue")
 tick_late = Signal(name="lockbeat_tick_late")
 tick_missed = Signal(name="lockbeat_tick_missed")

@@ -84,6 +84,7 @@ class ScriptedStore(Store, LockStore):
         description: str = "",
         limit: int = 1,
         reservation: Reservation | None = None,
+        place: Any = None,
     ) -> Lease | Held | Finished:
         self.acquisitions.append(round(self._time.now, 3))
         answer = self._next()
@@ -113,6 +114,8 @@ class ScriptedStore(Store, LockStore):
 
     def held(self, key: str | None = None, *, limit: int = 0) -> list[Any]:
         raise NotImplementedError
+
+    serve = line = clear_line = held
 
     def close(self) -> None:
         pass

@@ -150,6 +150,8 @@ OPTIONS = {
     "lock_retry_delay": 0.4,
     "lock_retry_jitter": 0.1,
     "lock_skip_if_locked": False,
+    "lock_wait_at_most": 60,
+    "lock_line_limit": 9,
     "lock_limit": 4,
     "lock_hold_at_least": 2,
     "lock_hold_at_most": 90,

@@ -326,6 +326,8 @@ def test_the_keywords_of_a_lock_are_known_to_type_checkers_and_are_those_that_it
         "enabled",
         "key",
         "if_held",
+        "wait_at_most",
+        "line_limit",
         "skip_if_locked",
         "dedupe_ttl",
         "unique",

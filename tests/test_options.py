@@ -62,6 +62,8 @@ WRONG = [
     ("skip_if_locked", None.__class__),
     ("if_held", "queue"),
     ("if_held", True),
+    ("wait_at_most", 0),
+    ("line_limit", 0),
     ("limit", 0),
     ("limit", 1.5),
     ("limit", True),

@@ -354,6 +354,57 @@ def test_a_copy_that_is_put_off_reserves_nothing(app, make, queue):
     assert next_.id == seen[1] != first.id
 
 
+@BOTH
+def test_what_waits_in_line_keeps_its_place_and_no_other_is_sent(app, make, queue, monkeypatch, until):
+    ran = []
+    task = make(until, lambda self: ran.append(self.request.id), lock_if_held="wait")
+    with Lock("1", app=app):
+        first = task.delay(1)
+        for _ in range(2):  # its message, and the copy that comes by itself
+            with monkeypatch.context() as patched:
+                patched.setattr(type(locks_of(app)), "reserve", None)
+                queue.deliver()
+            assert queue.ids() == [first.id], "its copy, which has reserved nothing of its own"
+            again = task.delay(1)
+            assert (again.id, again.already_queued) == (first.id, True)
+        assert not ran
+    assert queue.ids() == [first.id, first.id], "it is called, too"
+    assert task.delay(1).id == first.id
+    queue.deliver_all()
+    assert ran == [first.id]
+    second = task.delay(1)
+    assert second.id != first.id
+    queue.deliver_all()
+    assert ran == [first.id, second.id]
+
+
+@BOTH
+@pytest.mark.parametrize("why", ["superseded", "waited"])
+def test_a_run_that_waits_in_line_no_more_has_been_queued_no_longer(app, make, queue, until, why, skips):
+    task = make(until, lock_if_held="wait_latest")
+    with Lock("1", app=app):
+        first = task.delay(1)
+        queue.deliver()
+        if why == "waited":
+            locks_of(app).clear_line("1")
+        else:
+            app.send_task("unique", (1,))
+            queue.deliver(queue.messages()[-1])
+        assert is_reserved(app)
+        (told,) = [each for each in queue.messages() if each.id == first.id and each.headers["eta"] is None]
+        queue.deliver(told)
+        assert [each["reason"] for each in skips] == [why]
+        assert not is_reserved(app)
+
+
+@pytest.mark.parametrize("driver", ["redis"])
+def test_a_message_that_may_wait_in_line_is_waited_for_so_much_longer(make, server):
+    make(lock_unique_ttl=100, lock_if_held="wait", lock_wait_at_most=1000).delay(1)
+    with server.client() as client:
+        (name,) = client.keys("lockbeat:reserved:*")
+        assert 1080 < client.pttl(name) / 1000 <= 1100
+
+
 def test_without_a_lock_nothing_is_unique_and_what_others_have_reserved_ends_with_the_run(app, make, queue):
     task = make("until_finished", lambda self: seen.append(is_reserved(app)))
     seen = []

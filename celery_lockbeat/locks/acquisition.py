@@ -19,7 +19,7 @@ from celery_lockbeat.locks.renewal import Renewer, renewer_of
 from celery_lockbeat.observe.events import Story, new_id
 from celery_lockbeat.options import LockOptions, written
 from celery_lockbeat.process import stopping, this_process
-from celery_lockbeat.stores import Finished, Held, Lease, Reservation, Store, Stores
+from celery_lockbeat.stores import Finished, Held, Lease, Place, Reservation, Store, Stores, Waiting
 
 __all__ = ["Acquisition", "Asker"]
 
@@ -50,6 +50,8 @@ class Acquisition:
     fell_back = False
     #: of what the store may have of ours; None: nothing
     note: Note | None = None
+    #: the place in line that is asked for where the key is held
+    place: Place | None = None
 
     def __init__(self, key: str, options: LockOptions, stores: Stores, story: Story, asker: Asker, *, pid: int) -> None:
         self.store, self._fallback = stores.choose(options.driver, options.connection)
@@ -59,14 +61,14 @@ class Acquisition:
         self._asker = asker
         self._pid = pid
 
-    def ask(self) -> OwnLease | Held | Finished:
+    def ask(self) -> OwnLease | Held | Finished | Waiting:
         """Ask, and again while the key is held: for a lease that is ours, or why there is none. Raises StoreUnavailable."""
         if self.abandoned:
             # what frees an earlier acquire whose answer was lost frees by this name, and may come late
             self._story.execution_id = new_id()
         answer = self._ask_or_fall_back()
         for _ in range(self._options.retry_attempts):
-            if not isinstance(answer, Held) or answer.same_run or stopping.is_set():
+            if not isinstance(answer, Held) or answer.same_run or answer.why or stopping.is_set():
                 break
             stopping.wait(self._options.retry_delay + random.uniform(0, self._options.retry_jitter))  # noqa: S311
             answer = self._ask_or_fall_back()
@@ -94,7 +96,7 @@ class Acquisition:
         until = monotonic() + self._options.ttl
         self.ask_later(lambda store: store.locks.free(key, holder=holder), until=until)
 
-    def _ask_or_fall_back(self) -> OwnLease | Held | Finished:
+    def _ask_or_fall_back(self) -> OwnLease | Held | Finished | Waiting:
         try:
             return self._ask()
         except StoreUnavailable as exc:
@@ -107,7 +109,7 @@ class Acquisition:
             self._story.emit("driver_fallback", error_name=type(exc).__name__, error_message=str(exc))
             return self._ask()
 
-    def _ask(self) -> OwnLease | Held | Finished:
+    def _ask(self) -> OwnLease | Held | Finished | Waiting:
         options, asker, holder = self._options, self._asker, self._story.execution_id
         note = self.note
         if note is None:
@@ -129,6 +131,7 @@ class Acquisition:
                 description=asker.description,
                 limit=options.limit,
                 reservation=asker.reservation,
+                place=self.place,
             )
             if not isinstance(answer, Lease):
                 return answer

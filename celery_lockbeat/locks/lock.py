@@ -35,7 +35,7 @@ from celery_lockbeat.locks.scope import Scope, innermost
 from celery_lockbeat.observe.events import Story
 from celery_lockbeat.options import LOCK_NAMES, LockKeywords, LockOptions, check_key, written
 from celery_lockbeat.process import this_process
-from celery_lockbeat.stores import Finished, Held, Lease, Store, Stores, stores_of
+from celery_lockbeat.stores import Finished, Held, Lease, Place, Store, Stores, Waiting, stores_of
 from celery_lockbeat.threads import off_the_loop
 
 if TYPE_CHECKING:
@@ -72,7 +72,9 @@ class Lock:
     #: what is held, or was; None: nothing yet
     _own: OwnLease | None = None
     #: why the last ``acquire`` was refused: a :class:`Held`, whose ``description`` and ``remaining`` tell of the holder
-    refusal: Held | Finished | None = None
+    refusal: Held | Finished | Waiting | None = None
+    #: seconds for which its end is remembered at least
+    remembered_at_least = 0.0
 
     def __init__(self, key: str, *, app: Any = None, **options: Unpack[LockKeywords]) -> None:
         app = app or current_app
@@ -269,8 +271,9 @@ class Lock:
                 raise
         return self.refusal is None
 
-    def take(self) -> Held | Finished | None:
-        """As ``acquire``, for a task's attempt: None, or why it is not ours."""
+    def take(self, place: Place | None = None) -> Held | Finished | Waiting | None:
+        """As ``acquire``, for a task's attempt, which may want a ``place`` in line: None, or why it is not ours."""
+        self._acquisition.place = place
         if self._own is not None:
             msg = f"lock {self.key!r} was {self._own.state} already: a Lock is one hold, make another"
             raise RuntimeError(msg)
@@ -342,7 +345,7 @@ class Lock:
             self.abandon()
             return False
         hold_for = max(0.0, self._options.hold_at_least - own.held_for()) if hold else 0.0
-        remember_for = self._options.dedupe_ttl if finished else 0.0
+        remember_for = max(self._options.dedupe_ttl, self.remembered_at_least) if finished else 0.0
         return self._release(own, hold_for, remember_for, task)
 
     def _release(self, own: OwnLease, hold_for: float, remember_for: float, task: bool) -> bool:

@@ -6,6 +6,7 @@ lease has run out by itself.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,7 +62,11 @@ class OrphanedLocks:
             logger.exception("nobody can tell what the dead child %d held", pid)
             return {}
         for (holder, _), hold in held.items():
-            if hold.driver != "memory":  # the kernel has freed that
+            if hold.driver == "memory":
+                # the kernel has freed it; who waits for it does not know
+                with contextlib.suppress(LockbeatError):
+                    self._store_of(hold.driver, hold.connection).locks.serve(hold.key)
+            else:
                 until = monotonic() + hold.ttl
                 self._left.append(_OrphanedLock(pid, hold.key, holder, hold.driver, hold.connection, until))
         return held

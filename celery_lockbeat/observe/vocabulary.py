@@ -67,11 +67,15 @@ def _next_try(fields: Fields) -> str:
 
 
 def _why_skipped(fields: Fields) -> str:
-    if fields["reason"] == "duplicate":
+    reason = fields.get("reason")
+    if reason == "duplicate":
         return "a copy of a message whose run has ended"
-    if fields["reason"] == "unique":
+    if reason == "unique":
         return "queued already, or running: " + _short(fields)
-    return "held by " + _short(fields)
+    if reason == "superseded":
+        return "a later one has taken its place in line"
+    why = {"waited": "it has waited for too long, ", "queued": "others wait, "}.get(str(reason), "")
+    return f"{why}held by " + _short(fields)
 
 
 def _short(fields: Fields) -> str:
@@ -115,6 +119,7 @@ EVENTS: Final[Mapping[str, Event]] = {
     "task_retried": Event(INFO, _BY_ALL, "%s retries%s", lambda fields: (_who(fields), _next_try(fields))),
     "task_skipped": Event(INFO, _BY_ALL, "%s skipped: %s", lambda fields: (_who(fields), _why_skipped(fields))),
     "task_finished": Event(INFO, _BY_DEFAULT, "%s is over: %s", lambda fields: (_who(fields), fields["status"])),
+    "task_waiting": Event(INFO, _BY_ALL, "%s waits: %s", lambda fields: (_who(fields), _why_skipped(fields))),
     "run_overdue": Event(
         WARNING, _BY_ALL, "%s is overdue: %s", lambda fields: (_who(fields), str(fields.get("reason")))
     ),

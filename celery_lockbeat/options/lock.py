@@ -48,6 +48,9 @@ DELIVERS_AGAIN: Final = {
     "pyamqp": 1800.0,
 }
 
+#: What has a run wait whose key is held, and who waits then, for the store.
+WAITS: Final = {"wait": "all", "wait_one": "one", "wait_latest": "latest"}
+
 #: Seconds for which a finished run is remembered, unless copies of its message may come later.
 REMEMBERED: Final = 3600.0
 
@@ -72,6 +75,8 @@ class LockOptions:
     retry_jitter: float = 0.05
     if_held: str = "skip"
     skip_if_locked: bool = True
+    wait_at_most: float = 3600.0
+    line_limit: int = 1000
     limit: int = 1
     hold_at_least: float = 0.0
     hold_at_most: float = 0.0
@@ -81,6 +86,11 @@ class LockOptions:
     unique_ttl: float = 3600.0
     expected_within: float | None = None
     logging: str | bool = "auto"
+
+    @property
+    def waits(self) -> str | None:
+        """Which of those who find the key held wait for it; None: nobody does."""
+        return WAITS.get(self.if_held)
 
     @property
     def extends_every(self) -> float:
@@ -248,8 +258,10 @@ _LOCK_RULES: Final[dict[str, Rule]] = {
     "retry_attempts": count,
     "retry_delay": seconds(0),
     "retry_jitter": seconds(0),
-    "if_held": one_of("skip", "fail"),
+    "if_held": one_of("skip", "fail", *WAITS),
     "skip_if_locked": flag,
+    "wait_at_most": seconds(0.1),
+    "line_limit": _limit,
     "limit": _limit,
     "hold_at_least": seconds(0),
     "hold_at_most": seconds(0),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.options import AppOptions, LockOptions
-from celery_lockbeat.stores.base import Finished, Held, Lease, Reservation, Store
+from celery_lockbeat.stores.base import Finished, Held, Lease, Place, Reservation, Store, Waiting
 from celery_lockbeat.stores.redis.store import RedisStore
 from celery_lockbeat.stores.sqlite.store import MemoryStore
 
@@ -17,12 +18,15 @@ __all__ = [
     "Finished",
     "Held",
     "Lease",
+    "Place",
     "Reservation",
     "Store",
     "Stores",
+    "Waiting",
     "before_redirection_ends",
     "home_store_of",
     "name_of",
+    "on_called",
     "on_close",
     "open_store",
     "redirected",
@@ -36,8 +40,9 @@ _ATTRIBUTE: Final = "lockbeat_stores"
 class Stores:
     """The stores that one app's locks live in, each opened once, at its first use, and shared by all threads."""
 
-    def __init__(self, options: AppOptions) -> None:
+    def __init__(self, options: AppOptions, app: Any = None) -> None:
         self.options: Final = options
+        self._app = None if app is None else weakref.ref(app)
         self._opened: dict[object, Store] = {}
         self._chosen: dict[tuple[str, str], tuple[Store, Store | None]] = {}
 
@@ -47,7 +52,10 @@ class Stores:
         Raises ConfigurationError.
         """
         if _elsewhere is not None:
-            return _elsewhere(self, driver, connection)
+            there = _elsewhere(self, driver, connection)
+            for store in there:
+                self._listen_to(store)
+            return there
         chosen = self._chosen.get((driver, connection))
         if chosen is None:
             # two threads may both come here: they choose the same
@@ -64,6 +72,16 @@ class Stores:
         fallback = self._open(None, None) if driver == "auto" else None
         return self._open(connection, arguments, self.options.setting_of(connection)), fallback
 
+    def _listen_to(self, store: Store | None) -> None:
+        if store is not None:
+            store.locks.called = self._called
+
+    def _called(self, _key: str, texts: Sequence[str]) -> None:
+        """Somebody is called who waited for a lock."""
+        app = None if self._app is None else self._app()
+        for callback in _on_called if app is not None else ():
+            callback(app, texts)
+
     def opened(self) -> list[Store]:
         """Tell those that have been opened so far."""
         return list(self._opened.values())
@@ -73,6 +91,7 @@ class Stores:
         if store is None:
             # two threads may both come here: the first one's is kept. No mutex, that a fork could copy while it is locked
             store = self._opened.setdefault(name, open_store(self.options, arguments, setting))
+            self._listen_to(store)
         return store
 
 
@@ -132,7 +151,7 @@ def stores_of(app: Any) -> Stores:
     stores: Stores | None = vars(app).get(_ATTRIBUTE)
     if stores is None:
         # two threads may both come here: the first one's is kept
-        stores = vars(app).setdefault(_ATTRIBUTE, Stores(AppOptions.read(app.conf)))
+        stores = vars(app).setdefault(_ATTRIBUTE, Stores(AppOptions.read(app.conf), app))
         # the only way to learn of it: Celery has no signal for it
         vars(app)["close"] = partial(_close, app.close, stores)
     return stores
@@ -147,6 +166,15 @@ def home_store_of(app: Any) -> Store:
     """Return the store of the beats, of the journal, and of the tasks that name no other. Raises ConfigurationError."""
     locks = LockOptions.read(app.conf, {}, owner="the app")
     return stores_of(app).choose(locks.driver, locks.connection)[0]
+
+
+#: What is done, with an app and texts, where those are called who waited for a lock.
+_on_called: Final[list[Callable[[Any, Sequence[str]], object]]] = []
+
+
+def on_called(callback: Callable[[Any, Sequence[str]], object]) -> None:
+    """Call ``callback`` with an app, and what is to be told to those who waited, whenever that app has freed a key for them."""
+    _on_called.append(callback)
 
 
 #: What whoever begins something for a store wants to be called with it when its app is closed.

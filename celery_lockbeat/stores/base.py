@@ -9,16 +9,18 @@ They share a client. Promises, each a test in ``test_contract.py``, ``test_beat_
 - only the lease that was granted can be extended or released, and only while it is live;
 - of all messages of a task for one key one is reserved, and what is reserved only its own message ends, or its time;
 - every operation can be repeated after a lost answer and then gives the same answer;
+- who waits for a key gets it in the order of arrival, and is called by whatever frees it;
 - of all beats that claim one tick one gets it, and a claim that is not settled can be taken over, under its own task id.
 
-Not promised: fairness, waiting, renewal (``locks/renewal.py``), or who is *alive*, but by the memory store.
+Not promised: renewal (``locks/renewal.py``), or who is *alive*, but by the memory store.
 """
 
 from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, ClassVar, Final, NamedTuple
@@ -37,6 +39,7 @@ __all__ = [
     "JOURNAL_MEMORY",
     "LISTED_AT_MOST",
     "OVERDUE_AT_ONCE",
+    "SINCE",
     "STATE_MEMORY",
     "TOKEN_MEMORY",
     "Announcement",
@@ -58,12 +61,16 @@ __all__ = [
     "LockStore",
     "Overdue",
     "Passed",
+    "Place",
     "Replica",
     "Requests",
     "Reservation",
+    "Served",
     "Store",
     "StoredEntry",
     "StoredRecord",
+    "Waiter",
+    "Waiting",
     "is_request",
     "request_key",
 ]
@@ -105,6 +112,12 @@ ASKED_AT_ONCE: Final = 100
 #: As many records are written, or read, in one round trip.
 JOURNALED_AT_ONCE: Final = 500
 
+#: Where this stands in quotes in what is to be told to who waits, the store writes since when it does.
+SINCE: Final = "@since"
+
+#: Seconds between two looks of one who waits for a key, where the store cannot tell it.
+LOOKS_EVERY: Final = 0.02
+
 #: As many locks, entries, or entries of one replica are listed for an operator, unless more are asked for.
 LISTED_AT_MOST: Final = 10_000
 
@@ -141,19 +154,87 @@ class Held:
 
     ``same_run``: the other holder executes the very run that was asked for (a redelivered copy of its message).
     ``description`` is what that holder says of itself, ``run`` what it executes ("" for none, and once released).
+    ``why`` there is no place in line either, for who has asked for one: "waited" for as long as it would, "queued" behind
+    the one that may wait, "full", or "superseded" by one that came later.
     """
 
     description: str
     remaining: float
     same_run: bool
     run: str = ""
+    why: str = ""
+
+
+class Place(NamedTuple):
+    """What is asked for where a key is held: a place in line, for ``wait_for`` seconds from the first asking on.
+
+    ``ticket`` is the name of the task that waits (:attr:`Lease.task`), or of another waiter. ``kind``: "all" wait; only "one" does;
+    the "latest" does, of its kind. At most ``room`` wait. Once it is called it has ``grace`` seconds to come. ``text`` is what
+    is told then, by whoever calls it: opaque, but for :data:`SINCE`; "" for who listens. ``since`` and ``began`` are those of an earlier answer: who came first
+    is first, however often its place was lost. ``copy`` is the number of the message that asks, ``again`` whether it has been
+    delivered before.
+    """
+
+    ticket: str
+    wait_for: float
+    kind: str = "all"
+    room: int = 1000
+    grace: float = 30.0
+    text: str = ""
+    since: int = 0
+    began: float = 0.0
+    copy: int = 0
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A place in line, behind ``before`` others; the rest is of the holder whose lease ends first.
+
+    ``copy`` is the number of the message that is to come next, sent by who got this answer; 0: that is on its way already.
+    """
+
+    since: int
+    began: float
+    copy: int
+    before: int
+    description: str
+    remaining: float
+    run: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiter:
+    """One in the line of a key, as an operator sees it. ``called``: it is its turn, and it has not come yet."""
+
+    ticket: str
+    since: int
+    description: str
+    called: bool
+
+    @property
+    def waiting_since(self) -> datetime:
+        """When it came, by the store's clock."""
+        return datetime.fromtimestamp(self.since / 1_000_000, timezone.utc)
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """How many wait for a key, and in how many seconds something may have to be done for them; None: nothing."""
+
+    waiting: int
+    look_in: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A refusal: this attempt, or the ``task`` that it is one of, was released as finished: there is a tombstone of it."""
+    """A refusal: this attempt, or the ``task`` that it is one of, was released as finished: there is a tombstone of it.
+
+    ``why`` it is over without a run: it waited, and was "superseded", or sent away ("cleared").
+    """
 
     task: bool = False
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,6 +332,7 @@ class LiveLock:
     run: str
     token: int
     remaining: float
+    waiting: int = 0
 
     @property
     def held_since(self) -> datetime:
@@ -373,8 +455,17 @@ class StoredRecord:
     text: str
 
 
+def _untold(_key: str, _texts: Sequence[str]) -> None:
+    """Nobody is there who could tell them; they look for themselves."""
+
+
 class LockStore(abc.ABC):
-    """Who holds which key. Keys, holders, runs and descriptions are non-empty text of any content and length."""
+    """Who holds which key, and who waits for it. Keys, holders, runs, tickets and descriptions are non-empty text of any content and length.
+
+    Whatever an operation frees is given to who is first in line; what is to be told to it, ``called`` gets with the key.
+    """
+
+    called: Callable[[str, Sequence[str]], object] = staticmethod(_untold)
 
     @abc.abstractmethod
     def acquire(
@@ -388,13 +479,17 @@ class LockStore(abc.ABC):
         description: str = "",
         limit: int = 1,
         reservation: Reservation | None = None,
-    ) -> Lease | Held | Finished:
+        place: Place | None = None,
+    ) -> Lease | Held | Finished | Waiting:
         """Take ``key`` for ``ttl`` seconds, or say why not. With the lease, ``reservation``, which is of this key, is over.
 
         First match counts: ``run`` or ``task`` is remembered as finished -> :class:`Finished`; it is held by this very
         ``holder`` -> its lease again, with the same token and a fresh ttl; the key is held live by ``limit`` others, or by one that
         executes this ``run`` -> :class:`Held`, of that one, or of the one whose lease ends first; else a new lease with a new
         token, ``max(last token + 1, the store's clock in microseconds)``, where the last token is that of all holders.
+
+        What becomes free belongs to who waits in line, in the order of arrival: the first is called, and its place kept for it. So
+        somebody who asks while others wait is refused; with a ``place`` it waits, too -> :class:`Waiting`.
         """
 
     @abc.abstractmethod
@@ -444,6 +539,22 @@ class LockStore(abc.ABC):
 
         For operators: not atomic, and it stops no other operation for long, however many there are.
         """
+
+    @abc.abstractmethod
+    def serve(self, key: str) -> Served:
+        """Give what has become free by itself, for a lease was over or somebody did not come, to those who wait."""
+
+    @abc.abstractmethod
+    def line(self, key: str, *, limit: int = LISTED_AT_MOST) -> list[Waiter]:
+        """Return those who wait for ``key``, first those who are called, then in their order. For operators, as :meth:`held`."""
+
+    @abc.abstractmethod
+    def clear_line(self, key: str, *, remember_for: float = 3600.0) -> int:
+        """Send all away who wait for ``key`` and are not called yet; return how many. Each is told, and finds itself finished."""
+
+    def listen(self, key: str, ticket: str, within: float) -> None:  # noqa: ARG002  it looks from time to time
+        """Wait until ``ticket`` may have been called, for so many seconds at most."""
+        time.sleep(min(within, LOOKS_EVERY))
 
 
 class BeatStore(abc.ABC):

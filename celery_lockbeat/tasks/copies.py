@@ -25,6 +25,7 @@ from celery._state import get_current_worker_task
 from celery.exceptions import Ignore, Reject
 
 __all__ = [
+    "LINE",
     "NONCE",
     "POSTPONED",
     "REDELIVERED",
@@ -32,6 +33,7 @@ __all__ = [
     "TICK",
     "delivered_again",
     "headers_of",
+    "is_copy_for_later",
     "is_nonce",
     "may_be_sent_anew",
     "name_of",
@@ -51,6 +53,9 @@ NONCE: Final = "lockbeat_nonce"
 
 #: The header of a copy that we have postponed: how often it has been.
 POSTPONED: Final = "lockbeat_postponed"
+
+#: The header of a copy that waits in line: its arrival, when its waiting began, its number, and its try.
+LINE: Final = "lockbeat_line"
 
 #: The header of what a broker delivers again, where kombu's transport has put it back itself.
 REDELIVERED: Final = "redelivered"
@@ -112,7 +117,7 @@ def unhide_headers(request: Any) -> None:
     """
     headers = request.headers
     if isinstance(headers, dict):
-        ours = (TICK, NONCE, POSTPONED, RESERVED)
+        ours = (TICK, NONCE, POSTPONED, LINE, RESERVED)
         hidden = {name: vars(request)[name] for name in ours if name not in headers and name in vars(request)}
         if hidden:
             request.headers = {**headers, **hidden}
@@ -145,6 +150,14 @@ def postponed(request: Any) -> int:
 def delivered_again(request: Any) -> bool:
     """Whether the broker says that it has delivered this message before."""
     return bool(headers_of(request).get(REDELIVERED) or (request.delivery_info or {}).get("redelivered"))
+
+
+def is_copy_for_later(headers: Mapping[str, Any], request: Any) -> bool:
+    """Whether what a run sends, under its own id, is its own message: put off, or to wait in line."""
+    line = headers.get(LINE)
+    return (headers.get(POSTPONED) or 0) > postponed(request) or (
+        line is not None and line != headers_of(request).get(LINE)
+    )
 
 
 def may_be_sent_anew(request: Any) -> bool:
@@ -212,7 +225,7 @@ def _tell_apart(headers: dict[str, Any], body: Any, **_: Any) -> None:
 def _is_own_next(sent: Mapping[str, Any], headers: Mapping[str, Any], request: Any) -> bool:
     """Whether a run's own next try is sent, by ``self.retry()``, or a copy of its message, for later."""
     return sent.get("id") == request.id and (
-        (sent.get("retries") or 0) > request.retries or (headers.get(POSTPONED) or 0) > postponed(request)
+        (sent.get("retries") or 0) > request.retries or is_copy_for_later(headers, request)
     )
 
 

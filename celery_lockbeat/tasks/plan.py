@@ -24,9 +24,11 @@ _annotated: Final = firstmethod("annotate")
 class LockPlan:
     """The lock of a task, or of a class of tasks, as ``app`` configures it. Raises ConfigurationError."""
 
-    __slots__ = ("key_of", "options")
+    __slots__ = ("is_contended", "key_of", "options")
 
     def __init__(self, task: Task | type[Task], app: Any) -> None:
+        #: whether the last run that asked for its key found it held: then the next asks for a place in line at once
+        self.is_contended = False
         task_class: Any = task if isinstance(task, type) else type(task)
         owner = task.name or task_class.__qualname__
         # Not getattr(): it would make a bound method of a function that is the value of lock_key.

@@ -37,16 +37,20 @@ from celery_lockbeat.locks.acquisition import Asker
 from celery_lockbeat.locks.lock import Lock
 from celery_lockbeat.locks.scope import Scope
 from celery_lockbeat.process import this_process
-from celery_lockbeat.stores import Finished, Held, Reservation, stores_of
+from celery_lockbeat.stores import Finished, Held, Place, Reservation, Waiting, stores_of
 from celery_lockbeat.tasks import limits
 from celery_lockbeat.tasks.answers import answer_skipped
 from celery_lockbeat.tasks.copies import name_of, name_of_all_tries, postpone, task_of, unhide_headers
 from celery_lockbeat.tasks.plan import LockPlan
 from celery_lockbeat.tasks.report import Report, ends_well, ms_since
 from celery_lockbeat.tasks.unique import give_back, reserved_by
+from celery_lockbeat.tasks.waiting import COMES_WITHIN, has_waited, is_superfluous, is_told, place_of, send_again
 from celery_lockbeat.threads import off_the_loop
 
 __all__ = ["Attempt", "AwaitedAttempt", "lock_of_eager"]
+
+#: Seconds for which a run that has waited is remembered at least: its other copies come within them.
+REMEMBERED_AT_LEAST: Final = 20 * COMES_WITHIN
 
 logger: Final = logging.getLogger("celery_lockbeat")
 
@@ -87,6 +91,7 @@ class _Steps:
         kwargs: dict[str, Any],
     ) -> None:
         self.task = task
+        self.plan = plan
         self.options = plan.options
         self.key_of = plan.key_of
         self.request = request
@@ -111,7 +116,7 @@ class _Steps:
             _eager[self.request] = lock
         began = time.monotonic()
         try:
-            refusal = lock.take()
+            refusal = self._take(lock)
         finally:
             self.report.acquire_ms = ms_since(began)
         if refusal is not None:
@@ -128,29 +133,69 @@ class _Steps:
         if reservation is not None:
             give_back(self.task, self.options, reservation, later=later)
 
+    def _take(self, lock: Lock) -> Held | Finished | Waiting | None:
+        """Ask for the key, and, where it is held and this run is to wait, for a place in line, in the same call if it is likely."""
+        if self.options.waits is None or self.request is None or self.request.is_eager:
+            return lock.take()
+        if has_waited(self.request):
+            lock.remembered_at_least = REMEMBERED_AT_LEAST
+        # to write down a message costs time, and most wait for nothing
+        refusal = lock.take(self._place() if self.plan.is_contended or has_waited(self.request) else None)
+        self.plan.is_contended = isinstance(refusal, (Held, Waiting))
+        if isinstance(refusal, Held) and not (refusal.why or refusal.same_run or self._is_our_own(refusal)):
+            refusal = lock.take(self._place())
+        return refusal
+
+    def _place(self) -> Place:
+        return place_of(self.task, self.request, self.options)
+
+    def _is_our_own(self, refusal: Held) -> bool:
+        """Whether the key is held by another attempt of this very task."""
+        return name_of(self.request) is not None and task_of(refusal.run) == self.request.id
+
     def _hostname(self) -> str:
         return str((self.request and self.request.hostname) or socket.gethostname())
 
-    def _refused(self, key: str, refusal: Held | Finished) -> Exception:
+    def _refused(self, key: str, refusal: Held | Finished | Waiting) -> Exception:
         """What is raised in place of the body."""
+        if isinstance(refusal, Waiting):
+            return _WaitsInLine(refusal)
         if isinstance(refusal, Finished):
-            self.task_is_over = refusal.task
-            return TaskSkipped(f"duplicate: this run has ended before, under lock {key!r}", reason="duplicate", key=key)
+            return self._over(key, refusal)
         if refusal.same_run:
-            return _GoesOnElsewhere(refusal.remaining)
-        if name_of(self.request) is not None and task_of(refusal.run) == self.request.id:
+            return _WaitsInLine(None) if is_superfluous(self.request) else _GoesOnElsewhere(refusal.remaining)
+        if self._is_our_own(refusal):
             # Celery sends the message of self.retry() and self.replace() from within the body, under its lock: this is
             # that next attempt, come before its predecessor has ended. It is about to, whatever is left of its lease. Or
             # it was sent anew under the id of a run that still goes on, whose reply this one may not overwrite.
             return _GoesOnElsewhere(0.0)
         held = f"lock {key!r} is held by {refusal.description}"
-        if self.options.if_held == "skip":
-            return TaskSkipped(f"locked: {held}", key=key, holder=refusal.description)
-        return LockNotAcquired(held, key=key, holder=refusal.description)
+        if self.options.if_held == "fail":
+            return LockNotAcquired(held, key=key, holder=refusal.description)
+        reason = {"": "locked", "full": "queued"}.get(refusal.why, refusal.why)
+        return TaskSkipped(f"{reason}: {held}", reason=reason, key=key, holder=refusal.description)
 
-    def _postpone(self, other: _GoesOnElsewhere) -> Ignore:
+    def _over(self, key: str, refusal: Finished) -> Exception:
+        """What is raised where this attempt, or its task, has ended before."""
+        self.task_is_over = refusal.task
+        if refusal.why and not is_told(self.task, self.request):
+            reason = "superseded" if refusal.why == "superseded" else "waited"
+            said = "a later one has taken its place" if reason == "superseded" else "it was sent away"
+            return TaskSkipped(f"{reason}: {said} in line for lock {key!r}", reason=reason, key=key)
+        if is_superfluous(self.request):
+            return _WaitsInLine(None)
+        return TaskSkipped(f"duplicate: this run has ended before, under lock {key!r}", reason="duplicate", key=key)
+
+    def _postpone(self, other: _ComesAgain) -> Ignore:
         limits.ending(self)
         self.is_postponed = True
+        if isinstance(other, _WaitsInLine):
+            waiting = other.waiting
+            if waiting is None:
+                return Ignore("a copy of what has waited: its run goes on, or has ended")
+            if waiting.copy == 1:
+                self.report.story.emit("task_waiting", holder=waiting.description, count=waiting.before)
+            return send_again(self.task, self.request, self.options, waiting)
         return postpone(self.task, self.request, other.remaining)
 
     # -- start ---------------------------------------------------------------------------------------------------------
@@ -265,7 +310,7 @@ class Attempt(_Steps):
     def _carry_out(self) -> Any:
         try:
             self.result = self._run_body()
-        except _GoesOnElsewhere as other:
+        except (_GoesOnElsewhere, _WaitsInLine) as other:
             raise self._postpone(other) from None
         except BaseException as exc:
             self._end(exc)
@@ -314,7 +359,7 @@ class AwaitedAttempt(_Steps):
                 # it is closed, not cancelled: nothing can be awaited any more
                 self._end(exc)
                 raise
-            except _GoesOnElsewhere as other:
+            except (_GoesOnElsewhere, _WaitsInLine) as other:
                 raise await self._elsewhere(self._postpone, other) from None
             except BaseException as exc:
                 await self._elsewhere(self._end, exc)
@@ -378,6 +423,17 @@ class _GoesOnElsewhere(Exception):  # noqa: N818  no error: it never leaves this
     def __init__(self, remaining: float) -> None:
         super().__init__(remaining)
         self.remaining = remaining
+
+
+class _WaitsInLine(Exception):  # noqa: N818  as above
+    """The run of this message waits in line; None: another copy of it has run, or runs."""
+
+    def __init__(self, waiting: Waiting | None) -> None:
+        super().__init__(waiting)
+        self.waiting = waiting
+
+
+_ComesAgain = _GoesOnElsewhere | _WaitsInLine
 
 
 class _Raising:

@@ -86,6 +86,8 @@ class LockedTask(Task):  # type: ignore[misc]
     lock_retry_jitter: float | None = None
     lock_if_held: str | None = None
     lock_skip_if_locked: bool | None = None
+    lock_wait_at_most: float | None = None
+    lock_line_limit: int | None = None
     lock_limit: int | None = None
     lock_hold_at_least: float | None = None
     lock_hold_at_most: float | None = None

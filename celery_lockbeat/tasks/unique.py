@@ -7,7 +7,8 @@ reserved is ended by its own message alone: when its run begins, or it will not 
 ``lock_unique_ttl``. Nobody waits for ever for a message that was not sent.
 
 Not promised: the same for what ``app.send_task`` sends by a name, or while the store does not answer. Then the message is sent, and
-the lock decides when it runs. The next attempt of a run, by ``self.retry()`` or ``self.replace()``, is sent whoever is queued.
+the lock decides when it runs. The next attempt of a run, by ``self.retry()`` or ``self.replace()``, is sent whoever is queued. What waits in line
+(``waiting.py``) keeps what its message has reserved.
 """
 
 from __future__ import annotations
@@ -35,12 +36,11 @@ from celery_lockbeat.stores import Held, Reservation, Store, stores_of
 from celery_lockbeat.tasks.answers import answer_refused
 from celery_lockbeat.tasks.copies import (
     NONCE,
-    POSTPONED,
     RESERVED,
     TICK,
     headers_of,
+    is_copy_for_later,
     is_nonce,
-    postponed,
     task_of,
 )
 from celery_lockbeat.tasks.plan import LockPlan
@@ -77,15 +77,15 @@ def send_once(
     """Send a message by ``send``, as ``apply_async`` is asked to, unless its key is taken; return its result, or that of who is there."""
     headers = {**(options.get("headers") or {})}
     run = _run_that_goes_on(task, task_id)
-    if task.app.conf.task_always_eager or (run is not None and (headers.get(POSTPONED) or 0) > postponed(run)):
-        # nothing is queued; or it is a copy, put off, of a message that has reserved what it can
+    if task.app.conf.task_always_eager or (run is not None and is_copy_for_later(headers, run)):
+        # nothing is queued; or it is a copy of a message that has reserved what it can
         return send(args, kwargs, task_id, **options)
     args, kwargs = tuple(args or ()), {**(kwargs or {})}
     key = plan.key_of(task, *_as_they_arrive(task, args, kwargs, options))
     sent_as = task_id or uuid()
     reservation = Reservation(key, task.name, sent_as, _token(run, key, headers))
     store = stores_of(task.app).choose(plan.options.driver, plan.options.connection)[0]
-    there = _reserve(store, reservation, plan.options, _lasts(task, options, plan.options.unique_ttl), run)
+    there = _reserve(store, reservation, plan.options, _lasts(task, options, _may_wait(plan.options)), run)
     if there is not None and run is None:
         return _refused(task, plan.options, store, reservation, there, task_id, {**options, "headers": headers})
     headers[RESERVED] = {"key": key, "token": reservation.token}
@@ -219,6 +219,11 @@ def _is_plain(value: Any) -> bool:
     if kind is dict:
         return all(type(name) is str and _is_plain(each) for name, each in value.items())
     return kind in _PLAIN
+
+
+def _may_wait(options: LockOptions) -> float:
+    """Seconds for which a message may be queued from when it is to run: what waits in line is queued, and its copies reserve nothing."""
+    return options.unique_ttl + (options.wait_at_most if options.waits else 0.0)
 
 
 def _lasts(task: Any, options: Mapping[str, Any], unique_ttl: float) -> float:

@@ -16,6 +16,7 @@ class Mutant(NamedTuple):
 CONTRACT = "tests/stores/test_contract.py::"
 LIMIT = "tests/stores/test_limit_contract.py::"
 RESERVED = "tests/stores/test_reservation_contract.py::"
+LINE = "tests/stores/test_line_contract.py::"
 REDIS = "tests/stores/test_redis.py::"
 BEATS = "tests/stores/test_beat_contract.py::"
 REPLICAS = "tests/test_scheduler_replicas.py::"
@@ -183,8 +184,8 @@ MUTANTS = [
     Mutant(
         "a safety copy is not known for one",
         "stores/redis/lua/acquire.lua",
-        "return held_by(lock, run ~= '' and run == our_run)",
-        "return held_by(lock, false)",
+        "return held_by(lock, now, run ~= '' and run == our_run)",
+        "return held_by(lock, now, false)",
         (CONTRACT + "test_a_copy_of_the_running_run_is_told_so",),
     ),
     Mutant(
@@ -260,30 +261,30 @@ MUTANTS = [
     # -- several holders -----------------------------------------------------------------------------------------------
     Mutant(
         "one holder more than the limit",
-        "stores/redis/lua/acquire.lua",
-        "others >= limit)",
-        "others > limit)",
+        "stores/redis/lua/among.lua",
+        "while not granted and others < limit do",
+        "while not granted and others <= limit do",
         (LIMIT + "test_so_many_hold_a_key_and_the_next_is_told_of_the_one_that_ends_first",),
     ),
     Mutant(
         "a copy begins beside its run where there is room",
-        "stores/redis/lua/acquire.lua",
-        "if not own and (same or others >= limit) then",
-        "if not own and others >= limit then",
+        "stores/redis/lua/among.lua",
+        "if not own and same then",
+        "if false then",
         (LIMIT + "test_a_copy_of_a_run_that_goes_on_finds_it_though_there_is_room",),
     ),
     Mutant(
         "who has had a key alone is not taken along",
-        "stores/redis/lua/acquire.lua",
-        "      if first then\n",
-        "      if false then\n",
+        "stores/redis/lua/among.lua",
+        "    if first then\n",
+        "    if false then\n",
         (LIMIT + "test_a_larger_limit_counts_at_once_for_who_comes_with_it",),
     ),
     Mutant(
         "tokens of several holders are not counted together",
-        "stores/redis/lua/acquire.lua",
-        "string.format('%016.0f', math.max(token, last)), now, ours,",
-        "string.format('%016.0f', last), now, ours,",
+        "stores/redis/lua/among.lua",
+        "    last = math.max(token, last)\n",
+        "",
         (REDIS + "test_tokens_of_several_holders_grow_when_the_servers_clock_was_set_back",),
     ),
     Mutant(
@@ -303,8 +304,8 @@ MUTANTS = [
     Mutant(
         "in memory: one holder more than the limit",
         "stores/sqlite/locks.py",
-        "len(others) >= limit:",
-        "len(others) > limit:",
+        "while held + len(self.reserved) < limit:",
+        "while held + len(self.reserved) <= limit:",
         (LIMIT + "test_so_many_hold_a_key_and_the_next_is_told_of_the_one_that_ends_first",),
     ),
     Mutant(
@@ -334,6 +335,100 @@ MUTANTS = [
         "if not await off_the_loop(self.acquire):",
         "if not self.acquire():",
         (LOCK + "test_an_async_with_keeps_no_event_loop_waiting",),
+    ),
+    # -- a place in line ----------------------------------------------------------------------------------------------
+    Mutant(
+        "what becomes free is whoever's asks for it first",
+        "stores/redis/lua/among.lua",
+        "granted = not ticket or tonumber(arrived) >= since",
+        "granted = true",
+        (LINE + "test_a_lease_that_runs_out_is_given_to_the_first_by_whoever_looks",),
+    ),
+    Mutant(
+        "what is released calls nobody",
+        "stores/redis/lua/release.lua",
+        "calls = call_next(wide, now)",
+        "calls = {}",
+        (LINE + "test_whatever_frees_a_key_calls_the_first_and_keeps_it_for_that_one",),
+    ),
+    Mutant(
+        "what is freed calls nobody",
+        "stores/redis/lua/free.lua",
+        "local calls = call_next(wide, now)",
+        "local calls = {}",
+        (LINE + "test_whatever_frees_a_key_calls_the_first_and_keeps_it_for_that_one",),
+    ),
+    Mutant(
+        "who is called has no place kept",
+        "stores/redis/lua/line.lua",
+        "  redis.call('HSET', wide, '=' .. ticket, text)\n",
+        "",
+        (LINE + "test_whatever_frees_a_key_calls_the_first_and_keeps_it_for_that_one",),
+    ),
+    Mutant(
+        "a copy of who waits goes to the end of the line",
+        "stores/redis/lua/among.lua",
+        "since = tonumber(known and known.since or place.since)",
+        "since = 0",
+        (LINE + "test_a_copy_of_who_waits_keeps_its_place",),
+    ),
+    Mutant(
+        "each copy of who waits has another sent",
+        "stores/redis/lua/among.lua",
+        "    copy, renewed, place.text = 0, known.renewed, known.text\n",
+        "",
+        (LINE + "test_of_the_copies_of_who_waits_one_goes_on",),
+    ),
+    Mutant(
+        "who waits has its place for ever",
+        "stores/redis/lua/line.lua",
+        "known and known['until'] > now then",
+        "known then",
+        (LINE + "test_one_whose_time_is_over_is_not_called",),
+    ),
+    Mutant(
+        "who is called later is not asked to wait for who came before",
+        "stores/redis/lua/among.lua",
+        "if not own and others >= limit and latest and",
+        "if false and latest and",
+        (LINE + "test_who_does_not_come_is_passed_over_and_is_before_all_that_came_later_when_it_comes",),
+    ),
+    Mutant(
+        "an older one supersedes a newer",
+        "stores/redis/lua/among.lua",
+        "        local older = tonumber(redis.call('ZSCORE', line, other)) < since\n",
+        "        local older = true\n",
+        (LINE + "test_an_older_one_does_not_supersede_a_newer",),
+    ),
+    Mutant(
+        "in memory: who waits is called by nobody",
+        "stores/sqlite/line.py",
+        "while taken < limit and",
+        "while taken < 0 and",
+        (LINE + "test_whatever_frees_a_key_calls_the_first_and_keeps_it_for_that_one",),
+    ),
+    Mutant(
+        "in the database: who waits is called by nobody",
+        "contrib/django/migrations/0009_postgresql.sql",
+        "IF coalesce(v_free, 0) <= 0 THEN",
+        "IF true THEN",
+        (LINE + "test_whatever_frees_a_key_calls_the_first_and_keeps_it_for_that_one",),
+    ),
+    Mutant(
+        "who is called is told by nobody",
+        "locks/calls.py",
+        "on_called(_send)\n",
+        "",
+        (
+            "tests/processes/test_waiting.py::test_those_who_wait_run_in_their_order_at_once_and_occupy_no_child_meanwhile",
+        ),
+    ),
+    Mutant(
+        "a waiting message does not go back to its queue",
+        "tasks/waiting.py",
+        "    if waiting.copy:\n",
+        "    if False:\n",
+        ("tests/test_lines.py::test_a_waiting_message_goes_back_to_its_queue_once",),
     ),
     Mutant(
         "in memory: grant in files that were deleted",
@@ -670,7 +765,7 @@ MUTANTS = [
     Mutant(
         "a safety copy is acknowledged away",
         "tasks/run.py",
-        "            return _GoesOnElsewhere(refusal.remaining)\n",
+        "            return _WaitsInLine(None) if is_superfluous(self.request) else _GoesOnElsewhere(refusal.remaining)\n",
         '            return TaskSkipped("locked", key=key)\n',
         (PROCESSES + "test_worker.py::test_a_copy_runs_once_the_worker_of_its_run_is_dead",),
     ),
@@ -1121,9 +1216,30 @@ MUTANTS = [
     Mutant(
         "a copy that is put off reserves the key of its own run",
         "tasks/unique.py",
-        " or (run is not None and (headers.get(POSTPONED) or 0) > postponed(run)):",
+        " or (run is not None and is_copy_for_later(headers, run)):",
         ":",
         (UNIQUE + "test_a_copy_that_is_put_off_reserves_nothing",),
+    ),
+    Mutant(
+        "a copy that waits in line is sent as a message of its own",
+        "tasks/unique.py",
+        " or (run is not None and is_copy_for_later(headers, run)):",
+        ":",
+        (UNIQUE + "test_what_waits_in_line_keeps_its_place_and_no_other_is_sent",),
+    ),
+    Mutant(
+        "in the database: who waits gives up what it has reserved",
+        "contrib/django/migrations/0009_postgresql.sql",
+        "  IF v_answer->>0 = 'granted' THEN\n    DELETE FROM lockbeat_reserved",
+        "  IF true THEN\n    DELETE FROM lockbeat_reserved",
+        (LINE + "test_who_waits_keeps_what_it_has_reserved_until_it_comes",),
+    ),
+    Mutant(
+        "what waits in line is queued no longer than what does not",
+        "tasks/unique.py",
+        "options.wait_at_most if options.waits else 0.0",
+        "0.0",
+        (UNIQUE + "test_a_message_that_may_wait_in_line_is_waited_for_so_much_longer",),
     ),
     Mutant(
         "who was not sent has no answer",

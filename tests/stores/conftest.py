@@ -86,6 +86,7 @@ class MemoryKind:
             for table in (
                 "lock",
                 "wide",
+                "line",
                 "done",
                 "reserved",
                 "entry",

@@ -198,7 +198,7 @@ def test_the_database_store_in_postgresql_answers_as_the_model(cluster):
 
     class Machine(StoreMachine):
         def open(self):
-            cluster.query("TRUNCATE lockbeat_lock, lockbeat_wide, lockbeat_done")
+            cluster.query("TRUNCATE lockbeat_lock, lockbeat_wide, lockbeat_line, lockbeat_done")
             return PostgresStore(alias)
 
     run(Machine, 60)

@@ -28,6 +28,10 @@ __all__ = ["Client", "open_servers", "where"]
 SCANNED_AT_ONCE: Final = 1000
 
 
+#: Seconds for which a list is waited for at least.
+LISTENS_AT_LEAST: Final = 0.01
+
+
 class Client:
     """The way to one Redis or Valkey database, or to a Cluster; see :class:`~celery_lockbeat.stores.redis.store.RedisStore`."""
 
@@ -99,6 +103,15 @@ class Client:
             return StoreRefused(self.spelled(f"{self.where} {says}: {told}"))
         says = "answers" if isinstance(exc, (ResponseError, TooFewReplicas)) else "does not answer"
         return StoreUnavailable(self.spelled(f"{self.where} {says}: {told}"))
+
+    def listen(self, key: str, within: float) -> None:
+        """Wait until there is something in a list, for so many seconds at most. Raises StoreUnavailable."""
+        node = self.node_of(key)
+        within = max(LISTENS_AT_LEAST, within)  # 0 is for ever
+        try:
+            node.converse([Request.of("BLPOP", key, f"{within:.3f}")], within + self.servers.timeout)
+        except (RedisError, OSError) as exc:
+            raise self.unavailable(exc) from exc
 
     # -- commands of one server, for operators: a script would stop all others meanwhile ----------------------------------
 

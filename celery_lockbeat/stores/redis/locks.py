@@ -5,10 +5,12 @@ A lock, what has finished under it and what is reserved for it share a hash tag.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -16,7 +18,19 @@ from redis.exceptions import ResponseError
 
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import StoreUnavailable, UnreadableKey
-from celery_lockbeat.stores.base import LISTED_AT_MOST, Finished, Held, Lease, LiveLock, LockStore, Reservation
+from celery_lockbeat.stores.base import (
+    LISTED_AT_MOST,
+    Finished,
+    Held,
+    Lease,
+    LiveLock,
+    LockStore,
+    Place,
+    Reservation,
+    Served,
+    Waiter,
+    Waiting,
+)
 from celery_lockbeat.stores.redis.client import Client
 from celery_lockbeat.stores.redis.names import exact, mark, ms, plain, read, seconds, shown, unquoted
 from celery_lockbeat.stores.redis.node import Node
@@ -35,6 +49,9 @@ _LOCK: Final = re.compile(
     rb"(?P<token>\d{16})(?P<until>\d{13})(?P<holder>[^ ]*) (?P<run>[^ #]*)[^ ]* (?P<description>.*)", re.DOTALL
 )
 
+#: Why a task is over that was never run, by the token that stands for it.
+_WHY: Final = {1: "superseded", 2: "cleared"}
+
 #: In the place of a holder: there is more than one, see wide.lua.
 _MORE_THAN_ONE: Final = "#"
 
@@ -49,10 +66,14 @@ class RedisLocks(LockStore):
         self._client = client
         #: when an operation was begun, and the server's time (ms) when it was carried out
         self._seen: tuple[float, int] | None = None
-        self._acquire, self._extend, self._release, self._free, self._reserve, self._unreserve = (
-            Script.of("lock", "wide", name) for name in ("acquire", "extend", "release", "free", "reserve", "unreserve")
+        self._acquire = Script.of("lock", "wide", "line", "among", "acquire")
+        self._acquire_reserved = Script.of("lock", "wide", "line", "among", "reserved", "acquire", "granted")
+        self._extend, self._reserve, self._unreserve = (
+            Script.of("lock", "wide", name) for name in ("extend", "reserve", "unreserve")
         )
-        self._acquire_reserved = Script.of("lock", "wide", "reserved", "acquire", "granted")
+        self._release, self._free, self._serve, self._clear = (
+            Script.of("lock", "wide", "line", name) for name in ("release", "free", "serve", "clear")
+        )
 
     def acquire(
         self,
@@ -65,7 +86,8 @@ class RedisLocks(LockStore):
         description: str = "",
         limit: int = 1,
         reservation: Reservation | None = None,
-    ) -> Lease | Held | Finished:
+        place: Place | None = None,
+    ) -> Lease | Held | Finished | Waiting:
         keys = self._keys_of(key, run, task)
         script = self._acquire
         reserved: tuple[str, ...] = ()
@@ -74,18 +96,18 @@ class RedisLocks(LockStore):
             keys = (*keys, self._key_of(reservation))
         owner, lasts = f"{plain(holder)} {plain(run or '')} {_readable(description)}", ms(ttl)
         again = _USED_BEFORE if mark(run or "")[1] else ""
-        several = (str(limit),) if limit > 1 else ()
+        asked_for = (str(limit),) if place is None else (str(limit), _known_of(place, description))
         within = min(ttl, self._client.time_allowed)  # a later answer grants nothing
         for _ in range(2):
             asked = monotonic()
-            args = (owner, lasts, self._waits_until(asked, within), again, *several, *reserved)
+            args = (owner, lasts, self._waits_until(asked, within), again, *asked_for, *reserved)
             answer = self._client.call(script, keys, args, replicated=True, within=within)
             if isinstance(answer, int):
                 self._seen = (asked, answer // 1000)
                 return Lease(key, holder, run, answer, task)
             kind, *answer = answer
             if kind == b"finished":
-                return Finished(bool(answer[0]))
+                return Finished(bool(answer[0]), _WHY.get(answer[1], "") if len(answer) > 1 else "")
             if kind == b"unreadable":
                 where, what, begins = map(shown, answer)
                 raise UnreadableKey(
@@ -93,12 +115,18 @@ class RedisLocks(LockStore):
                     f" until that key is deleted, and nothing that holds it may be running then"
                 )
             if kind == b"held":
-                remaining, same_run, their_run, described = answer
-                return Held(
-                    _described(described), remaining / 1000, bool(same_run), unquote(their_run, errors="replace")
-                )
+                remaining, same_run, their_run, described, *rest = answer
+                self._call(key, rest[1:])
+                their_run, described = unquote(their_run, errors="replace"), _described(described)
+                return Held(described, remaining / 1000, bool(same_run), their_run, rest[0].decode() if rest else "")
+            if kind == b"waiting":
+                since, began, copy, before, remaining, their_run, described, *rest = answer
+                self._call(key, rest)
+                their_run, described = unquote(their_run, errors="replace"), _described(described)
+                return Waiting(int(since), began / 1000, copy, before, described, remaining / 1000, their_run)
             self._seen = (asked, answer[0])
             if kind == b"granted":
+                self._call(key, answer[2:])
                 return Lease(key, holder, run, answer[1], task)
             # Late: the answer took too long, or the server's clock was set forward; its time is known now.
         msg = f"{self._client.where} takes longer to answer than lockbeat_redis_options['socket_timeout'] allows"
@@ -138,11 +166,60 @@ class RedisLocks(LockStore):
             replicated=run is not None and remember_for > 0,
             released=lease.token,
         )
-        return self._is_ours(lease, answer)
+        return self._is_ours(lease, self._alone(lease.key, answer))
 
     def free(self, key: str, *, holder: str) -> bool:
         answer = self._client.call(self._free, self._keys_of(key), (plain(holder),))
-        return bool(answer == 1)
+        return bool(self._alone(key, answer) == 1)
+
+    def serve(self, key: str) -> Served:
+        soonest, waiting, calls = self._client.call(self._serve, self._keys_of(key), ())
+        self._call(key, [calls])
+        return Served(waiting, soonest / 1000 if waiting else None)
+
+    def clear_line(self, key: str, *, remember_for: float = 3600.0) -> int:
+        calls = self._client.call(self._clear, self._keys_of(key), (ms(remember_for),), replicated=True)
+        self._call(key, [calls])
+        return len(calls)
+
+    def line(self, key: str, *, limit: int = LISTED_AT_MOST) -> list[Waiter]:
+        wide, line, told = (f"{self._client.prefix}{kind}:{{{plain(key)}}}" for kind in ("wide", "line", "told"))
+        node = self._client.node_of(line)
+        time_, holders, tickets = map(
+            self._client.accepted,
+            self._client.answers(node, ("TIME",), ("HGETALL", wide), ("ZRANGE", line, 0, limit - 1)),
+        )
+        now = seconds(time_) * 1000
+        called = [
+            Waiter(unquoted(name[1:]), int(text[:16]), _described(text.split(b" ", 2)[2]), called=True)
+            for name, text in _fields(holders)
+            if name.startswith(b"=") and int(text[16:29]) > now
+        ]
+        texts = self._client.accepted(self._client.answers(node, ("HMGET", told, *tickets))[0]) if tickets else []
+        known = [(ticket, json.loads(text)) for ticket, text in zip(tickets, texts, strict=True) if text is not None]
+        return [
+            *sorted(called, key=lambda waiter: waiter.since),
+            *(
+                Waiter(unquoted(ticket), int(each["since"]), each["description"], called=False)
+                for ticket, each in known
+            ),
+        ][:limit]
+
+    def listen(self, key: str, ticket: str, within: float) -> None:
+        wake = f"{self._client.prefix}wake:{{{plain(key)}}}:{plain(ticket)}"
+        self._client.listen(wake, within)
+
+    def _alone(self, key: str, answer: Any) -> int:
+        """Return an answer without what is to be told to those who are called, and have it told."""
+        if isinstance(answer, list):
+            self._call(key, answer[1:])
+            answer = answer[0]
+        return int(answer)
+
+    def _call(self, key: str, calls: Sequence[list[bytes]]) -> None:
+        texts = [text.decode() for some in calls for text in some if text]
+        if texts:
+            self.called(key, texts)
 
     def reserve(
         self, reservation: Reservation, *, ttl: float, unless_run_by: str | None = None
@@ -206,10 +283,14 @@ class RedisLocks(LockStore):
                 locks.append(lock)
         before = f"{self._client.prefix}lock:".encode()
         beside = [f"{self._client.prefix}wide:".encode() + key[len(before) :] for key in wide]
-        answers = self._client.answers(node, *(("HVALS", key) for key in beside)) if wide else []
-        for key, texts in zip(wide, answers, strict=True):
-            held = (self._live_lock(key, text, now) for text in self._client.accepted(texts))
-            locks += [lock for lock in held if lock is not None]
+        lines = [f"{self._client.prefix}line:".encode() + key[len(before) :] for key in wide]
+        asked = [(("HGETALL", key), ("ZCARD", line)) for key, line in zip(beside, lines, strict=True)]
+        answers = self._client.answers(node, *(each for both in asked for each in both)) if wide else []
+        for key, told, length in zip(wide, answers[::2], answers[1::2], strict=True):
+            fields = _fields(self._client.accepted(told))
+            waiting = length + sum(name.startswith(b"=") for name, _ in fields)
+            held = (self._live_lock(key, text, now) for name, text in fields if name[:1] not in (b"=", b"!"))
+            locks += [replace(lock, waiting=waiting) for lock in held if lock is not None]
         return locks
 
     def _live_lock(self, key: bytes, value: Any, now: float) -> LiveLock | None:
@@ -234,6 +315,30 @@ class RedisLocks(LockStore):
 
 def _written(reservation: Reservation) -> str:
     return to_word(f"{reservation.token} ".encode() + exact(reservation.task_id))
+
+
+def _fields(answer: Any) -> list[tuple[bytes, bytes]]:
+    """Read an answer to HGETALL, in either protocol."""
+    return list(answer.items()) if isinstance(answer, dict) else list(zip(answer[::2], answer[1::2], strict=True))
+
+
+def _known_of(place: Place, description: str) -> str:
+    """Write what is known of who waits, as line.lua reads it."""
+    known = {
+        "ticket": plain(place.ticket),
+        "mark": mark(place.ticket)[0],
+        "kind": place.kind,
+        "for": int(ms(place.wait_for)),
+        "room": place.room,
+        "grace": int(ms(place.grace)),
+        "description": description.encode("ascii", "backslashreplace").decode()[:LONGEST_DESCRIPTION],
+        "text": place.text,
+        "since": str(place.since),
+        "began": round(place.began * 1000),
+        "copy": place.copy,
+        "again": place.again,
+    }
+    return json.dumps(known)
 
 
 def _described(description: bytes) -> str:

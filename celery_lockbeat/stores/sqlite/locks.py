@@ -12,7 +12,7 @@ import math
 import sqlite3
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from celery_lockbeat.exceptions import StoreUnavailable
 from celery_lockbeat.stores.base import (
@@ -23,9 +23,15 @@ from celery_lockbeat.stores.base import (
     Lease,
     LiveLock,
     LockStore,
+    Place,
     Reservation,
+    Served,
+    Waiter,
+    Waiting,
 )
+from celery_lockbeat.stores.sqlite import line
 from celery_lockbeat.stores.sqlite.database import NOBODY, Database, Tables, as_blob, as_text
+from celery_lockbeat.stores.sqlite.line import Line
 
 __all__ = ["ALL_DEAD", "PERHAPS_ALIVE", "TABLES", "SQLLocks"]
 
@@ -57,7 +63,10 @@ SCHEMA: Final = (
     """CREATE TABLE IF NOT EXISTS lockbeat_reserved (
         key BLOB, name BLOB, task_id BLOB, token TEXT, lasts REAL, until REAL, PRIMARY KEY (key, name)) WITHOUT ROWID""",
     "CREATE INDEX IF NOT EXISTS lockbeat_reserved_until ON lockbeat_reserved (until)",
+    *line.SCHEMA,
 )
+
+_T = TypeVar("_T")
 
 #: A lease in either table, and how one is written among others.
 ROW: Final = "token, until, holder, run, description, process"
@@ -69,6 +78,7 @@ PURGE: Final = (
     f"""DELETE FROM lockbeat_wide WHERE (key, token) IN (
         SELECT key, token FROM lockbeat_wide WHERE until < ? - {TOKEN_MEMORY} LIMIT ?)""",
     "DELETE FROM lockbeat_reserved WHERE (key, name) IN (SELECT key, name FROM lockbeat_reserved WHERE until < ? LIMIT ?)",
+    line.PURGE,
 )
 
 
@@ -89,7 +99,8 @@ class SQLLocks(LockStore):
         description: str = "",
         limit: int = 1,
         reservation: Reservation | None = None,
-    ) -> Lease | Held | Finished:
+        place: Place | None = None,
+    ) -> Lease | Held | Finished | Waiting:
         row_key, ours, named, described = (
             self._database.row_key(key),
             as_blob(holder),
@@ -97,46 +108,95 @@ class SQLLocks(LockStore):
             _readable(description),
         )
 
-        def take(connection: sqlite3.Connection, now: float) -> Lease | Held | Finished:
+        def take(connection: sqlite3.Connection, now: float) -> tuple[Lease | Held | Finished | Waiting, Sequence[str]]:
             for mark in (task, run):
-                if mark is not None and _finished_by(connection, row_key, as_blob(mark), now) is not None:
-                    return Finished(task=mark == task)
-            token = int(self._database.wall() * 1_000_000)
+                finished = None if mark is None else _finished_by(connection, row_key, as_blob(mark), now)
+                if finished is not None:
+                    return Finished(mark == task, line.WHY.get(finished, "")), ()
+            micros = int(self._database.wall() * 1_000_000)
             row = connection.execute(f"SELECT {ROW} FROM lockbeat_lock WHERE key = ?", (row_key,)).fetchone()
             last, is_wide = (0, False) if row is None else (row[0], row[2] == WIDE)
             held = self._held(connection, row_key, row, now, ours)
             own = next((each for each in held if each[2] == ours), None)
             others = [each for each in held if each is not own]
-            if own is None:
-                same = next((each for each in others if run is not None and each[3] == named), None)
-                if same is not None or len(others) >= limit:
-                    _, until, _, their_run, theirs, _ = same or min(others, key=lambda each: each[1])
-                    return Held(theirs, until - now, same is not None, their_run.decode("utf-8", "replace"))
-            token = own[0] if own is not None else max(token, last + 1)
+            same = next((each for each in others if run is not None and each[3] == named), None)
+            if own is None and same is not None:
+                return _held_by(same, now, same_run=True), ()
+            # nobody waits for a key that one alone may have, and has not
+            looks = is_wide or (place is not None and len(others) >= limit)
+            turn = _Turn(Line(connection, row_key, now) if looks else None, now, micros, place)
+            if own is None and not turn.comes(len(others), limit):
+                first = min([*others, *turn.reserved], key=lambda each: each[1])
+                answer: Held | Waiting = turn.waits(first, described)
+                if isinstance(answer, Waiting) or turn.calls:
+                    _widen(connection, row_key, None if is_wide else others, last, limit)
+                return answer, turn.calls
+            turn.is_taken()
+            token = own[0] if own is not None else max(micros, last + 1)
             lease = (token, now + ttl, ours, named, described, self._database.process)
             if reservation is not None:
                 self._unreserve(connection, reservation)
-            if limit > 1 or others or (is_wide and own is not None):
-                # who has had the key alone has it among others from now on
-                connection.execute("DELETE FROM lockbeat_wide WHERE key = ?", (row_key,))
-                insert = f"INSERT INTO lockbeat_wide VALUES {SEVEN}"
-                connection.executemany(insert, [(row_key, *each) for each in (*others, lease)])
-                _summarize(connection, row_key, max(token, last))
-                return Lease(key, holder, run, token, task)
-            connection.execute(
-                "INSERT OR REPLACE INTO lockbeat_lock VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (row_key, *lease, now + ttl + TOKEN_MEMORY),
-            )
-            return Lease(key, holder, run, token, task)
+            if limit > 1 or others or turn.others or (is_wide and own is not None):
+                _widen(connection, row_key, [*others, lease], max(token, last), limit)
+            else:
+                if is_wide:
+                    connection.execute("DELETE FROM lockbeat_wide WHERE key = ?", (row_key,))
+                connection.execute(
+                    "INSERT OR REPLACE INTO lockbeat_lock VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (row_key, *lease, now + ttl + TOKEN_MEMORY),
+                )
+            return Lease(key, holder, run, token, task), turn.calls
 
-        return self._database.atomically(take)
+        return self._told(key, *self._database.atomically(take))
 
-    def _held(self, connection: sqlite3.Connection, key: bytes, row: Any, now: float, ours: bytes) -> list[Any]:
+    def _told(self, key: str, answer: _T, calls: Sequence[str]) -> _T:
+        """Return an answer, having had told to those who are called that they are."""
+        if calls:
+            self.called(key, calls)
+        return answer
+
+    def _held(self, connection: sqlite3.Connection, key: bytes, row: Any, now: float, ours: bytes = b"") -> list[Any]:
         """The live leases of a lock with this row; what was released and is held on is one, too."""
         rows = [] if row is None else [row]
         if row is not None and row[2] == WIDE:
             rows = connection.execute(f"SELECT {ROW} FROM lockbeat_wide WHERE key = ?", (key,)).fetchall()
         return [each for each in rows if each[1] > now and (each[2] == ours or self._database.sees(each[5]))]
+
+    def _serve(self, connection: sqlite3.Connection, key: bytes, now: float) -> tuple[Line, float | None]:
+        """Give what is free of a lock with more than one holder to those who wait; return how long the first lease lasts."""
+        row = connection.execute(f"SELECT {ROW} FROM lockbeat_lock WHERE key = ?", (key,)).fetchone()
+        waiting = Line(connection, key, now)
+        if row is None or row[2] != WIDE:
+            return waiting, None
+        held = self._held(connection, key, row, now)
+        waiting.fill(len(held), int(row[3] or 1))
+        _summarize(connection, key, row[0])
+        return waiting, min((each[1] - now for each in held), default=None)
+
+    def serve(self, key: str) -> Served:
+        row_key = self._database.row_key(key)
+
+        def look(connection: sqlite3.Connection, now: float) -> tuple[Served, Sequence[str]]:
+            waiting, ends_in = self._serve(connection, row_key, now)
+            called = [until - now for _, _, until, _ in waiting.called()]
+            left = [*called, *([] if ends_in is None else [ends_in])]
+            length = len(waiting.waiting())
+            return Served(length, min(left, default=0.0) if length else None), waiting.calls
+
+        return self._told(key, *self._database.atomically(look))
+
+    def line(self, key: str, *, limit: int = LISTED_AT_MOST) -> list[Waiter]:
+        row_key = self._database.row_key(key)
+        return self._database.atomically(lambda connection, now: Line(connection, row_key, now).told())[:limit]
+
+    def clear_line(self, key: str, *, remember_for: float = 3600.0) -> int:
+        row_key = self._database.row_key(key)
+
+        def clear(connection: sqlite3.Connection, now: float) -> tuple[int, Sequence[str]]:
+            waiting = Line(connection, row_key, now)
+            return waiting.clear(remember_for), waiting.calls
+
+        return self._told(key, *self._database.atomically(clear))
 
     def extend(
         self,
@@ -172,7 +232,7 @@ class SQLLocks(LockStore):
         mark = lease.task if task else lease.run
         row_key, ours, run = self._database.row_key(lease.key), as_blob(lease.holder), as_blob(mark or "")
 
-        def free(connection: sqlite3.Connection, now: float) -> bool:
+        def free(connection: sqlite3.Connection, now: float) -> tuple[bool, Sequence[str]]:
             asked = "SELECT token, until, holder FROM"
             row = connection.execute(f"{asked} lockbeat_lock WHERE key = ?", (row_key,)).fetchone()
             last = None
@@ -183,54 +243,58 @@ class SQLLocks(LockStore):
                 ).fetchone()
             if row is None or row[0] != lease.token:
                 # another came after us: was our release carried out before?
-                return mark is not None and _finished_by(connection, row_key, run, now) == lease.token
+                return mark is not None and _finished_by(connection, row_key, run, now) == lease.token, ()
             _, until, holder = row
             if not holder:
-                return True
+                return True, ()
             if holder != ours or until <= now:
-                return False
+                return False, ()
             # the token stays, as the counter; without a holder it can be neither extended nor released
-            self._end(connection, row_key, lease.token, last, now, hold_for)
+            calls = self._end(connection, row_key, lease.token, last, now, hold_for)
             if mark is not None and remember_for > 0:
                 connection.execute(
                     "INSERT OR REPLACE INTO lockbeat_done VALUES (?, ?, ?, ?, ?)",
                     (row_key, run, lease.token, remember_for, now + remember_for),
                 )
-            return True
+            return True, calls
 
-        return self._database.atomically(free)
+        return self._told(lease.key, *self._database.atomically(free))
 
     def _end(
         self, connection: sqlite3.Connection, key: bytes, token: int, last: int | None, now: float, hold_for: float = 0
-    ) -> None:
-        """End the lease of this token, where the ``last`` of several is known, or else of the one that there is."""
+    ) -> Sequence[str]:
+        """End the lease of this token, where the ``last`` of several is known, or else of the one that there is.
+
+        Return what is to be told to those who are called then.
+        """
         if last is None:
             connection.execute(
                 "UPDATE lockbeat_lock SET until = ?, holder = ?, process = ?, forget = ? WHERE key = ?",
                 (now + hold_for, b"", NOBODY, now + hold_for + TOKEN_MEMORY, key),
             )
-            return
+            return ()
         connection.execute(
             "UPDATE lockbeat_wide SET until = ?, holder = ?, process = ? WHERE key = ? AND token = ?",
             (now + hold_for, b"", NOBODY, key, token),
         )
-        _summarize(connection, key, last)
+        waiting, _ = self._serve(connection, key, now)
+        return waiting.calls
 
     def free(self, key: str, *, holder: str) -> bool:
         row_key = self._database.row_key(key)
 
-        def end(connection: sqlite3.Connection, now: float) -> bool:
+        def end(connection: sqlite3.Connection, now: float) -> tuple[bool, Sequence[str]]:
             last = _last_of_wide(connection, row_key)
             table = "lockbeat_lock" if last is None else "lockbeat_wide"
             row = connection.execute(
                 f"SELECT token FROM {table} WHERE key = ? AND holder = ? AND until > ?", (row_key, as_blob(holder), now)
             ).fetchone()
-            if row is not None:
-                # as in release: the token stays, without a holder
-                self._end(connection, row_key, row[0], last, now)
-            return row is not None
+            if row is None:
+                return False, ()
+            # as in release: the token stays, without a holder
+            return True, self._end(connection, row_key, row[0], last, now)
 
-        return self._database.atomically(end)
+        return self._told(key, *self._database.atomically(end))
 
     def reserve(
         self, reservation: Reservation, *, ttl: float, unless_run_by: str | None = None
@@ -273,18 +337,28 @@ class SQLLocks(LockStore):
         mine = self._database.row_key("" if key is None else key)
 
         def tell(connection: sqlite3.Connection, now: float) -> list[LiveLock]:
-            asked = "until > ? AND (key = ? OR ? AND substr(key, 1, ?) = ?)"
-            what = (now, mine, key is None, len(mine), mine)
-            found = "SELECT key, holder, description, run, token, until, process FROM"
+            asked = "until > ?1 AND (key = ?2 OR ?3 AND substr(key, 1, ?4) = ?2)"
+            waiting = (
+                "(SELECT count(*) FROM lockbeat_line AS l WHERE l.key = held.key"
+                " AND (l.called > ?1 OR l.called IS NULL AND l.until > ?1))"
+            )
+            found = f"SELECT key, holder, description, run, token, until, process, {waiting} FROM"
             rows = connection.execute(
-                f"{found} lockbeat_lock WHERE {asked} AND holder <> ? UNION ALL {found} lockbeat_wide WHERE {asked}"
-                " AND key IN (SELECT key FROM lockbeat_lock WHERE holder = ?)",
-                (*what, WIDE, *what, WIDE),
+                f"{found} lockbeat_lock AS held WHERE {asked} AND holder <> ?5"
+                f" UNION ALL {found} lockbeat_wide AS held WHERE {asked}"
+                " AND key IN (SELECT key FROM lockbeat_lock WHERE holder = ?5)",
+                (now, mine, key is None, len(mine), WIDE),
             )
             live = (row for row in rows if self._database.sees(row[6]))
             return [
                 LiveLock(
-                    key or as_text(row[0][len(mine) :]), as_text(row[1]), row[2], as_text(row[3]), row[4], row[5] - now
+                    key or as_text(row[0][len(mine) :]),
+                    as_text(row[1]),
+                    row[2],
+                    as_text(row[3]),
+                    row[4],
+                    row[5] - now,
+                    row[7],
                 )
                 for row in islice(live, limit)
             ]
@@ -299,12 +373,97 @@ def _last_of_wide(connection: sqlite3.Connection, key: bytes) -> int | None:
 
 
 def _summarize(connection: sqlite3.Connection, key: bytes, last: int) -> None:
-    """Write in the row of the lock itself what its holders have in common."""
-    (latest,) = connection.execute("SELECT max(until) FROM lockbeat_wide WHERE key = ?", (key,)).fetchone()
+    """Write in the row of the lock itself what its holders, and those who are called, have in common."""
+    (latest,) = connection.execute(
+        "SELECT max(coalesce((SELECT max(until) FROM lockbeat_wide WHERE key = ?1), 0),"
+        " coalesce((SELECT max(called) FROM lockbeat_line WHERE key = ?1), 0))",
+        (key,),
+    ).fetchone()
     connection.execute(
-        "INSERT OR REPLACE INTO lockbeat_lock VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-        (key, last, latest, WIDE, b"", "", NOBODY, latest + TOKEN_MEMORY),
+        "UPDATE lockbeat_lock SET token = ?, until = ?, forget = ? WHERE key = ?",
+        (last, latest, latest + TOKEN_MEMORY, key),
     )
+
+
+def _widen(connection: sqlite3.Connection, key: bytes, leases: Sequence[Any] | None, last: int, limit: int) -> None:
+    """Let a lock have these leases, of which there may be more than one; None: those that it has."""
+    if leases is not None:
+        connection.execute("DELETE FROM lockbeat_wide WHERE key = ?", (key,))
+        # the row of who has had the key alone is one of them from now on
+        connection.executemany(f"INSERT INTO lockbeat_wide VALUES {SEVEN}", [(key, *each) for each in leases])
+    connection.execute(
+        "INSERT OR REPLACE INTO lockbeat_lock VALUES (?, ?, 0, ?, ?, '', ?, 0)",
+        (key, last, WIDE, b"%d" % limit, NOBODY),
+    )
+    _summarize(connection, key, last)
+
+
+def _held_by(lease: Any, now: float, *, same_run: bool = False, why: str = "") -> Held:
+    _, until, _, run, description, _ = lease
+    return Held(description, until - now, same_run, run.decode("utf-8", "replace"), why)
+
+
+class _Turn:
+    """Whether it is the turn of one who asks for a key: who asks is taken for one in line, or else for the last of it."""
+
+    def __init__(self, waiting: Line | None, now: float, micros: int, place: Place | None) -> None:
+        self._line = waiting
+        self._place = place
+        self._now = now
+        #: those who are called, as leases
+        self.reserved: list[Any] = []
+        self._since: float = math.inf
+        if waiting is not None:
+            if place is not None:
+                self._since = waiting.since(place, micros)
+                waiting.call_back(as_blob(place.ticket))
+            self._reserve(*waiting.called())
+
+    def _reserve(self, *called: Any) -> None:
+        self.reserved += [(since, until, ticket, b"", described, NOBODY) for ticket, since, until, described in called]
+
+    @property
+    def calls(self) -> Sequence[str]:
+        """What is to be told to those who are called."""
+        return () if self._line is None else self._line.calls
+
+    @property
+    def others(self) -> bool:
+        """Whether somebody else waits, or is called."""
+        return bool(self.reserved) or (self._line is not None and self._line.first() is not None)
+
+    def comes(self, held: int, limit: int) -> bool:
+        """Give what is free, beside so many who hold the key, to those who are before; whether there is something left."""
+        waiting = self._line
+        if waiting is None:
+            return held < limit
+        latest = max(self.reserved, default=None)
+        if held + len(self.reserved) >= limit and latest is not None and self._since < latest[0]:
+            # who is called came after us, and is not here yet: it waits on, in its place
+            waiting.call_back(latest[2])
+            self.reserved.remove(latest)
+        while held + len(self.reserved) < limit:
+            first = waiting.first()
+            if first is None or first[1] >= self._since:
+                return True
+            self._reserve(waiting.call(first[0]))
+        return False
+
+    def is_taken(self) -> None:
+        """It waits no more."""
+        if self._line is not None and self._place is not None:
+            self._line.forget(as_blob(self._place.ticket))
+
+    def waits(self, first: Any, description: str) -> Held | Waiting:
+        """Take the place in line that is asked for; ``first`` is the lease that ends first."""
+        if self._line is None or self._place is None:
+            return _held_by(first, self._now)
+        place = self._line.wait(self._place, int(self._since), description)
+        if isinstance(place, str):
+            return _held_by(first, self._now, why=place)
+        began, copy, before = place
+        held = _held_by(first, self._now)
+        return Waiting(int(self._since), began, copy, before, held.description, held.remaining, held.run)
 
 
 def _finished_by(connection: sqlite3.Connection, key: bytes, run: bytes, now: float) -> int | None:
@@ -329,6 +488,8 @@ def _begin_a_new_boot(connection: sqlite3.Connection, now: float, sees: Callable
         # a live holder proves that it is the same boot under another name (see boot_id)
         if process == NOBODY or not sees(process):
             connection.execute("UPDATE lockbeat_lock SET until = ? WHERE process = ?", (now, process))
+    # the messages of those who wait come again
+    connection.execute("DELETE FROM lockbeat_line")
     for (process,) in connection.execute("SELECT DISTINCT process FROM lockbeat_wide").fetchall():
         if process == NOBODY or not sees(process):
             connection.execute("DELETE FROM lockbeat_wide WHERE process = ?", (process,))

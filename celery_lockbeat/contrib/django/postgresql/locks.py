@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
+from typing import Any, Final
 
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.contrib.django.postgresql.client import Client
@@ -18,10 +20,18 @@ from celery_lockbeat.stores.base import (
     Lease,
     LiveLock,
     LockStore,
+    Place,
     Reservation,
+    Served,
+    Waiter,
+    Waiting,
 )
 
 __all__ = ["PostgresLocks"]
+
+
+#: Why a task is over that was never run, by the token that stands for it.
+_WHY: Final = {1: "superseded", 2: "cleared"}
 
 
 class PostgresLocks(LockStore):
@@ -43,26 +53,34 @@ class PostgresLocks(LockStore):
         description: str = "",
         limit: int = 1,
         reservation: Reservation | None = None,
-    ) -> Lease | Held | Finished:
+        place: Place | None = None,
+    ) -> Lease | Held | Finished | Waiting:
         named, tried = (None if name is None else exact(name) for name in (run, task))
         described = description.encode("utf-8", "backslashreplace")
         fixed = (self._client.row_key(key), exact(holder), named, tried, us(ttl), us(TOKEN_MEMORY), described)
+        waits = None if place is None else _known_of(place)
         for _ in range(2):
             asked = monotonic()
-            waits_until = self._waits_until(asked)
+            asked_for = (*fixed, self._waits_until(asked), limit, waits)
             if reservation is None:
-                kind, *answer = self._client.call("lockbeat_take", *fixed, waits_until, limit)
+                kind, *answer = self._client.call("lockbeat_take", *asked_for)
             else:
                 _, name, task_id, token = self._written(reservation)
-                function = "lockbeat_acquire_reserved"
-                kind, *answer = self._client.call(function, *fixed, waits_until, limit, name, task_id, token)
+                kind, *answer = self._client.call("lockbeat_acquire_reserved", *asked_for, name, task_id, token)
             if kind == "finished":
-                return Finished(task=answer[0])
+                return Finished(answer[0], _WHY.get(answer[1], "") if len(answer) > 1 else "")
             if kind == "held":
-                remaining, same_run, their_run, described = answer
-                return Held(readable(described), remaining / 1e6, same_run, readable(their_run))
+                remaining, same_run, their_run, described, *rest = answer
+                self._call(key, rest[1:])
+                return Held(readable(described), remaining / 1e6, same_run, readable(their_run), *rest[:1])
+            if kind == "waiting":
+                since, began, copy, before, remaining, their_run, described, calls = answer
+                self._call(key, [calls])
+                told = readable(described), remaining / 1e6, readable(their_run)
+                return Waiting(since, began / 1e6, copy, before, *told)
             self._seen = (asked, answer[0])
             if kind == "granted":
+                self._call(key, answer[2:])
                 return Lease(key, holder, run, answer[1], task)
             # late: the answer took too long, or the server's clock was set forward; its time is known now
         raise self._client.unavailable("it takes longer than its time limit")
@@ -86,7 +104,7 @@ class PostgresLocks(LockStore):
 
     def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0, task: bool = False) -> bool:
         mark = lease.task if task else lease.run
-        released: bool = self._client.call(
+        answer = self._client.call(
             "lockbeat_end",
             self._client.row_key(lease.key),
             lease.token,
@@ -96,11 +114,37 @@ class PostgresLocks(LockStore):
             us(remember_for),
             us(TOKEN_MEMORY),
         )
-        return released
+        return self._alone(lease.key, answer)
 
     def free(self, key: str, *, holder: str) -> bool:
-        freed: bool = self._client.call("lockbeat_drop", self._client.row_key(key), exact(holder), us(TOKEN_MEMORY))
-        return freed
+        answer = self._client.call("lockbeat_drop", self._client.row_key(key), exact(holder), us(TOKEN_MEMORY))
+        return self._alone(key, answer)
+
+    def serve(self, key: str) -> Served:
+        soonest, waiting, calls = self._client.call("lockbeat_serve", self._client.row_key(key), us(TOKEN_MEMORY))
+        self._call(key, [calls])
+        return Served(waiting, (soonest or 0) / 1e6 if waiting else None)
+
+    def clear_line(self, key: str, *, remember_for: float = 3600.0) -> int:
+        calls = self._client.call("lockbeat_clear", self._client.row_key(key), us(remember_for))
+        self._call(key, [calls])
+        return len(calls)
+
+    def line(self, key: str, *, limit: int = LISTED_AT_MOST) -> list[Waiter]:
+        told = self._client.call("lockbeat_line_of", self._client.row_key(key), limit)
+        return [Waiter(named(ticket), since, readable(described), called) for ticket, since, described, called in told]
+
+    def _alone(self, key: str, answer: bool | list[Any]) -> bool:
+        """Return an answer without what is to be told to those who are called, and have it told."""
+        if isinstance(answer, list):
+            self._call(key, answer[1:])
+            answer = answer[0]
+        return bool(answer)
+
+    def _call(self, key: str, calls: Sequence[list[str]]) -> None:
+        texts = [text for some in calls for text in some if text]
+        if texts:
+            self.called(key, texts)
 
     def reserve(
         self, reservation: Reservation, *, ttl: float, unless_run_by: str | None = None
@@ -134,6 +178,27 @@ class PostgresLocks(LockStore):
         prefix = self._client.exact_key("")
         told = self._client.call("lockbeat_held", None if key is None else self._client.row_key(key), prefix, limit)
         return [
-            LiveLock(named(name, len(prefix)), text(holder), readable(description), text(run), token, left / 1e6)
-            for name, holder, description, run, token, left in told
+            LiveLock(
+                named(name, len(prefix)), text(holder), readable(description), text(run), token, left / 1e6, waiting
+            )
+            for name, holder, description, run, token, left, waiting in told
         ]
+
+
+def _known_of(place: Place) -> str:
+    """Write what is known of who waits, as the functions read it."""
+    ticket = exact(place.ticket)
+    known = {
+        "ticket": cut(ticket).hex(),
+        "mark": hashlib.sha256(ticket).hexdigest(),
+        "kind": place.kind,
+        "for": us(place.wait_for),
+        "room": place.room,
+        "grace": us(place.grace),
+        "text": place.text,
+        "since": place.since,
+        "began": us(place.began),
+        "copy": place.copy,
+        "again": place.again,
+    }
+    return json.dumps(known)

@@ -4,10 +4,10 @@
 -- KEYS[3]  the mark of the whole that it is a try of; absent where there is none
 --          It may write one more, with their hash tag: the mark of what was remembered in the lock.
 -- ARGV     '<holder> <run> <description>', ttl ms, until when anybody waits for the answer (server ms; '0' for not known),
---          what is put behind the description of a key that has been used before, and how many may hold the key at a time;
---          absent where it is one
+--          what is put behind the description of a key that has been used before, and how many may hold the key at a time,
+--          and, from who would wait in line, what is known of it (line.lua), in JSON
 -- Returns  token, when it is now in microseconds: granted, and the usual case: a lone number is what a client reads fastest;
---          {'granted', now ms, token} with any other token, or {'finished', as a whole (0/1)}, or {'late', now ms}, or
+--          {'granted', now ms, token} with any other token, or {'finished', as a whole (0/1), the token that finished it, if that is at hand}, or {'late', now ms}, or
 --          {'held', remaining ms, same run (0/1), run, description}, or {'unreadable', key, its type, the beginning of its value}
 -- Atomic:  the check for the marks, the compare of the holder and the new token must see one state, or two holders
 --          could both find the key free. All keys carry the lock key's hash tag, so Cluster runs it on one node.
@@ -39,7 +39,8 @@ if mark or more then
     end
     local beside = more and get(KEYS[i])
     if beside then
-      return type(beside) == 'string' and #beside == 16 and string.find(beside, '^%d+$') and {'finished', i - 2} or unreadable(KEYS[i], beside)
+      local known = type(beside) == 'string' and #beside == 16 and string.find(beside, '^%d+$')
+      return known and {'finished', i - 2, tonumber(beside)} or unreadable(KEYS[i], beside)
     end
   end
 end
@@ -59,46 +60,13 @@ local function keep_mark()
     redis.call('SET', key, string.sub(lock, 1, 16), 'PX', string.format('%.0f', forgotten - now))
   end
 end
-local function held_by(text, same_run)
-  local run, description = string.match(text, '^[^ ]* ([^ #]*)[^ ]* (.*)$', 30)
-  return {'held', ends(text) - now, same_run and 1 or 0, run, description}
-end
-if ARGV[5] or is_wide(lock) then
-  local wide, was_wide, limit = wide_key(), is_wide(lock), tonumber(ARGV[5] or 1)
-  local ours, our_run = string.match(ARGV[1], '^([^ ]*) ([^ ]*) ')
-  local all = was_wide and redis.call('HGETALL', wide) or lock and {string.match(lock, '^[^ ]*', 30), lock} or {}
-  local own, others, first, same = nil, 0, nil, nil
-  for i = 1, #all, 2 do
-    local name, text = all[i], all[i + 1]
-    if ends(text) <= now then
-      redis.call('HDEL', wide, name)
-    elseif name == ours then
-      own = text
-    else
-      others = others + 1
-      first = (not first or ends(text) < ends(first)) and text or first
-      same = our_run ~= '' and string.match(text, '^[^ ]* ([^ #]*)', 30) == our_run and text or same
-    end
+local place = ARGV[6] and cjson.decode(ARGV[6])
+if ARGV[5] > '1' or is_wide(lock) or place and lock and ends(lock) > now then
+  local answer, ended = take_among(lock, now, micros, place, keep_mark)
+  if answer then
+    return answer
   end
-  if not own and (same or others >= limit) then
-    return held_by(same or first, same)
-  end
-  if own or others > 0 or limit > 1 then
-    local last = lock and tonumber(string.sub(lock, 1, 16)) or 0
-    local token = own and tonumber(string.sub(own, 1, 16)) or math.max(micros, last + 1)
-    if not was_wide then
-      redis.call('DEL', wide)
-      if first then
-        -- who has had the key alone has it among others from now on
-        redis.call('HSET', wide, all[1] == '' and '#' .. string.sub(lock, 1, 16) or all[1], lock)
-      end
-    end
-    keep_mark()
-    local ended = string.format('%013.0f', now + ARGV[2])
-    put_among(wide, string.format('%016.0f', math.max(token, last)), now, ours, string.format('%016.0f', token) .. ended .. ARGV[1])
-    return token == micros and token or {'granted', now, token}
-  end
-  redis.call('DEL', wide) -- nobody has it, and one is to
+  lock = ended
 end
 local token = micros
 if lock then
@@ -110,7 +78,7 @@ if lock then
     local ours, our_run = string.match(ARGV[1], '^([^ ]* ([^ ]*) )')
     if string.sub(lock, 30, 29 + #ours) ~= ours then
       local run = string.match(lock, '^[^ ]* ([^ #]*)', 30)
-      return held_by(lock, run ~= '' and run == our_run)
+      return held_by(lock, now, run ~= '' and run == our_run)
     end
     token = last
   end

@@ -22,7 +22,8 @@ if tonumber(string.sub(lock, 17, 29)) <= now then
 end
 local extended = ARGV[1] .. string.format('%013.0f', now + ARGV[3]) .. string.sub(lock, 30)
 if wide then
-  put_among(wide, last, now, ARGV[2], extended)
+  redis.call('HSET', wide, ARGV[2], extended)
+  summarize(wide, last, now)
 else
   redis.call('SET', KEYS[1], extended, 'PX', ARGV[3] + TOKEN_MEMORY)
 end

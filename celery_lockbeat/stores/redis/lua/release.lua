@@ -4,7 +4,8 @@
 --          absent where there is nothing to remember. A key of its own doubles what a run leaves behind: it gets one only
 --          when the lock's key is used again (acquire.lua), or where release 0.1.0 may look for it
 -- ARGV     token, holder, hold ms, remember ms, and the digest by which the lock itself can remember it, or ''
--- Returns  -token when released, now or by an earlier call whose answer was lost; 0 when the lease was lost before; -1:
+-- Returns  -token when released, now or by an earlier call whose answer was lost, {-token, {what is to be told...}} where somebody is
+--          called (line.lua); 0 when the lease was lost before; -1:
 --          what is there now is no lock
 -- Atomic:  freed and remembered are one fact: a copy of the message must never find the key free and the run unknown.
 local lock = get(KEYS[1])
@@ -40,8 +41,12 @@ if ARGV[3] ~= '0' then
 elseif inside then
   ended, rest = string.format('%013.0f', now + ARGV[4] - 1e12), ' #' .. ARGV[5] .. ' '
 end
+local calls
 if wide then
-  put_among(wide, string.sub(last, 1, 16), now, '#' .. ARGV[1], ARGV[1] .. ended .. rest, ARGV[2])
+  redis.call('HDEL', wide, ARGV[2])
+  redis.call('HSET', wide, '#' .. ARGV[1], ARGV[1] .. ended .. rest)
+  calls = call_next(wide, now)
+  summarize(wide, string.sub(last, 1, 16), now)
 else
   local kept = ARGV[3] + TOKEN_MEMORY
   redis.call('SET', KEYS[1], ARGV[1] .. ended .. rest, 'PX', inside and math.max(kept, ARGV[4]) or kept)
@@ -49,4 +54,4 @@ end
 if remembered and not inside then
   redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[4])
 end
-return released
+return calls and #calls > 0 and {released, calls} or released

@@ -13,9 +13,10 @@ end
 if ARGV[3] ~= '' and type(there) ~= 'string' then
   local lock = get(KEYS[1])
   local holders = is_lock(lock) and (is_wide(lock) and redis.call('HVALS', wide_key()) or {lock}) or {}
+  -- beside the holders is how many there may be, which has none (wide.lua); who is called has no run yet (line.lua)
   for _, text in ipairs(holders) do
     local holder, run, description = string.match(text, '^([^ ]*) ([^ #]*)[^ ]* (.*)$', 30)
-    if holder ~= '' and run ~= '' and string.find(description, ARGV[3], 1, true) then
+    if holder and holder ~= '' and run ~= '' and string.find(description, ARGV[3], 1, true) then
       local time = redis.call('TIME')
       local remaining = ends(text) - (time[1] * 1000 + math.floor(time[2] / 1000))
       if remaining > 0 then

@@ -1,0 +1,141 @@
+"""Runs that wait in line for their key, under real workers that die: each runs once, in its turn, and soon."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import signal
+import statistics
+import time
+
+import pytest
+from celery.exceptions import TaskRevokedError
+from fleet import Fleet
+from servers import wait_until
+
+
+@pytest.fixture(scope="module")
+def fleet(broker, witness_server, locks, tmp_path_factory):
+    settings = {"lockbeat_redis_url": locks.url, "include": ["waiting_tasks"]}
+    with contextlib.closing(Fleet(broker, witness_server, tmp_path_factory.mktemp("waiting"), **settings)) as fleet:
+        fleet.workers("a", "b", concurrency=2)
+        yield fleet
+
+
+def told_to_wait(fleet, *runs) -> None:
+    """Send runs, each when the one before has its place."""
+    for run in runs:
+        wait_until(lambda run=run: fleet.events(event="task_waiting", task_id=run.id), 30, "it waits")
+
+
+def line_of(fleet, key: str, count: int, *, task: str = "wait", seconds: float = 0.0) -> list:
+    runs = []
+    for _ in range(count):
+        runs.append(fleet.send(task, key, seconds))
+        told_to_wait(fleet, runs[-1])
+    return runs
+
+
+def test_those_who_wait_run_in_their_order_at_once_and_occupy_no_child_meanwhile(fleet, witness, key):
+    first = fleet.send("wait", key)
+    witness.wait_for(key, "enter", first)
+    runs = line_of(fleet, key, 12)
+    # two workers of two children each, and one of these is held: who waits is in none
+    assert fleet.send("wait", f"{key}-other", 0).get(timeout=20)
+    witness.let_go(first)
+    assert [run.get(timeout=60) for run in runs] == [f"held {key}"] * 12
+    entered, left = witness.entered(key), witness.lines(key, "leave")
+    assert [line["id"] for line in entered] == [first.id, *(run.id for run in runs)]
+    assert witness.never_overlapped(key)
+    assert [line["token"] for line in entered] == sorted(line["token"] for line in entered)
+    gaps = [after["at"] - before["at"] for before, after in zip(left, entered[1:], strict=False)]
+    print(f"until the next has begun: median {statistics.median(gaps):.3f} s, at most {max(gaps):.3f} s")
+    # on a machine that does nothing else the median is below 0.05
+    assert statistics.median(gaps) < 2
+    for run in runs:
+        assert [event["event"] for event in fleet.events(task_id=run.id) if event["event"] != "task_waiting"][-1] == (
+            "task_finished"
+        )
+        assert len(fleet.events(task_id=run.id, event="task_waiting")) == 1
+
+
+def test_a_killed_childs_key_goes_to_who_waits_and_its_own_run_comes_after(fleet, witness, key):
+    killed = fleet.send("wait", key)
+    entered = witness.wait_for(key, "enter", killed)
+    (run,) = line_of(fleet, key, 1)
+    os.kill(entered["pid"], signal.SIGKILL)
+    assert run.get(timeout=30) == f"held {key}"
+    began = witness.entered(key, run)[0]["at"]
+    witness.let_go(killed)
+    assert killed.get(timeout=60) == f"held {key}"
+    assert began < witness.entered(key, killed)[1]["at"]
+    assert len(witness.entered(key, run)) == 1
+
+
+def test_in_memory_a_killed_childs_key_goes_to_who_waits_too(fleet, witness, key):
+    killed = fleet.send("wait_in_memory", key)
+    entered = witness.wait_for(key, "enter", killed)
+    (run,) = line_of(fleet, key, 1, task="wait_in_memory")
+    os.kill(entered["pid"], signal.SIGKILL)
+    assert run.get(timeout=20) == f"held {key}"
+    witness.let_go(killed)
+
+
+def test_as_many_run_as_may_hold_the_key_and_the_others_wait(fleet, witness, key):
+    firsts = [fleet.send("share", key) for _ in range(2)]
+    for first in firsts:
+        witness.wait_for(key, "enter", first)
+    runs = line_of(fleet, key, 3, task="share")
+    witness.let_go(*firsts)
+    assert [run.get(timeout=60) for run in runs] == [f"held {key}"] * 3
+    assert max(line["inside"] for line in witness.entered(key)) == 2
+
+
+def test_of_the_ones_that_may_wait_there_is_one_and_the_others_are_answered(fleet, witness, key):
+    for task, reason in (("wait_one", "queued"), ("wait_latest", "superseded")):
+        own = f"{key}-{task}"
+        first = fleet.send(task, own)
+        witness.wait_for(own, "enter", first)
+        (earlier,) = line_of(fleet, own, 1, task=task)
+        later = fleet.send(task, own, 0)
+        skipped, waits = (later, earlier) if task == "wait_one" else (earlier, later)
+        with pytest.raises(TaskRevokedError, match=reason):
+            skipped.get(timeout=20)
+        wait_until(lambda own=skipped: fleet.events(event="task_skipped", task_id=own.id), 20, "it is told")
+        assert {event["reason"] for event in fleet.events(event="task_skipped", task_id=skipped.id)} == {reason}
+        witness.let_go(first)
+        assert waits.get(timeout=30) == f"held {own}"
+
+
+def test_who_has_waited_for_too_long_is_answered(fleet, witness, key):
+    first = fleet.send("wait", key)
+    witness.wait_for(key, "enter", first)
+    (run,) = line_of(fleet, key, 1, task="wait_briefly")
+    with pytest.raises(TaskRevokedError, match="waited"):
+        run.get(timeout=20)
+    witness.let_go(first)
+
+
+@pytest.mark.soak
+def test_a_line_outlives_the_death_of_all_workers(make_fleet, locks, witness, key):
+    """The copies that wait come again: the broker's visibility timeout is two seconds here."""
+    options = {"visibility_timeout": 2}
+    fleet = make_fleet(lockbeat_redis_url=locks.url, include=["waiting_tasks"], broker_transport_options=options)
+    fleet.workers("a", concurrency=2)
+    first = fleet.send("wait", key)
+    witness.wait_for(key, "enter", first)
+    runs = line_of(fleet, key, 3)
+    for worker in fleet.processes:
+        worker.kill()
+    with locks.client() as client:
+        client.flushall()  # the store has lost all of it, too
+    witness.let_go(first)
+    fleet.workers("b", concurrency=2)
+    wait_until(lambda: len(witness.entered(key)) >= 4, 120, "each has run")
+    for run in runs:
+        assert run.get(timeout=60) == f"held {key}"
+    for before, after in itertools.pairwise(witness.entered(key)[1:]):
+        assert before["at"] <= after["at"]
+    time.sleep(1)
+    assert all(len(witness.entered(key, run)) == 1 for run in runs)

@@ -1,0 +1,147 @@
+"""One run that waits in line, in one process: what becomes of its message, and of its copies. Under real workers: processes/test_waiting.py."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+from celery import states
+from celery.app.trace import build_tracer, reset_worker_optimizations, setup_worker_optimizations
+
+from celery_lockbeat import Lock, LockedTask
+from celery_lockbeat.tasks.copies import LINE, NONCE
+
+RAN = []
+
+
+@pytest.fixture
+def app(make_app, driver):
+    app = make_app(lockbeat_driver=driver)
+    setup_worker_optimizations(app)
+    yield app
+    reset_worker_optimizations(app)
+
+
+@pytest.fixture
+def queue(app):
+    with app.connection_for_read() as connection, connection.SimpleQueue(app.main) as queue:
+        queue.clear()
+        yield queue
+
+
+def messages(queue) -> list:
+    found = []
+    while True:
+        try:
+            message = queue.get(block=False)
+        except queue.Empty:
+            return found
+        message.ack()
+        found.append(message)
+
+
+def deliver(task, headers=None, **more):
+    """Carry out a message as a worker does."""
+    RAN.clear()
+    tracer = build_tracer(task.name, task, app=task.app, eager=False)
+    known = {name: (headers or {}).get(name) for name in (LINE, NONCE, "eta", "retries") if name in (headers or {})}
+    request = {"id": "id", "delivery_info": {"exchange": "", "routing_key": task.app.main}, "retries": 0, NONCE: "n"}
+    return tracer("id", (), {}, {**request, **known, **more}).info
+
+
+def waits(app, **options):
+    @app.task(base=LockedTask, name="it", lock_key="k", lock_if_held="wait", **options)
+    def body(*task):
+        RAN.append(True)
+        if task and not task[0].request.retries:
+            raise task[0].retry(countdown=0)
+        return "done"
+
+    return body
+
+
+def test_a_waiting_message_goes_back_to_its_queue_once(app, queue, caplog):
+    caplog.set_level(logging.INFO, "celery_lockbeat.events")
+    task = waits(app)
+    with Lock("k", app=app):
+        assert deliver(task).state == states.IGNORED
+        (copy,) = messages(queue)
+        assert copy.headers["eta"] is not None
+        assert copy.headers[LINE][2:] == [1, 0]
+        assert copy.headers["id"] == "id"
+        assert copy.headers[NONCE] == "n"
+        # the same message, from elsewhere: the copy is on its way
+        assert deliver(task).state == states.IGNORED
+        assert messages(queue) == []
+        # the copy comes, and there is one again, in the same place
+        assert deliver(task, copy.headers).state == states.IGNORED
+        (again,) = messages(queue)
+        assert again.headers[LINE] == [*copy.headers[LINE][:2], 2, 0]
+    (called,) = messages(queue)
+    assert called.headers["eta"] is None
+    assert called.headers[LINE][2] == 2
+    assert called.properties["correlation_id"] == "id"
+    assert json.loads(called.body)[0] == []
+    assert deliver(task, called.headers) is None
+    assert RAN
+    # the copy that was to come by itself comes for nothing, and in silence
+    told = len(caplog.records)
+    assert deliver(task, again.headers).state == states.IGNORED
+    assert not RAN
+    assert len(caplog.records) == told
+    assert [json.loads(record.getMessage())["event"] for record in caplog.records].count("task_waiting") == 1
+
+
+def test_a_run_that_has_waited_is_remembered_though_its_task_says_not_to(app, queue):
+    task = waits(app, lock_dedupe_ttl=0)
+    with Lock("k", app=app):
+        deliver(task)
+    copy, called = messages(queue)
+    assert deliver(task, called.headers) is None
+    assert RAN
+    deliver(task, copy.headers)
+    assert not RAN
+
+
+def test_a_message_that_cannot_go_back_stays_with_the_broker_and_keeps_its_place(app, queue, monkeypatch):
+    task = waits(app)
+    with Lock("k", app=app):
+        monkeypatch.setattr(app.amqp.producer_pool, "acquire", lambda **_: 1 / 0)
+        assert deliver(task).state == states.REJECTED
+        monkeypatch.undo()
+        assert (
+            deliver(task, delivery_info={"redelivered": True, "exchange": "", "routing_key": app.main}).state
+            == states.IGNORED
+        )
+        assert len(messages(queue)) == 1
+
+
+def test_the_next_try_of_a_run_that_has_waited_waits_anew_in_its_old_place(app, queue):
+    task = waits(app, bind=True, max_retries=3)
+    with Lock("k", app=app):
+        deliver(task)
+    copy, called = messages(queue)
+    assert deliver(task, called.headers).state == states.RETRY
+    (retried,) = messages(queue)
+    with Lock("k", app=app):
+        assert deliver(task, retried.headers).state == states.IGNORED
+        (later,) = messages(queue)
+    assert later.headers[LINE][0] == copy.headers[LINE][0]
+    assert later.headers[LINE][1] > copy.headers[LINE][1]
+    assert later.headers[LINE][2:] == [1, 1]
+
+
+def test_a_direct_call_and_apply_never_wait(app, queue):
+    task = waits(app)
+    with Lock("k", app=app):
+        assert task.apply().state == states.REVOKED
+    assert messages(queue) == []
+
+
+def test_headers_that_are_none_of_ours_are_no_place(app, queue):
+    task = waits(app)
+    with Lock("k", app=app):
+        for strange in ("x", [1], [1, 2, "x", 0], {}, [[], 0, 0, 0]):
+            deliver(task, {LINE: strange})
+        assert [message.headers[LINE][2] for message in messages(queue)] == [1]
