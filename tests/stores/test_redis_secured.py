@@ -17,7 +17,7 @@ from celery_lockbeat import ConfigurationError, Lock, LockedTask
 from celery_lockbeat.exceptions import StoreUnavailable, UnreadableKey
 from celery_lockbeat.options import AppOptions
 from celery_lockbeat.options.refusals import without_passwords
-from celery_lockbeat.stores.base import Claim, EntryState, Held, Lease, Reservation
+from celery_lockbeat.stores.base import Claim, EntryState, Held, Lease, Place, Reservation
 from celery_lockbeat.stores.redis.store import RedisStore
 from docs import DOCS
 
@@ -119,6 +119,11 @@ def exercise(store, admin):
     for holder in "de":
         store.locks.acquire("wide", holder=holder, ttl=60, limit=2, run="r", description="d")
     store.locks.reserve(Reservation("wide", "task", "id", "token"), ttl=60, unless_run_by="d")
+    first = store.locks.acquire("line", holder="d", ttl=60)
+    for name in "ef":
+        # without a text it listens
+        store.locks.acquire("line", holder=name, ttl=60, place=Place(name, 60))
+    store.locks.release(first)
     store.controls.ask("app", "request", "entry", "{}")
     for replica in ("one", "two", "one"):
         store.beats.join("app", replica)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from django.apps import AppConfig
 
+__all__ = ["LockbeatPoliciesConfig"]
+
 
 class LockbeatPoliciesConfig(AppConfig):  # type: ignore[misc]
     """What a row's policy is stored in."""
