@@ -156,7 +156,7 @@ class Controls:
         try:
             self._look(store, now)
         except StoreRefused as exc:
-            # the rest goes on without it: a migration may not have been run yet
+            # the rest goes on without it: what a store refuses may be these commands alone
             self._asked = []
             self._complaints.make("controls", "beat cannot be paused or asked for anything, and goes on: %s", exc)
 

@@ -6,7 +6,9 @@ Real databases that are killed and frozen: tests/processes/test_django_beats.py.
 from __future__ import annotations
 
 import contextlib
+import sqlite3
 
+import djangos
 import pytest
 
 
@@ -204,3 +206,34 @@ def test_with_the_ticks_in_the_same_database_it_waits(make_world, caplog):
     assert said(caplog, "beat waits for the store of its ticks: Django's database does not answer")
     world.run(13)
     assert world.times() == pytest.approx([10, 75, 85], abs=2.5)
+
+
+def test_two_that_want_to_write_in_sqlite_at_once_begin_anew_and_nothing_is_said(tmp_path):
+    """As two beats do that are started together, and write down the same static entries."""
+    from django.db import connections, transaction
+
+    from celery_lockbeat.contrib.django.database import Database
+
+    tries = []
+
+    class Ours(Database):
+        alias = djangos.use(djangos.make_sqlite(tmp_path / "db.sqlite3"))
+
+    with contextlib.closing(sqlite3.connect(tmp_path / "db.sqlite3", isolation_level=None)) as other:
+
+        def write():
+            tries.append(len(tries))
+            try:
+                with transaction.atomic(using=Ours.alias), connections[Ours.alias].cursor() as cursor:
+                    cursor.execute("SELECT boot FROM lockbeat_host")
+                    if len(tries) < 4:
+                        other.execute("BEGIN IMMEDIATE")
+                    cursor.execute("INSERT INTO lockbeat_host VALUES ('x')")
+            finally:
+                if other.in_transaction:
+                    other.execute("ROLLBACK")
+
+        Ours(None, None).query(write)
+        assert other.execute("SELECT boot FROM lockbeat_host").fetchall() == [("x",)]
+    assert len(tries) == 4
+    connections[Ours.alias].close()

@@ -11,16 +11,16 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from servers import need_django, wait_until
 
 from celery_lockbeat import Lock
-from celery_lockbeat.exceptions import StoreRefused
+from celery_lockbeat.exceptions import ConfigurationError, StoreRefused
 from celery_lockbeat.journal.records import encode
-from celery_lockbeat.journal.writer import journal_of
 from celery_lockbeat.observe import events
-from celery_lockbeat.stores.base import JOURNAL_MEMORY, Claim, EntryState, Lease
+from celery_lockbeat.stores.base import JOURNAL_MEMORY, Claim, EntryState
 
 APP = "shop"
 
@@ -96,36 +96,29 @@ def test_an_app_that_writes_little_beside_another_has_its_oldest_dropped(contrib
         assert len(store.journal.records(APP)) <= 10 + 256
 
 
-def test_a_project_that_has_not_migrated_yet_has_locks_and_beats_and_is_told_what_the_journal_needs(
-    contrib, djangos, database, make_app, caplog
+def test_a_project_that_has_not_run_the_last_migration_is_refused_at_start_up_and_locks_nothing_until_it_has(
+    contrib, djangos, database, make_app
 ):
     from django.core.management import call_command
 
     alias, expected = djangos.use(database), r"lockbeat_.*; has 'manage\.py migrate lockbeat' been run\?"
-    call_command("migrate", "lockbeat", "0002", database=alias, verbosity=0)
+    migrations = sorted(path.stem for path in Path(contrib.__file__).with_name("migrations").glob("0*.py"))
+    app = make_app(lockbeat_driver="database", lockbeat_connection=alias, broker_url="memory://")
     try:
+        for last in reversed(migrations[:-1]):
+            call_command("migrate", "lockbeat", last, database=alias, verbosity=0)
+            with open_one(contrib, alias) as store, pytest.raises(ConfigurationError, match=expected):
+                store.check()
+        with pytest.raises(StoreRefused, match=expected), Lock("nightly", app=app):
+            pytest.fail("it runs unlocked")
         with open_one(contrib, alias) as store:
-            store.check()
-            for _ in range(2):
-                with pytest.raises(StoreRefused, match=expected):
-                    store.journal.append(APP, "a", ["x"], keep=9)
-                with pytest.raises(StoreRefused, match=expected):
-                    store.journal.records(APP)
-                lease = store.locks.acquire("key", holder="a", ttl=30)
-                assert isinstance(lease, Lease)
-                assert store.locks.release(lease)
-            store.beats.join(APP, "r")
-            store.beats.list_entries(APP, "r", [("e", EntryState(0, "t"))], complete=True)
-            assert store.beats.claim(APP, "r", [Claim("id", "e", EntryState(1, "t"), {})], ttl=5).refusals == [None]
-            app = make_app(lockbeat_driver="database", lockbeat_connection=alias, broker_url="memory://")
-            with Lock("nightly", app=app):
-                journal_of(app).put("driver_fallback", {})
-            assert not journal_of(app).write(within=10)
-            assert "manage.py migrate lockbeat" in caplog.text
+            with pytest.raises(StoreRefused, match=expected):
+                store.beats.claim(APP, "r", [Claim("id", "e", EntryState(1, "t"), {})], ttl=5)
             djangos.migrate(alias, "lockbeat")
+            store.check()
             write(store, "x")
-            assert journal_of(app).write(within=10)
-            assert len(store.journal.records(APP)) == len(store.journal.records(app.main)) == 1
+        with Lock("nightly", app=app):
+            pass
     finally:
         djangos.migrate(alias, "lockbeat")
 

@@ -11,9 +11,11 @@ import contextlib
 import logging
 import math
 import os
+import random
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
@@ -37,6 +39,9 @@ ASK_AGAIN: Final = 1.0
 _NO_TABLE: Final = re.compile(
     r"no such table|relation .* does not exist|table .*(?:doesn't|does not) exist", re.IGNORECASE
 )
+
+#: At most how long to sleep until one begins anew that was in another's way, seconds.
+PAUSE: Final = 0.02
 
 _T = TypeVar("_T")
 
@@ -81,19 +86,32 @@ class Database:
         ``within``: the seconds that each of its answers may take.
         """
         connection = _impatient(self.alias)
-        for again in (True, False):
+        gives_up, again = time.monotonic() + ANSWERS_WITHIN, True
+        while True:
             was_open, cut_off = connection.connection is not None, _CutOff(connection, within)
             try:
                 with connection.execute_wrapper(cut_off):
                     return ask()
             except (DatabaseError, InterfaceError) as exc:
                 connection.close()
-                if cut_off.done or not (again and was_open):
+                if _is_in_anothers_way(connection, exc) and time.monotonic() < gives_up:
+                    time.sleep(random.uniform(0, PAUSE))  # noqa: S311  not a secret
+                elif again and was_open and not cut_off.done:
+                    again = False
+                else:
                     why = f"no answer within {within:g} s" if cut_off.done else f"{type(exc).__name__}: {exc}"
-                    if _NO_TABLE.search(why):
-                        why = f"{why.splitlines()[0]} (has 'manage.py migrate' been run?)"
-                    raise DatabaseAway(f"Django's database does not answer: {why.strip()}") from exc
-        raise AssertionError
+                    raise _away(why) from exc
+
+
+def _away(why: str) -> DatabaseAway:
+    if _NO_TABLE.search(why):
+        why = f"{why.splitlines()[0]} (has 'manage.py migrate' been run?)"
+    return DatabaseAway(f"Django's database does not answer: {why.strip()}")
+
+
+def _is_in_anothers_way(connection: Any, exc: Exception) -> bool:
+    """Whether SQLite refuses at once, timeout or not, for two have read in a transaction and both want to write: one has to begin anew."""
+    return connection.vendor == "sqlite" and "database is locked" in str(exc)
 
 
 class Outage:

@@ -30,7 +30,7 @@ from celery_lockbeat.contrib.django.postgresql.announcements import PostgresAnno
 from celery_lockbeat.contrib.django.postgresql.beats import PostgresBeats
 from celery_lockbeat.contrib.django.postgresql.client import Client
 from celery_lockbeat.contrib.django.postgresql.controls import PostgresControls
-from celery_lockbeat.contrib.django.postgresql.formats import check_format
+from celery_lockbeat.contrib.django.postgresql.formats import check_format, check_migrations
 from celery_lockbeat.contrib.django.postgresql.journal import PostgresJournal
 from celery_lockbeat.contrib.django.postgresql.locks import PostgresLocks
 from celery_lockbeat.exceptions import ConfigurationError, StoreRefused, StoreUnavailable
@@ -46,6 +46,14 @@ TIMEOUT: Final = 2.0
 
 #: What SQLite says of a table that is not there.
 _NO_TABLE: Final = re.compile(r"no such table: (.*)")
+
+_CREATE: Final = re.compile(r"\s*CREATE TABLE IF NOT EXISTS (\w+)")
+
+#: The tables that all migrations of this release have made, the first first.
+_MADE: Final = (
+    "lockbeat_host",
+    *(found[1] for part in TABLES for sql in part.schema if (found := _CREATE.match(sql))),
+)
 
 _T = TypeVar("_T")
 
@@ -98,6 +106,7 @@ class PostgresStore(Store):
     def check(self) -> None:
         try:
             self.client.ask("lockbeat_clean", (0,), self.client.timeout)
+            check_migrations(self.client)
             check_format(self.client)
         except StoreRefused as exc:
             raise ConfigurationError(str(exc)) from exc
@@ -157,7 +166,7 @@ class DjangosSQLite(Database):
             missing = _NO_TABLE.match(str(exc.__cause__))
             if missing is None:
                 raise
-            # it came with a later release than the last migration that was run; the other parts of the store go on without it
+            # migrated back while it was open
             raise self._not_migrated(f"has no such table as {missing[1]}") from exc
 
     def _not_migrated(self, why: str) -> StoreRefused:
@@ -177,8 +186,11 @@ class DjangosSQLite(Database):
         try:
             with connection:
                 connection.execute("BEGIN IMMEDIATE")
-                if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'lockbeat_host'").fetchone():
-                    raise self._not_migrated("has no such tables")
+                there = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+                # one part of the store looks at the tables of another
+                for table in _MADE:
+                    if table not in there:
+                        raise self._not_migrated(f"has no such table as {table}")
                 self.begin_a_new_boot(connection)
         except BaseException:
             connection.close()

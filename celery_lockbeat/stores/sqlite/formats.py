@@ -1,4 +1,4 @@
-"""The format of the tables in a SQLite file, in a table of its own. In Django's file a migration has made it, or made it not yet."""
+"""The format of the tables in a SQLite file, in a table of its own."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ TABLES = Tables(
 
 def check_format(connection: sqlite3.Connection, place: str) -> None:
     """Say which format this release writes, and refuse a newer one. Raises ConfigurationError."""
-    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'lockbeat_format'").fetchone():
-        return
     told = connection.execute("SELECT number, begun_by FROM lockbeat_format ORDER BY number DESC").fetchone()
     if told is not None and told[0] >= FORMAT:
         refuse_unknown(place, *told)

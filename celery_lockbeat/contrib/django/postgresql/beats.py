@@ -9,7 +9,6 @@ from itertools import zip_longest
 
 from celery_lockbeat.contrib.django.postgresql.client import Client
 from celery_lockbeat.contrib.django.postgresql.names import exact, named, short, text, us
-from celery_lockbeat.exceptions import StoreRefused
 from celery_lockbeat.stores.base import (
     ALIVE,
     BACKLOG,
@@ -99,12 +98,7 @@ class PostgresBeats(BeatStore):
     ) -> list[bool | Passed]:
         asked = [(task_id, short(flag) if flag else None) for task_id, flag in zip_longest(task_ids, flags)]
         whose = self._client.row_key(app)
-        try:
-            taken, passed = self._client.call("lockbeat_take_over_or_pass", whose, replica, json.dumps(asked), us(ttl))
-        except StoreRefused:
-            # it came with a later release than the last migration that was run, and so nothing can be paused
-            taken = self._client.call("lockbeat_take_over", whose, replica, json.dumps(task_ids), us(ttl))
-            passed = {}
+        taken, passed = self._client.call("lockbeat_take_over_or_pass", whose, replica, json.dumps(asked), us(ttl))
         return [Passed("paused", passed[each]) if each in passed else each in taken for each in task_ids]
 
     def settle(

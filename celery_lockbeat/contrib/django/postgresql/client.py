@@ -21,7 +21,7 @@ from celery_lockbeat.contrib.django.postgresql.names import cut, exact
 from celery_lockbeat.exceptions import ConfigurationError, StoreRefused, StoreUnavailable
 from celery_lockbeat.process import leaves_its_parents
 
-__all__ = ["Client", "NotMigrated"]
+__all__ = ["Client"]
 
 #: So many connections are kept while nobody uses them.
 KEPT_IDLE: Final = 8
@@ -42,10 +42,6 @@ REFUSED: Final = (b"42501", b"28", b"3D000")
 _NO_LOGIN: Final = re.compile(
     r"authentication failed|no password supplied|does not exist|no pg_hba\.conf entry|permission denied"
 )
-
-
-class NotMigrated(StoreRefused):
-    """Raised when a migration that this release came with has not been run."""
 
 
 class Client:
@@ -130,7 +126,7 @@ class Client:
 
     def _told(self, state: bytes, error: str) -> StoreUnavailable:
         if state in NOT_MIGRATED:
-            return NotMigrated(f"{self.where} refuses us: {error.strip()}; has 'manage.py migrate lockbeat' been run?")
+            return StoreRefused(f"{self.where} refuses us: {error.strip()}; has 'manage.py migrate lockbeat' been run?")
         return self._refused(error) if state.startswith(REFUSED) else self.unavailable(error)
 
     def _lend(self) -> tuple[Any, bool]:
