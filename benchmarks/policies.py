@@ -60,14 +60,14 @@ def catch_up(url: str, entries: int, ticks: int) -> dict:
     from celery.beat import Service
 
     from celery_lockbeat.schedules import Cron
-    from celery_lockbeat.stores import name_of, stores_of
+    from celery_lockbeat.stores import home_store_of, name_of
     from celery_lockbeat.stores.base import EntryState
 
     when = Cron("* * * * *", catchup="all", catchup_limit=ticks + 10)
     app = make_app(url, {f"entry-{n}": {"task": "work", "schedule": when} for n in range(entries)})
     now = datetime.now(timezone.utc)
     last = (now.replace(second=0, microsecond=0) - timedelta(minutes=ticks)).isoformat()
-    store = stores_of(app).choose()[0].beats
+    store = home_store_of(app).beats
     store.join(name_of(app), "earlier")
     store.list_entries(
         name_of(app), "earlier", [(f"entry-{n}", EntryState(1, last)) for n in range(entries)], complete=True
