@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from django.db import migrations
 
-VENDORS = ("postgresql", "sqlite")
+from celery_lockbeat.contrib.django.migrations._sql import drop, run
 
-DROP = "DROP FUNCTION lockbeat_announce, lockbeat_announced_of"
+FUNCTIONS = "lockbeat_announce, lockbeat_announced_of"
 
 
 def create(_apps: Any, schema_editor: Any) -> None:
     """Run the file of this database."""
-    vendor = schema_editor.connection.vendor
-    if vendor not in VENDORS:
-        return
-    sql = Path(__file__).with_name(f"0002_{vendor}.sql").read_text("utf-8")
-    # one statement at a time, for SQLite's executescript() would commit
-    for statement in sql.split(";\n") if vendor == "sqlite" else [sql]:
-        schema_editor.execute(statement, params=None)
+    run(schema_editor, "0002")
 
 
-def drop(_apps: Any, schema_editor: Any) -> None:
+def undo(_apps: Any, schema_editor: Any) -> None:
     """Undo it."""
-    vendor = schema_editor.connection.vendor
-    if vendor == "postgresql":
-        schema_editor.execute(DROP, params=None)
-    if vendor in VENDORS:
-        schema_editor.execute("DROP TABLE lockbeat_announced", params=None)
+    drop(schema_editor, functions=FUNCTIONS, tables=("announced",))
 
 
 class Migration(migrations.Migration):  # type: ignore[misc]
     """SQL, as in 0001; there are no models."""
 
     dependencies = (("lockbeat", "0001_initial"),)
-    operations = (migrations.RunPython(create, drop),)
+    operations = (migrations.RunPython(create, undo),)

@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from django.db import migrations, models
 
-VENDORS = ("postgresql", "sqlite")
+from celery_lockbeat.contrib.django.migrations._sql import drop, run
 
-DROP = "DROP FUNCTION lockbeat_append, lockbeat_records"
-
-TABLES = ("journal", "batch", "tail")
+FUNCTIONS = "lockbeat_append, lockbeat_records"
 
 
 def create(_apps: Any, schema_editor: Any) -> None:
     """Run the file of this database."""
-    vendor = schema_editor.connection.vendor
-    if vendor not in VENDORS:
-        return
-    sql = Path(__file__).with_name(f"0003_{vendor}.sql").read_text("utf-8")
-    # one statement at a time, for SQLite's executescript() would commit
-    for statement in sql.split(";\n") if vendor == "sqlite" else [sql]:
-        schema_editor.execute(statement, params=None)
+    run(schema_editor, "0003")
 
 
-def drop(_apps: Any, schema_editor: Any) -> None:
+def undo(_apps: Any, schema_editor: Any) -> None:
     """Undo it."""
-    vendor = schema_editor.connection.vendor
-    if vendor == "postgresql":
-        schema_editor.execute(DROP, params=None)
-    for table in TABLES if vendor in VENDORS else ():
-        schema_editor.execute(f"DROP TABLE lockbeat_{table}", params=None)
+    drop(schema_editor, functions=FUNCTIONS, tables=("journal", "batch", "tail"))
 
 
 class Migration(migrations.Migration):  # type: ignore[misc]
@@ -39,7 +26,7 @@ class Migration(migrations.Migration):  # type: ignore[misc]
 
     dependencies = (("lockbeat", "0002_announcements"),)
     operations = (
-        migrations.RunPython(create, drop),
+        migrations.RunPython(create, undo),
         migrations.CreateModel(
             name="JournalRecord",
             fields=[

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from django.db import migrations
 
-DROP = {"postgresql": "DROP FUNCTION lockbeat_format", "sqlite": "DROP TABLE lockbeat_format"}
+from celery_lockbeat.contrib.django.migrations._sql import drop, run
 
 
 def create(_apps: Any, schema_editor: Any) -> None:
     """Run the file of this database."""
-    vendor = schema_editor.connection.vendor
-    if vendor in DROP:
-        schema_editor.execute(Path(__file__).with_name(f"0004_{vendor}.sql").read_text("utf-8"), params=None)
+    run(schema_editor, "0004")
 
 
-def drop(_apps: Any, schema_editor: Any) -> None:
+def undo(_apps: Any, schema_editor: Any) -> None:
     """Undo it."""
-    vendor = schema_editor.connection.vendor
-    if vendor in DROP:
-        schema_editor.execute(DROP[vendor], params=None)
+    is_sqlite = schema_editor.connection.vendor == "sqlite"
+    drop(schema_editor, functions="lockbeat_format", tables=("format",) if is_sqlite else ())
 
 
 class Migration(migrations.Migration):  # type: ignore[misc]
     """SQL, as in 0001."""
 
     dependencies = (("lockbeat", "0003_journal"),)
-    operations = (migrations.RunPython(create, drop),)
+    operations = (migrations.RunPython(create, undo),)

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from django.db import migrations
 
+from celery_lockbeat.contrib.django.migrations._sql import drop, put_back, run
+
 
 def create(_apps: Any, schema_editor: Any) -> None:
     """Make the function of this release, and let that of earlier ones call it."""
-    if schema_editor.connection.vendor == "postgresql":
-        schema_editor.execute(Path(__file__).with_name("0006_postgresql.sql").read_text("utf-8"), params=None)
+    run(schema_editor, "0006")
 
 
-def drop(_apps: Any, schema_editor: Any) -> None:
+def undo(_apps: Any, schema_editor: Any) -> None:
     """Give back to earlier releases the function that they came with."""
-    if schema_editor.connection.vendor == "postgresql":
-        first = Path(__file__).with_name("0001_postgresql.sql").read_text("utf-8")
-        begin = first.index("CREATE FUNCTION lockbeat_claim(")
-        earlier = first[begin : first.index("END $$;", begin) + 7].replace("CREATE", "CREATE OR REPLACE", 1)
-        schema_editor.execute(earlier, params=None)
-        schema_editor.execute("DROP FUNCTION lockbeat_claim_ticks", params=None)
+    put_back(schema_editor, "0001", "lockbeat_claim")
+    drop(schema_editor, functions="lockbeat_claim_ticks")
 
 
 class Migration(migrations.Migration):  # type: ignore[misc]
     """SQL, as in 0001."""
 
     dependencies = (("lockbeat", "0005_wide"),)
-    operations = (migrations.RunPython(create, drop),)
+    operations = (migrations.RunPython(create, undo),)
