@@ -10,7 +10,9 @@ import pytest
 from celery import Celery
 from celery.schedules import crontab, schedule, solar
 
-from celery_lockbeat.schedules.dues import dues_between, next_due
+from celery_lockbeat.schedules import Cron, Every
+from celery_lockbeat.schedules.dues import bounded, dues_between, iter_dues, next_due, previous_due
+from celery_lockbeat.schedules.policy import Policy
 from celery_lockbeat.schedules.when import Timeout
 
 UTC = timezone.utc
@@ -100,3 +102,26 @@ def test_the_sun_is_asked_for_each_day():
 @pytest.mark.parametrize("when", [Timeout(5), object(), None])
 def test_of_others_nobody_can_tell(when):
     assert dues_between(when, START, START + timedelta(days=4)) is None
+
+
+# -- from a start on, before an end ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("when", [schedule(60), crontab(), crontab(minute="*/7"), Every(60), Cron("*/7 * * * *")])
+def test_with_a_start_and_an_end_no_tick_is_outside_and_all_ways_to_ask_agree(when):
+    when.app = APP
+    start, end = START + timedelta(seconds=90), START + timedelta(hours=1)
+    dues = bounded(when, Policy(start=start, end=end))
+    found = list(iter_dues(dues, START - timedelta(days=1)))
+    assert start <= found[0] <= start + timedelta(minutes=7)
+    assert found[-1] < end
+    if isinstance(when, schedule):
+        assert found[0] == start
+    for first, last in ((0, len(found) - 1), (3, 3), (2, 5)):
+        counted = dues_between(dues, START if first == 0 else found[first - 1], found[last])
+        assert counted == (last - first + 1, found[last])
+    assert dues_between(dues, START - timedelta(days=1), end + timedelta(days=1)) == (len(found), found[-1])
+    assert dues_between(dues, START - timedelta(days=1), start - timedelta(seconds=1)) is None
+    assert dues_between(dues, end, end + timedelta(days=1)) is None
+    assert [previous_due(dues, due) for due in found[1:4]] == found[:3]
+    assert previous_due(dues, found[0]) is None

@@ -125,8 +125,8 @@ class Claimer:
                 self._paused(item, refusal, asked)
             elif refusal is not None:
                 self._refused(item, refusal)
-            elif item.claim is not None and not item.claim.task_id:
-                self._passed(item)
+            elif isinstance(item.verdict, Pass):
+                self._moved(item, asked)  # nothing is published
             else:
                 ticks.append(self._granted(item, asked, read))
         self._ledger.answered(ids)
@@ -180,14 +180,13 @@ class Claimer:
             self._agenda.plan(item, self._clock() + verdict.seconds)
             return False
         item.verdict = verdict
-        runs, after = item.entry.total_run_count, item.stored
+        run, due = item.entry.total_run_count, verdict.due.astimezone(timezone.utc).isoformat()
         if isinstance(verdict, Pass):
-            state = EntryState(runs, _as_stored(verdict.missed.last))
-            item.claim = Claim("", item.key, state, {}, after)
+            item.claim = Claim("", item.key, EntryState(run, due), {}, item.stored)
             return True
-        run, state = runs + 1, EntryState(runs + 1, _as_stored(verdict.due))
-        details = details_of(verdict, item.rule)
-        item.claim = Claim(_task_id_of(item, run), item.key, state, details, after, verdict.alone, item.flag)
+        task_id, state = _task_id_of(item, run + 1), EntryState(run + 1, due)
+        details = _details_of(verdict, item.rule)
+        item.claim = Claim(task_id, item.key, state, details, item.stored, verdict.alone, item.flag)
         return True
 
     def _unchanged(self, items: Sequence[Item]) -> list[Item]:
@@ -228,12 +227,14 @@ class Claimer:
         self._recorder.paused(item, claim.state.total_run_count, claim.details, passed)
 
     def _moved(self, item: Item, asked: float) -> Claim:
-        """Let an entry go on after the tick that was claimed, which is returned."""
+        """Let an entry go on after the tick that was claimed, or the ticks that were passed over; the claim is returned."""
         claim, item.claim = item.claim, None
         assert claim is not None  # it was asked for  # noqa: S101
         verdict, item.verdict = item.verdict, None
         if verdict is None:
             self._recorder.claimed(item, claim, asked - item.when)
+        elif isinstance(verdict, Pass):
+            self._recorder.passed(item, verdict.missed)
         else:
             self._recorder.claimed_by_rule(item, claim, verdict)
         self._planner.advance(item, claim.state)
@@ -242,16 +243,6 @@ class Claimer:
         elif item.key in self._agenda and not isinstance(item.schedule, Timeout):
             self._agenda.plan(item, asked + item.delay)
         return claim
-
-    def _passed(self, item: Item) -> None:
-        """Nothing is published of these ticks: they are missed."""
-        claim, item.claim = item.claim, None
-        verdict, item.verdict = item.verdict, None
-        assert claim is not None  # it was asked for  # noqa: S101
-        self._recorder.passed(item, verdict.missed)
-        self._planner.advance(item, claim.state)
-        if item.key in self._agenda:
-            self._planner.plan_after(item, verdict.missed.last)
 
     def _take(
         self,
@@ -362,11 +353,7 @@ def _task_id_of(item: Item, run: int) -> str:
     return asked.task_id if asked is not None and same else uuid()
 
 
-def _as_stored(due: datetime) -> str:
-    return due.astimezone(timezone.utc).isoformat()
-
-
-def details_of(verdict: Publish, rule: Rule) -> dict[str, str]:
+def _details_of(verdict: Publish, rule: Rule) -> dict[str, str]:
     """Return what goes with a tick by rule to whoever publishes it, and to its task: see tasks/ticks.py."""
     details = {"due": verdict.due.astimezone(rule.zone).isoformat(timespec="milliseconds")}
     if verdict.previous is not None:

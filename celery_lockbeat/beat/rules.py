@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import MINYEAR, datetime, timedelta, timezone
 from fnmatch import fnmatchcase
 from typing import Any, Final, NamedTuple
@@ -21,9 +21,9 @@ from celery.schedules import crontab, schedule, solar
 from celery_lockbeat.beat.agenda import Item
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.options import refusal, written
-from celery_lockbeat.schedules.dues import check_policy, dues_between, next_due, previous_due
+from celery_lockbeat.schedules.dues import bounded, check_policy, dues_between, next_due, previous_due
 from celery_lockbeat.schedules.policy import Policy
-from celery_lockbeat.schedules.when import Cron, Every, Once, Timeout
+from celery_lockbeat.schedules.when import OwnSchedule, Timeout, bound
 
 __all__ = ["Missed", "Over", "Pass", "Publish", "Rule", "Rules", "Wait"]
 
@@ -36,8 +36,6 @@ IN_TIME: Final = 30.0
 COUNT_EVERY: Final = 1.0
 
 _INSTANT: Final = timedelta(microseconds=1)
-
-OURS: Final = (Cron, Every, Once)
 
 
 class Missed(NamedTuple):
@@ -66,6 +64,11 @@ class Pass(NamedTuple):
 
     missed: Missed
 
+    @property
+    def due(self) -> datetime:
+        """When the last of them was due."""
+        return self.missed.last
+
 
 class Publish(NamedTuple):
     """Publish the tick that was due then; ``previous`` was due before it, None: none was.
@@ -81,19 +84,27 @@ class Publish(NamedTuple):
     alone: bool
 
 
+class _Next(NamedTuple):
+    """A tick to come, and the moment to which its jitter puts it off."""
+
+    due: datetime
+    fires: datetime
+
+
 class Rule:
     """The policy of one entry, over its schedule. ``in_time``: seconds after which a tick counts as not fired in time."""
 
     def __init__(self, name: str, when: Any, policy: Policy, in_time: float) -> None:
         self._name = name
         self._when = when
+        self._dues = bounded(when, policy)
         self.policy = policy
         self._in_time = timedelta(seconds=in_time)
         #: the oldest that may still be published is not older than this
         window = [each for each in (policy.catchup_window, policy.start_within) if each is not None]
         self._window = timedelta(seconds=min(window)) if window else None
         # what comes after the last one or two that were asked for: it is asked for again at the next tick
-        self._following: dict[datetime, datetime | None] = {}
+        self._following: dict[datetime, _Next | None] = {}
         self._counted_at: datetime | None = None
         self.is_said_to_be_over = False
 
@@ -116,19 +127,18 @@ class Rule:
         first = self._next(last)
         if first is None:
             return Over("there is no further time in its schedule" if policy.end is None else f"it ended {policy.end}")
-        wait = self._ripe_in(first, now)
-        if wait > 0:
-            return Wait(wait)
-        following = self._next(first)
+        if first.fires > now:
+            return Wait((first.fires - now).total_seconds())
+        following = self._next(first.due)
         previous = last if runs else None
-        if following is None or self._ripe_in(following, now) > 0:
-            return self._of_one(first, previous, now)
-        return self._catch_up(last, first, previous, now)
+        if following is None or following.fires > now:
+            return self._of_one(first.due, previous, now)
+        return self._catch_up(last, first.due, previous, now)
 
     def until_next(self, due: datetime, now: datetime) -> float:
         """Seconds until the tick after one is due, at 0 or less it is; inf: there is none."""
         following = self._next(due)
-        return math.inf if following is None else self._ripe_in(following, now)
+        return math.inf if following is None else (following.fires - now).total_seconds()
 
     # -- one -----------------------------------------------------------------------------------------------------------
 
@@ -182,7 +192,7 @@ class Rule:
         """Leave out those that are too old, or more than may be caught up with."""
         why = self._too_old(first, now)
         if why is not None and self._window is not None:
-            old = dues_between(self._when, max(last, first - _INSTANT), now - self._window - _INSTANT)
+            old = dues_between(self._dues, max(last, first - _INSTANT), now - self._window - _INSTANT)
             count, newest = (1, first) if old is None else old
             return Pass(Missed(count, first, newest, why))
         if self._counted_at is not None and timedelta(0) <= now - self._counted_at < timedelta(seconds=COUNT_EVERY):
@@ -200,43 +210,31 @@ class Rule:
 
     # -- dues ----------------------------------------------------------------------------------------------------------
 
-    def _next(self, after: datetime) -> datetime | None:
+    def _next(self, after: datetime) -> _Next | None:
         try:
             return self._following[after]
         except KeyError:
             pass
         if len(self._following) > 2:  # noqa: PLR2004  the last, and the next
             self._following.clear()
-        self._following[after] = due = self._next_of_all(after)
-        return due
+        due = next_due(self._dues, after)
+        self._following[after] = found = None if due is None else _Next(due, self._fires(due))
+        return found
 
-    def _next_of_all(self, after: datetime) -> datetime | None:
-        policy = self.policy
-        if policy.start is not None and after < policy.start:
-            if type(self._when) is schedule:
-                return None if policy.end is not None and policy.start >= policy.end else policy.start
-            after = policy.start - _INSTANT
-        due = next_due(self._when, after)
-        return None if due is None or (policy.end is not None and due >= policy.end) else due
-
-    def _ripe_in(self, due: datetime, now: datetime) -> float:
-        offset = self.policy.offset(self._name, due) if self.policy.jitter else 0.0
-        return (due - now).total_seconds() + offset
+    def _fires(self, due: datetime) -> datetime:
+        jitter = self.policy.jitter
+        return due + timedelta(seconds=self.policy.offset(self._name, due)) if jitter else due
 
     def _ripe_until(self, last: datetime, now: datetime) -> tuple[int, datetime]:
         """Count what is due since the last one, of which there are two at least; the newest may be put off still."""
-        after = last
-        if self.policy.start is not None and after < self.policy.start:
-            after = self.policy.start - _INSTANT
-        until = now if self.policy.end is None else min(now, self.policy.end - _INSTANT)
-        dues = dues_between(self._when, after, until)
+        dues = dues_between(self._dues, last, now)
         assert dues is not None  # two are due  # noqa: S101
-        if self._ripe_in(dues.last, now) > 0:
+        if self._fires(dues.last) > now:
             return dues.ticks - 1, self._before(dues.last)
         return dues.ticks, dues.last
 
     def _before(self, due: datetime) -> datetime:
-        before = previous_due(self._when, due)
+        before = previous_due(self._dues, due)
         assert before is not None  # one is  # noqa: S101
         return before
 
@@ -266,18 +264,19 @@ class Rules:
 
     def policy_of(self, name: str, when: Any, policy: Policy | None = None) -> tuple[Policy | None, str]:
         """Return the policy of an entry, None: it has none; and who has said so last. Raises ConfigurationError."""
-        rule: Policy | None = when.policy if isinstance(when, OURS) else policy
+        rule: Policy | None = when.policy if isinstance(when, OwnSchedule) else policy
         owner = f"entry {name!r}"
-        for pattern, keywords in self._settings.items():
-            if fnmatchcase(name, pattern):
-                owner = f"lockbeat_entries[{pattern!r}], for entry {name!r},"
-                rule = (rule or Policy()).over(keywords, owner=owner)
+        for pattern in self._patterns(name):
+            owner = f"lockbeat_entries[{pattern!r}], for entry {name!r},"
+            rule = (rule or Policy()).over(self._settings[pattern], owner=owner)
         return rule, owner
+
+    def _patterns(self, name: str) -> Iterator[str]:
+        return (pattern for pattern in self._settings if fnmatchcase(name, pattern))
 
     def concern(self, entry: Any) -> bool:
         """Whether an entry of others' has a policy."""
-        own = getattr(entry, "lockbeat_policy", None) is not None
-        return own or any(fnmatchcase(entry.name, pattern) for pattern in self._settings)
+        return getattr(entry, "lockbeat_policy", None) is not None or any(self._patterns(entry.name))
 
     def made(self, name: str, when: Any, policy: Policy | None = None) -> Rule | None:
         """Make the rule of an entry of this name, as :meth:`of`. Raises ConfigurationError."""
@@ -286,10 +285,9 @@ class Rules:
         rule, owner = self.policy_of(name, when, policy)
         if rule is None:
             return None
-        if not isinstance(when, (*OURS, crontab, schedule, solar)):
+        if not isinstance(when, (OwnSchedule, crontab, schedule, solar)):
             raise refusal(
                 f"schedule of {owner}", when, "with a policy, a Cron, Every, Once, crontab, schedule or solar"
             )
         check_policy(when, rule, owner=owner)
-        own = when.bound_to(name).with_policy(rule) if isinstance(when, OURS) else when
-        return Rule(name, own, rule, self._in_time)
+        return Rule(name, bound(when, name), rule, self._in_time)

@@ -22,9 +22,9 @@ from celery_lockbeat.cli.output import command, print_json, print_table, printab
 from celery_lockbeat.contrib.schedulers import known_schedules
 from celery_lockbeat.exceptions import StoreUnavailable
 from celery_lockbeat.insight.entries import named_entries
-from celery_lockbeat.insight.times import any_moment_of, now
+from celery_lockbeat.insight.times import any_moment_of, now, time_of
 from celery_lockbeat.options import AppOptions, written
-from celery_lockbeat.schedules.dues import iter_dues
+from celery_lockbeat.schedules.dues import bounded, iter_dues
 from celery_lockbeat.schedules.policy import Policy
 from celery_lockbeat.schedules.wall import DAY
 from celery_lockbeat.schedules.when import OwnSchedule, Timeout, bound, policy_of
@@ -105,11 +105,8 @@ def _last_ticks(app: Any, chosen: Mapping[str, Any]) -> dict[str, datetime]:
         return {}
     found = {}
     for each in known:
-        try:
-            at = datetime.fromisoformat(each.entry.state.last_run_at)
-        except ValueError:
-            continue
-        found[each.name] = at if at.tzinfo is not None else at.replace(tzinfo=app.timezone)
+        if (at := time_of(each.entry.state.last_run_at, app)) is not None:
+            found[each.name] = at
     return found
 
 
@@ -117,13 +114,9 @@ def _dues(name: str, when: Any, policy: Policy, last: datetime | None, since: da
     """Yield when an entry is due after a moment, oldest first."""
     zone: tzinfo = getattr(when, "tz", None) or app.timezone
     when, clock, before = bound(when, name), Clock(zone), since
-    when = when.with_policy(policy) if isinstance(when, OwnSchedule) else when
-    first = since if policy.start is None else max(since, policy.start - timedelta(microseconds=1))
     is_now = abs((since - now()).total_seconds()) < 1
-    unknown = isinstance(when, schedule) and policy_of(when).start is None and last is None
-    for due in _moments(when, last, first):
-        if policy.end is not None and due >= policy.end:
-            return
+    unknown = isinstance(when, schedule) and policy.start is None and last is None
+    for due in _moments(when, policy, last, since):
         notes = _changes(clock, before, due)
         if unknown and before is since:
             notes.append("if counted from now on" if is_now else "if counted from --at on")
@@ -133,18 +126,19 @@ def _dues(name: str, when: Any, policy: Policy, last: datetime | None, since: da
         before = due
 
 
-def _moments(when: Any, last: datetime | None, since: datetime) -> Iterator[datetime]:
+def _moments(when: Any, policy: Policy, last: datetime | None, since: datetime) -> Iterator[datetime]:
     clocked = getattr(when, "clocked_time", None)  # django-celery-beat's
     if isinstance(clocked, datetime):
         return iter([clocked] if clocked > since else [])
-    if not isinstance(when, schedule) or policy_of(when).start is not None or last is None:
-        return iter_dues(when, since)
+    dues = bounded(when, policy)
+    if not isinstance(when, schedule) or (isinstance(when, OwnSchedule) and policy.start is not None) or last is None:
+        return iter_dues(dues, since)
     every: timedelta = when.run_every
     if every <= timedelta(0):
         return iter(())
     # the last one of its grid that is not after the moment
     passed = max(0, (since - last) // every)
-    return iter_dues(when, last.astimezone(timezone.utc) + passed * every)
+    return iter_dues(dues, last.astimezone(timezone.utc) + passed * every)
 
 
 def _changes(clock: Clock, before: datetime, due: datetime) -> list[str]:

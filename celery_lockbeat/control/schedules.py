@@ -28,6 +28,7 @@ from celery_lockbeat.control.acts import Acts, somebody
 from celery_lockbeat.control.described import described
 from celery_lockbeat.exceptions import ConfigurationError, LockbeatError, StoreUnavailable
 from celery_lockbeat.insight.entries import NamedEntry, named_entries
+from celery_lockbeat.insight.times import time_of
 from celery_lockbeat.journal.records import Said
 from celery_lockbeat.membership.used import stores_in_use
 from celery_lockbeat.options import AppOptions
@@ -172,9 +173,7 @@ class ScheduledEntry:
         at = after or now
         state = None if self._known is None else self._known.entry.state
         if after is None and state is not None and hasattr(definition.schedule, "run_every"):
-            with contextlib.suppress(ValueError):
-                last = datetime.fromisoformat(state.last_run_at)
-                at = last if last.tzinfo is not None else last.replace(tzinfo=self._acts.app.timezone)
+            at = time_of(state.last_run_at, self._acts.app) or at
         found: list[datetime] = []
         when = bound(definition.schedule, self.name)
         while len(found) < count and (due := next_due(when, at)) is not None:

@@ -16,9 +16,9 @@ from typing import Any, Final
 
 from celery_lockbeat.contrib.schedulers import announced_schedulers, names_of
 from celery_lockbeat.exceptions import LockbeatError
-from celery_lockbeat.insight.journals import time_of
 from celery_lockbeat.insight.model import Model
 from celery_lockbeat.insight.redaction import redactor
+from celery_lockbeat.insight.times import time_of
 from celery_lockbeat.journal import Record, follow, read
 from celery_lockbeat.membership.used import UsedStore, stores_in_use
 from celery_lockbeat.options import AppOptions

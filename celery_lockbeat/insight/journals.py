@@ -11,6 +11,7 @@ from celery.schedules import crontab, schedule
 from celery_lockbeat.contrib.schedulers import static_schedules
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.insight.entries import named_entries
+from celery_lockbeat.insight.times import time_of
 from celery_lockbeat.journal import Record, read
 from celery_lockbeat.journal.audit import Calendar, Counted, Ledger, audit
 from celery_lockbeat.journal.ticks import Tick, ticks_of
@@ -20,7 +21,7 @@ from celery_lockbeat.schedules.when import Cron, OwnSchedule, bound
 from celery_lockbeat.stores import Store, home_store_of, name_of
 from celery_lockbeat.tasks.task import LockedTask
 
-__all__ = ["Story", "audited", "calendars_of", "names_known", "story_since", "time_of"]
+__all__ = ["Story", "audited", "calendars_of", "names_known", "story_since"]
 
 #: A tick may be written before it is due, by hosts whose clocks differ.
 SKEW: Final = timedelta(minutes=10)
@@ -103,15 +104,6 @@ def _stored(app: Any, store: Store) -> dict[str, Counted]:
         counted = Counted(state.total_run_count, time_of(state.last_run_at, app), each.entry.pending)
         found.setdefault(each.name, []).append(counted)
     return {name: those[0] for name, those in found.items() if len(those) == 1}
-
-
-def time_of(text: str, app: Any) -> datetime | None:
-    """Return the time that a store has of a run, which is in the app's timezone where it names none."""
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        return None
-    return at if at.tzinfo is not None else at.replace(tzinfo=app.timezone)
 
 
 def names_known(app: Any, story: Story) -> set[str]:

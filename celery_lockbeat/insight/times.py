@@ -9,7 +9,7 @@ from typing import Any, Final
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.journal.sentences import in_zone, nearest_second
 
-__all__ = ["any_moment_of", "coming_of", "date_of", "moment_of", "now", "since_of", "to_the_second"]
+__all__ = ["any_moment_of", "coming_of", "date_of", "moment_of", "now", "since_of", "time_of", "to_the_second"]
 
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _AGO: Final = re.compile(r"(\d+(?:\.\d+)?) ?([smhd])(?: ago)?")
@@ -27,20 +27,20 @@ def now() -> datetime:
 def since_of(text: str, app: Any) -> datetime:
     """Read the value of ``--since``. Raises ConfigurationError."""
     allowed = "90s, 10m, 24h, 7d, or a time in ISO 8601 such as 2026-03-01T03:00, that is past"
-    return _past(_ago(text) or _iso(text, app), "--since", text, allowed)
+    return _past(_ago(text) or time_of(text, app), "--since", text, allowed)
 
 
 def moment_of(text: str, app: Any, option: str = "--at") -> datetime:
     """Read a moment: ISO 8601, a time of the clock (the last such), how long ago, or now. Raises ConfigurationError."""
     allowed = "a time in ISO 8601 such as 2026-03-01T03:00, 03:00 (the last one), or 10m ago, that is past"
-    found = now() if text.strip() == "now" else _ago(text) or _of_the_clock(text, app) or _iso(text, app)
+    found = now() if text.strip() == "now" else _ago(text) or _of_the_clock(text, app) or time_of(text, app)
     return _past(found, option, text, allowed)
 
 
 def coming_of(text: str, app: Any, option: str) -> datetime:
     """Read a moment that is to come: how long from now, a time of the clock (the next such), or ISO 8601. Raises ConfigurationError."""
     match, last = _AGO.fullmatch(text.strip()), _of_the_clock(text, app)
-    found = _iso(text, app)
+    found = time_of(text, app)
     if match is not None and not text.strip().endswith("ago") and float(match[1]) * _UNITS[match[2]] <= LONGEST * 86400:
         found = now() + timedelta(seconds=float(match[1]) * _UNITS[match[2]])
     elif last is not None:
@@ -61,7 +61,7 @@ def any_moment_of(text: str, app: Any) -> datetime:
         seconds = float(match[1]) * _UNITS[match[2]]
         found = now() + timedelta(seconds=seconds) if seconds <= LONGEST * 86400 else None
     else:
-        found = _ago(text) or _today(text, app) or _iso(text, app)
+        found = _ago(text) or _today(text, app) or time_of(text, app)
     if found is None:
         allowed = "now, 2h (from now), 10m ago, 03:00 (today's), or a time in ISO 8601 such as 2026-03-01T03:00"
         raise ConfigurationError(f"--at is {text!r}; allowed: {allowed}")
@@ -93,7 +93,8 @@ def _today(text: str, app: Any) -> datetime | None:
     return now().astimezone(app.timezone).replace(hour=hour, minute=minute, second=second, microsecond=0)
 
 
-def _iso(text: str, app: Any) -> datetime | None:
+def time_of(text: str, app: Any) -> datetime | None:
+    """Return a time in ISO 8601, as users write it and stores have it of a run: in the app's timezone where it names none."""
     try:
         # Python 3.10 knows no Z
         found = datetime.fromisoformat(re.sub(r"[zZ]$", "+00:00", text.strip()))

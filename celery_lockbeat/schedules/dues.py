@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from celery.schedules import crontab, schedule, solar
 
@@ -18,20 +18,61 @@ from celery_lockbeat.schedules.policy import Policy
 from celery_lockbeat.schedules.wall import WallTimes
 from celery_lockbeat.schedules.when import Dues, OwnSchedule
 
-__all__ = ["Dues", "check_policy", "dues_between", "iter_dues", "next_due", "previous_due", "shortest_gap"]
+__all__ = ["Dues", "bounded", "check_policy", "dues_between", "iter_dues", "next_due", "previous_due", "shortest_gap"]
 
 #: The first moment of the wall clock's times.
 BEGINNING: Final = datetime(1970, 1, 1)  # noqa: DTZ001  the wall clock's
 
 SECOND: Final = timedelta(seconds=1)
 
+_INSTANT: Final = timedelta(microseconds=1)
+
 #: Days in which the sun is looked for, backward: in the polar night it does not rise for months.
 SOME_DAYS: Final = (2, 20, 200, 400)
 
 
+class _Bounded(NamedTuple):
+    """A schedule of Celery's that has ticks from a policy's ``start`` on, and before its ``end``. An interval begins at its start."""
+
+    when: Any
+    policy: Policy
+
+    def next_due(self, after: datetime) -> datetime | None:
+        start = self.policy.start
+        if start is None or after >= start:
+            due = next_due(self.when, after)
+        else:
+            due = start if isinstance(self.when, schedule) else next_due(self.when, start - _INSTANT)
+        return due if due is not None and self.policy.allows(due) else None
+
+    def previous_due(self, before: datetime) -> datetime | None:
+        end = self.policy.end
+        due = previous_due(self.when, before if end is None else min(before, end))
+        return due if due is not None and self.policy.allows(due) else None
+
+    def dues_between(self, after: datetime, until: datetime) -> Dues | None:
+        start, end = self.policy.start, self.policy.end
+        until = until if end is None else min(until, end - _INSTANT)
+        if start is None or after >= start:
+            return dues_between(self.when, after, until) if after < until else None
+        if until < start:
+            return None
+        if not isinstance(self.when, schedule):
+            return dues_between(self.when, start - _INSTANT, until)
+        later = dues_between(self.when, start, until)
+        return Dues(1, start) if later is None else Dues(later.ticks + 1, later.last)
+
+
+def bounded(when: Any, policy: Policy) -> Any:
+    """Return what the functions here take for a schedule, of whatever kind, with the ``start`` and ``end`` of a policy that fits it."""
+    if isinstance(when, OwnSchedule):
+        return when.with_policy(policy)
+    return when if policy.start is None and policy.end is None else _Bounded(when, policy)
+
+
 def next_due(when: Any, after: datetime) -> datetime | None:
     """Return when a schedule is due next after an aware moment; None: not any more, or nobody can tell."""
-    if isinstance(when, OwnSchedule):
+    if isinstance(when, (OwnSchedule, _Bounded)):
         return when.next_due(after)
     if isinstance(when, crontab):
         return _of_clock(when, _times(when).next(_shown(when, after, SECOND)))
@@ -50,7 +91,7 @@ def previous_due(when: Any, before: datetime) -> datetime | None:
 
     An interval without a start counts from the moment, as in :func:`next_due`: so give one at which it was due.
     """
-    if isinstance(when, OwnSchedule):
+    if isinstance(when, (OwnSchedule, _Bounded)):
         return when.previous_due(before)
     if isinstance(when, crontab):
         return _of_clock(when, _times(when).previous(-_shown(when, before, -SECOND)))
@@ -71,7 +112,7 @@ def iter_dues(when: Any, after: datetime) -> Iterator[datetime]:
 
 def dues_between(when: Any, after: datetime, until: datetime) -> Dues | None:
     """Count the ticks that were due after one aware moment and until another; None: none, or nobody can tell."""
-    if isinstance(when, OwnSchedule):
+    if isinstance(when, (OwnSchedule, _Bounded)):
         return when.dues_between(after, until)
     if isinstance(when, crontab):
         return _of_crontab(when, after, until)

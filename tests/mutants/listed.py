@@ -1025,8 +1025,8 @@ MUTANTS = [
     Mutant(
         "what is caught up with is told by nobody",
         "beat/claims.py",
-        "        self._recorder.passed(item, verdict.missed)\n",
-        "",
+        "self._recorder.passed(item, verdict.missed)",
+        "pass",
         (CATCHING_UP + "test_no_more_than_the_limit_are_caught_up_with_and_these_are_the_newest",),
     ),
     Mutant(

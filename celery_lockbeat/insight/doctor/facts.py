@@ -18,9 +18,8 @@ from celery_lockbeat.beat.scheduler import LockedScheduler
 from celery_lockbeat.contrib.schedulers import announced_schedulers, entries_of, is_ours, names_of, plain_redbeat
 from celery_lockbeat.exceptions import ConfigurationError, StoreRefused, StoreUnavailable
 from celery_lockbeat.insight.entries import named_entries
-from celery_lockbeat.insight.journals import time_of
 from celery_lockbeat.insight.redaction import passwords_in, redactor
-from celery_lockbeat.insight.times import now
+from celery_lockbeat.insight.times import now, time_of
 from celery_lockbeat.journal import Record, read
 from celery_lockbeat.membership.identity import (
     home_of,
