@@ -106,7 +106,8 @@ def test_a_key_that_was_taken_from_a_busy_child_stays_lost(fleet, witness, key, 
 
 
 def test_a_run_that_renews_in_time_costs_two_round_trips(make_fleet, spare_server, witness, key):
-    fleet = make_fleet(lockbeat_redis_url=spare_server.url, include=["busy_tasks"])
+    # the journal goes to the store in batches of its own, once a second
+    fleet = make_fleet(lockbeat_redis_url=spare_server.url, lockbeat_journal=0, include=["busy_tasks"])
     fleet.workers("one", concurrency=1)
     fleet.send("stay_redis", key, 0, to="one").get(timeout=20)
 

@@ -188,5 +188,5 @@ def test_audit_adds_up_but_for_what_the_killed_beat_took_along_and_finds_what_is
 
 
 def _is_of(killed: datetime, gap: dict) -> bool:
-    """Whether a gap is of the second that a kill may cost."""
-    return datetime.fromisoformat(gap["from"]) <= killed <= datetime.fromisoformat(gap["until"]) + timedelta(seconds=2)
+    """Whether a gap is of what a kill may cost: what was not written yet, a second of it, or some on a busy machine."""
+    return datetime.fromisoformat(gap["from"]) <= killed <= datetime.fromisoformat(gap["until"]) + timedelta(seconds=5)
