@@ -21,6 +21,7 @@ ROOMS = [
     "demo",
     "testing",
     "cli",
+    "admin",
     "web",
     "control",
     "insight",
@@ -47,6 +48,7 @@ PATHS = ["", "scheduler", "events"]
 #: What points up all the same, and why.
 UPWARD = {
     ("stores", "contrib.django.store"): "a driver like the others, imported when a user asks for it",
+    ("contrib.django.admin", "admin.registered"): "Django looks beside the models for what one looks at and acts from",
 }
 
 #: Who may import what others have made. The rest of the package does not know them.
@@ -55,14 +57,14 @@ OUTSIDE = {
     "cronsim": ["schedules"],
     "click": ["cli", "demo", "exceptions"],  # Click shows a ClickException in one line
     "redbeat": ["contrib.redbeat"],
-    "django": ["contrib.django"],
-    "django_celery_beat": ["contrib.django"],
+    "django": ["contrib.django", "admin"],
+    "django_celery_beat": ["contrib.django", "admin"],
     "psycopg": ["contrib.django"],
     "sentry_sdk": ["contrib.sentry"],
     "prometheus_client": ["contrib.prometheus"],
     "opentelemetry": ["contrib.opentelemetry"],
     "rich": ["demo", "cli.screen", "cli.watch"],
-    "starlette": ["web"],
+    "starlette": ["web", "admin.page"],
     "jinja2": ["web"],
     "cron_descriptor": ["web"],
     "uvicorn": ["cli.web"],

@@ -7,6 +7,7 @@ from dataclasses import asdict
 import click
 
 from celery_lockbeat.cli.output import command, print_json
+from celery_lockbeat.control import free_lock
 from celery_lockbeat.membership.used import stores_in_use
 
 __all__ = ["release"]
@@ -24,13 +25,7 @@ def release(ctx: click.Context, key: str, line: bool, as_json: bool) -> None:
     if line:
         _clear(ctx, key, as_json)
         return
-    freed = [
-        {"store": used.name, **asdict(lock)}
-        for used in stores_in_use(ctx.obj.app)
-        for lock in used.store.locks.held(key)
-        # of that holder only: it may be another's by now
-        if used.store.locks.free(key, holder=lock.holder)
-    ]
+    freed = [{"store": name, **asdict(lock)} for name, lock in free_lock(ctx.obj.app, key)]
     if as_json:
         print_json(freed)
     else:

@@ -26,11 +26,11 @@ from celery_lockbeat.contrib.definition import Definition
 from celery_lockbeat.contrib.schedulers import definition_of, static_entries
 from celery_lockbeat.control.acts import Acts, somebody
 from celery_lockbeat.control.described import described
+from celery_lockbeat.control.locks import free_lock
 from celery_lockbeat.exceptions import ConfigurationError, LockbeatError, StoreUnavailable
 from celery_lockbeat.insight.entries import NamedEntry, named_entries
 from celery_lockbeat.insight.times import time_of
 from celery_lockbeat.journal.records import Said
-from celery_lockbeat.membership.used import stores_in_use
 from celery_lockbeat.options import AppOptions
 from celery_lockbeat.schedules.dues import next_due
 from celery_lockbeat.schedules.when import bound
@@ -79,9 +79,9 @@ class Schedules(Mapping[str, "ScheduledEntry"]):
         matches = re.compile(fnmatch.translate(pattern)).match
         return Schedules(self._acts, {name: each for name, each in self._entries.items() if matches(name)})
 
-    def only(self, name: str) -> Schedules:
-        """Return one of these alone."""
-        return Schedules(self._acts, {name: self._entries[name]})
+    def only(self, *names: str) -> Schedules:
+        """Return some of these. Raises KeyError."""
+        return Schedules(self._acts, {name: self._entries[name] for name in names})
 
     def flags(self) -> dict[str, Flag]:
         """Return what is paused or to be skipped, by the names of entries."""
@@ -362,7 +362,7 @@ class ScheduledEntry:
 
     # -- its lock ------------------------------------------------------------------------------------------------------
 
-    def release(self) -> list[LiveLock]:
+    def release(self, *, who: str | None = None) -> list[LiveLock]:
         """Free the lock that its runs take, whoever holds it, and return what was freed.
 
         A run that is still going on under it goes on until it ends or learns that its lock is lost.
@@ -372,13 +372,7 @@ class ScheduledEntry:
         if definition is None or not isinstance(task, LockedTask):
             raise LockbeatError(f"the task of {self.name!r} is no LockedTask that this process knows")
         key = task._plan().key_of(task, tuple(definition.args), dict(definition.kwargs))
-        return [
-            lock
-            for used in stores_in_use(self._acts.app)
-            for lock in used.store.locks.held(key)
-            # of that holder only: it may be another's by now
-            if used.store.locks.free(key, holder=lock.holder)
-        ]
+        return [lock for _, lock in free_lock(self._acts.app, key, who=who)]
 
     @property
     def _app_name(self) -> str:

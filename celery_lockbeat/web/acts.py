@@ -17,11 +17,9 @@ from urllib.parse import parse_qsl
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from celery_lockbeat.control import ScheduledEntry, schedules_of
+from celery_lockbeat.control import ScheduledEntry, free_lock, schedules_of
 from celery_lockbeat.exceptions import LockbeatError
 from celery_lockbeat.insight.times import coming_of, moment_of
-from celery_lockbeat.journal.writer import journal_of
-from celery_lockbeat.membership.used import stores_in_use
 from celery_lockbeat.web.known import Known
 from celery_lockbeat.web.words import cut, full
 
@@ -190,17 +188,10 @@ def _will_release(known: Known, form: Form) -> str:  # noqa: ARG001  as the othe
 
 def _release(known: Known, form: Form, who: str) -> str:
     key, holder = form.get("key", ""), form.get("holder", "")
-    freed = [
-        lock
-        for used in stores_in_use(known.app)
-        for lock in used.store.locks.held(key)
-        # of that holder only: it may be another's by now
-        if lock.holder == holder and used.store.locks.free(key, holder=holder)
-    ]
+    freed = free_lock(known.app, key, holder=holder, who=who)
     if not freed:
         raise LockbeatError(f"{key!r} is not held by that holder any more: nothing was done")
-    journal_of(known.app).put("lock_freed", {"lock_key": key, "holder": freed[0].description, "who": who})
-    return f"{cut(key, 120)!r} is free; it was held by {cut(freed[0].description, 200)}."
+    return f"{cut(key, 120)!r} is free; it was held by {cut(freed[0][1].description, 200)}."
 
 
 _NOTE: Final = ("note", "why, for whoever wonders", "text", "")

@@ -1,4 +1,4 @@
-"""What Django's admin shows of the store: the journal, to be read only."""
+"""What Django's admin shows of the stores: the journal, which is only read, and what Django needs to know of locks and entries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from django.db import models
 from celery_lockbeat.journal.records import Record, read_record
 from celery_lockbeat.stores.base import StoredRecord
 
-__all__ = ["JournalRecord"]
+__all__ = ["Entry", "JournalRecord", "Lock"]
 
 #: An app as it stands in a row: what PostgreSQL's rows have in front, the length of the prefix, the prefix and the name.
 _APP: Final = re.compile(r"[=#]?(\d{1,9}) (.*)", re.ASCII | re.DOTALL)
@@ -49,3 +49,27 @@ class JournalRecord(models.Model):  # type: ignore[misc]
             told = str(self.app)
         found = _APP.fullmatch(told)
         return found[2][int(found[1]) :] if found else told
+
+
+# Locks and entries are no rows of Django's: they are where the app's stores are, which may be Redis. Models there are for the
+# permissions and the index of the admin; proxies, for a model of its own would have a table, and ``dumpdata`` would ask for it.
+
+
+class Lock(JournalRecord):
+    """A lock that is held: whoever may change one may take it away."""
+
+    class Meta:  # noqa: D106  Django's
+        proxy = True
+        default_permissions = ("view", "change")
+        verbose_name = "lock"
+        verbose_name_plural = "locks"
+
+
+class Entry(JournalRecord):
+    """An entry that beats know: whoever may change one may pause, resume, skip and run it."""
+
+    class Meta:  # noqa: D106  Django's
+        proxy = True
+        default_permissions = ("view", "change")
+        verbose_name = "entry"
+        verbose_name_plural = "entries"

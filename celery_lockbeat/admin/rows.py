@@ -1,0 +1,28 @@
+"""In the admin of django-celery-beat's rows: a link from each to its runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.contrib import admin
+from django.urls import NoReverseMatch
+from django_celery_beat.admin import PeriodicTaskAdmin
+
+from celery_lockbeat.admin.entries import link_to_runs
+
+__all__ = ["runs"]
+
+
+@admin.display(description="runs")  # type: ignore[untyped-decorator]
+def runs(row: Any) -> str:
+    """Return the link; a row that is being added has none."""
+    try:
+        return link_to_runs(row.name, "what became of its ticks") if row.pk is not None else ""
+    except NoReverseMatch:  # a project's own site, without our pages
+        return ""
+
+
+# each admin of rows is this one, or made of it
+PeriodicTaskAdmin.list_display = (*PeriodicTaskAdmin.list_display, runs)
+PeriodicTaskAdmin.readonly_fields = (*PeriodicTaskAdmin.readonly_fields, runs)
+PeriodicTaskAdmin.fieldsets = (*PeriodicTaskAdmin.fieldsets, ("Runs", {"fields": (runs,)}))
