@@ -17,9 +17,11 @@ import sys
 import threading
 from collections.abc import Callable
 from typing import Any, Final
-from weakref import WeakSet, ref
+from weakref import ref
 
 from celery._state import get_current_worker_task
+
+from celery_lockbeat.process import this_process
 
 __all__ = ["ending", "over"]
 
@@ -31,36 +33,49 @@ class _Limits:
 
     def __init__(self) -> None:
         #: Runs that are not to be struck now. One that is gone is none of them: nothing can leave a process deaf for good.
-        self._ending: Final[WeakSet[Any]] = WeakSet()
+        self._ending: Final[list[ref[Any]]] = []
         #: the request of the message whose run has ended here last
         self._over: Callable[[], Any] = lambda: None
         #: whether a limit has come while there was nobody to strike
         self._came = False
         #: billiard's handler, which raises
         self._raise: Any = None
+        #: the process in which ours is in its place: a child of this one sets billiard's anew
+        self._pid: int | None = None
 
     def ending(self, run: Any) -> None:
         if SIGNAL is None or threading.current_thread() is not threading.main_thread():
             return
+        if self._pid != this_process.pid:
+            self._replace()
+        if (this := ref(run)) not in self._ending:
+            if self._ending:
+                self._ending[:] = self._living()
+            self._ending.append(this)
+
+    def _replace(self) -> None:
         # billiard sets its own in each child, after all that could be told of it
         handler = getattr(sys.modules.get("billiard.pool"), "soft_timeout_sighandler", None)
-        if handler is not None and signal.getsignal(SIGNAL) is handler:
+        if SIGNAL is not None and handler is not None and signal.getsignal(SIGNAL) is handler:
             self._raise = handler
             signal.signal(SIGNAL, self._strike)
-        self._ending.add(run)
+            self._pid = this_process.pid
 
     def over(self, run: Any, request: Any = None) -> None:
-        if run not in self._ending:
+        if (this := ref(run)) not in self._ending:
             return
         self._over = (lambda: None) if request is None else ref(request)
-        self._ending.discard(run)
-        if self._came and not self._ending:
+        self._ending.remove(this)
+        if self._came and not self._living():
             self._came = False
             if request is None:
                 self._raise(SIGNAL, None)
 
+    def _living(self) -> list[ref[Any]]:
+        return [each for each in self._ending if each() is not None]
+
     def _strike(self, number: int, frame: Any) -> None:
-        if self._ending:
+        if self._living():
             self._came = True
         elif (request := self._over()) is None or request is not _current_request():
             self._raise(number, frame)
