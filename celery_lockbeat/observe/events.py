@@ -112,7 +112,7 @@ class Story:
         """Return who the run is, for whoever writes in its place that its process has died."""
         if self._journal is None or not self.fields.get("task_name"):
             return ()
-        return tuple((name, str(self.fields[name])) for name in _WHO if self.fields.get(name) is not None)
+        return tuple([(name, str(self.fields[name])) for name in _WHO if self.fields.get(name) is not None])
 
     def flush(self) -> None:
         """Deliver what is still pending."""

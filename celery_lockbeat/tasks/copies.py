@@ -38,6 +38,7 @@ __all__ = [
     "may_be_sent_anew",
     "name_of",
     "name_of_all_tries",
+    "names_of",
     "nonce_of",
     "postpone",
     "postponed",
@@ -87,14 +88,24 @@ _NONCE: Final = re.compile(r"[\w-]{1,64}", re.ASCII)
 _NAME: Final = re.compile(r"(?P<task>.*):\d*:\d+(?P<nonce>~[\w-]{1,64})?", re.ASCII | re.DOTALL)
 
 
+def names_of(request: Any) -> tuple[str, str] | tuple[None, None]:
+    """Name a run, and it together with its retries (see below). A call that no message stands for has no names."""
+    if request is None or request.is_eager:
+        return None, None
+    nonce = nonce_of(request)
+    # A beat's tick is named as release 0.1.0 names it, whose workers may get its copies: its id is nobody else's anyway.
+    end = f":{request.replaced_task_nesting}" + ("" if nonce is None or nonce == request.id else f"~{nonce}")
+    return f"{request.id}:{request.retries}{end}", f"{request.id}:{end}"
+
+
 def name_of(request: Any) -> str | None:
-    """Name a run, the same in each copy of its message. A call that no message stands for has no name."""
-    return _name(request, try_=str(request.retries)) if _has_message(request) else None
+    """Name a run, the same in each copy of its message."""
+    return names_of(request)[0]
 
 
 def name_of_all_tries(request: Any) -> str | None:
     """Name a run and its retries, the same in each of them; never what ``name_of`` gives to any run."""
-    return _name(request, try_="") if _has_message(request) else None
+    return names_of(request)[1]
 
 
 def task_of(name: str) -> str | None:
@@ -106,7 +117,8 @@ def task_of(name: str) -> str | None:
 def headers_of(request: Any) -> Mapping[str, Any]:
     """Return the headers of a message that are not Celery's own; none, where another client has sent what is no mapping."""
     headers = request and request.headers
-    return headers if isinstance(headers, Mapping) else {}
+    # a dict, nearly always: to ask for a Mapping takes a microsecond, and each run asks four times
+    return headers if type(headers) is dict or isinstance(headers, Mapping) else {}
 
 
 def unhide_headers(request: Any) -> None:
@@ -126,7 +138,7 @@ def unhide_headers(request: Any) -> None:
 def tick_of(request: Any) -> Mapping[str, Any]:
     """Return the tick that a beat has written into the headers of this message; empty, where none has."""
     tick = headers_of(request).get(TICK)
-    return tick if isinstance(tick, Mapping) else {}
+    return tick if tick is not None and isinstance(tick, Mapping) else {}
 
 
 def nonce_of(request: Any) -> str | None:
@@ -163,17 +175,6 @@ def is_copy_for_later(headers: Mapping[str, Any], request: Any) -> bool:
 def may_be_sent_anew(request: Any) -> bool:
     """Whether a message that is named as an earlier one may be another: nothing tells, and no beat or broker has made it."""
     return nonce_of(request) is None and TICK not in headers_of(request) and not delivered_again(request)
-
-
-def _has_message(request: Any) -> bool:
-    return request is not None and not request.is_eager
-
-
-def _name(request: Any, *, try_: str) -> str:
-    name = f"{request.id}:{try_}:{request.replaced_task_nesting}"
-    nonce = nonce_of(request)
-    # A beat's tick is named as release 0.1.0 names it, whose workers may get its copies: its id is nobody else's anyway.
-    return name if nonce is None or nonce == request.id else f"{name}~{nonce}"
 
 
 # -- postponing --------------------------------------------------------------------------------------------------------

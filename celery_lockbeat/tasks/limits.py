@@ -44,14 +44,15 @@ class _Limits:
         self._pid: int | None = None
 
     def ending(self, run: Any) -> None:
-        if SIGNAL is None or threading.current_thread() is not threading.main_thread():
+        if (this := ref(run)) in self._ending or SIGNAL is None:
+            return
+        if threading.current_thread() is not threading.main_thread():
             return
         if self._pid != this_process.pid:
             self._replace()
-        if (this := ref(run)) not in self._ending:
-            if self._ending:
-                self._ending[:] = self._living()
-            self._ending.append(this)
+        if self._ending:
+            self._ending[:] = self._living()
+        self._ending.append(this)
 
     def _replace(self) -> None:
         # billiard sets its own in each child, after all that could be told of it

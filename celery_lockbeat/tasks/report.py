@@ -36,6 +36,7 @@ class Report:
 
     #: when the body was entered, on the local clock
     entered: float | None = None
+    _start_is_emitted = False
     _outcome_is_emitted = False
 
     def __init__(self, task: Any, options: LockOptions, request: Any) -> None:
@@ -58,6 +59,7 @@ class Report:
     def start(self, lock: Lock | None) -> None:
         """The body is about to be entered, under ``lock`` if there is one."""
         self.story.emit("task_started")
+        self._start_is_emitted = True
         if lock is not None and lock.held:
             lock.report_acquired()
 
@@ -74,7 +76,7 @@ class Report:
 
     def end(self, ending: BaseException | None, lock: Lock | None) -> None:
         """The attempt has ended with an exception, or with a result: log what is not yet logged of it."""
-        if "task_started" not in self.story.emitted:
+        if not self._start_is_emitted:
             self.start(lock)
         spent = {"duration_ms": self.duration_ms, "acquire_ms": self.acquire_ms, "release_ms": self.release_ms}
         status, event, fields = self._outcome(ending, spent)

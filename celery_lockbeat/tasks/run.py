@@ -40,7 +40,7 @@ from celery_lockbeat.process import this_process
 from celery_lockbeat.stores import Finished, Held, Place, Reservation, Waiting, stores_of
 from celery_lockbeat.tasks import limits
 from celery_lockbeat.tasks.answers import answer_skipped
-from celery_lockbeat.tasks.copies import name_of, name_of_all_tries, postpone, task_of, unhide_headers
+from celery_lockbeat.tasks.copies import name_of, names_of, postpone, task_of, unhide_headers
 from celery_lockbeat.tasks.plan import LockPlan
 from celery_lockbeat.tasks.report import Report, ends_well, ms_since
 from celery_lockbeat.tasks.unique import give_back, reserved_by
@@ -109,7 +109,8 @@ class _Steps:
         key = self.key_of(self.task, self.args, self.kwargs)
         description = f"{self._hostname()} pid {this_process.pid} {self.task.name}[{self.request and self.request.id}]"
         reserved = self.reservation if self.reservation is not None and self.reservation.key == key else None
-        asker = Asker(description, name_of(self.request), name_of_all_tries(self.request), reserved)
+        run, task = names_of(self.request)
+        asker = Asker(description, run, task, reserved)
         lock = Lock.of_run(key, self.options, stores_of(self.task.app), self.report.story, asker)
         self.lock = lock
         if self.request is not None and self.request.is_eager:

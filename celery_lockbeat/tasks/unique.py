@@ -256,7 +256,7 @@ def reserved_by(task: Any, request: Any) -> Reservation | None:
     """Return what a message has reserved, as it says itself; another's, whose headers it was sent with, is not its own."""
     # an attribute, too, as in nonce_of
     told = headers_of(request).get(RESERVED) or vars(request).get(RESERVED)
-    if not isinstance(told, Mapping):
+    if told is None or not isinstance(told, Mapping):
         return None
     key, token = told.get("key"), told.get("token")
     if not isinstance(key, str) or not key or not is_nonce(token):

@@ -751,8 +751,8 @@ MUTANTS = [
     Mutant(
         "a retry is a copy of its first try",
         "tasks/copies.py",
-        "return _name(request, try_=str(request.retries)) if",
-        'return _name(request, try_="0") if',
+        "{request.id}:{request.retries}{end}",
+        "{request.id}:0{end}",
         (PROCESSES + "test_worker.py::test_however_a_run_ends_its_lock_is_free_at_once_and_its_story_told",),
     ),
     Mutant(
