@@ -834,7 +834,11 @@ def test_a_platform_without_record_locks_is_refused(path, monkeypatch):
 HURRY = """
 import sys, time
 from celery_lockbeat.stores.sqlite.store import MemoryStore
-store, me, end, calls, longest = MemoryStore(sys.argv[1]), sys.argv[2], time.monotonic() + 2, 0, 0.0
+store, me, calls, longest = MemoryStore(sys.argv[1]), sys.argv[2], 0, 0.0
+store.locks.release(store.locks.acquire(me, holder=me, ttl=600))
+print("ready", flush=True)
+sys.stdin.readline()
+end = time.monotonic() + 2
 while time.monotonic() < end:
     started = time.monotonic()
     store.locks.release(store.locks.acquire(me, holder=me, ttl=600))
@@ -846,9 +850,16 @@ print(calls, longest)
 
 def test_8_processes_in_a_hurry_all_get_their_share(path):
     hurrying = [
-        subprocess.Popen([sys.executable, "-c", HURRY, path, str(number)], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", HURRY, path, str(number)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         for number in range(8)
     ]
+    # who starts early has the store for itself: they begin together
+    assert [process.stdout.readline() for process in hurrying] == ["ready\n"] * 8
+    for process in hurrying:
+        process.stdin.write("go\n")
+        process.stdin.flush()
     shares = [process.communicate(timeout=60)[0].split() for process in hurrying]
     assert [process.returncode for process in hurrying] == [0] * 8
     calls, longest = zip(*((int(calls), float(longest)) for calls, longest in shares), strict=True)
