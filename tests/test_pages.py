@@ -10,13 +10,18 @@ from pathlib import Path
 
 import pytest
 
+from celery_lockbeat.insight.doctor.kinds import KINDS
+from celery_lockbeat.observe.vocabulary import EVENTS
 from docs import DOCS
 
 ROOT = DOCS.parent
 README = ROOT / "README.md"
 SUPPORT = DOCS / "reference" / "support.md"
 PAGES = sorted(
-    (*DOCS.rglob("*.md"), README, ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "docker" / "README.md")
+    (
+        *DOCS.rglob("*.md"),
+        *(ROOT / each for each in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "docker/README.md")),
+    )
 )
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -124,10 +129,39 @@ def test_a_version_of_the_changelog_has_each_section_once_and_no_line_twice():
     assert versions
     for version in versions:
         sections = re.findall(r"^### (.*)$", version, re.MULTILINE)
-        known = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
+        known = ["Upgrading", "Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
         assert sections == [each for each in known if each in sections]
         lines = re.findall(r"^- .*$", version, re.MULTILINE)
         assert len(lines) == len(set(lines))
+
+
+# -- what dies -----------------------------------------------------------------------------------------------------------
+
+FAILURES = (DOCS / "failures.md").read_text("utf-8")
+RULES = (ROOT / "docker" / "prometheus" / "lockbeat.rules.yml").read_text("utf-8")
+
+
+def test_each_alert_leads_to_what_has_died_and_what_is_to_be_done():
+    alerts = set(re.findall(r"alert: (\w+)", RULES))
+    assert len(alerts) > 10
+    assert alerts == set(re.findall(r"`(Lockbeat\w+)`", FAILURES))
+
+
+def test_what_one_sees_when_something_dies_is_what_the_events_the_journal_and_the_doctor_have():
+    (table,) = re.findall(r"^\| what \|.*?(?=\n\n)", FAILURES, re.MULTILINE | re.DOTALL)
+    rows = [row.split(" | ") for row in table.splitlines()[2:]]
+    assert len(rows) > 15
+    seen = "\n".join(row[2] for row in rows)
+    findings = {
+        each
+        for told in re.findall(r"`doctor`: ((?:`[\w-]+`(?:, )?)+)", seen)
+        for each in re.findall(r"`([\w-]+)`", told)
+    }
+    assert findings
+    assert findings <= KINDS.keys()
+    events = {each for each in re.findall(r"`(\w+_\w+)`", seen) if each not in findings}
+    assert events
+    assert events <= EVENTS.keys()
 
 
 # -- support -----------------------------------------------------------------------------------------------------------
