@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
-import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
-from commands import running
-from servers import Server, wait_until
+from commands import forker, running
+from programs import Program
+from servers import Server, free_port, wait_until
 
 from docs import DOCS, python_of
 
@@ -30,7 +30,8 @@ def test_the_tutorial_shows_what_it_says(spare_server: Server, tmp_path: Path):
     (beat,) = (each for each in COMMANDS if "beat" in each)
     (worker,) = (each for each in COMMANDS if "worker" in each)
     looks = [each for each in COMMANDS if "lockbeat" in each]
-    assert [each[4] for each in looks] == ["status", "watch", "history", "timeline", "why", "audit", "doctor"]
+    assert [each[4] for each in looks] == ["status", "web", "watch", "history", "timeline", "why", "audit", "doctor"]
+    page = looks.pop(1)
     with running([beat, beat, beat, worker], tmp_path) as (first, second, third, log):
 
         def ended(task: str) -> int:
@@ -44,10 +45,12 @@ def test_the_tutorial_shows_what_it_says(spare_server: Server, tmp_path: Path):
         wait_until(lambda: ended("heartbeat") >= before + 8, 40, "the last beat does all of it")
         assert third.process.poll() is None
         told = {look[4]: told_by(look, tmp_path) for look in looks}
+        told["web"] = shown_by(page, tmp_path)
     assert "sync" in told["history"]
     assert "heartbeat" in told["timeline"]
     assert "The tick of 'sync' at" in told["why"]
     assert "heartbeat" in told["watch"]
+    assert "heartbeat" in told["web"]
 
 
 def wait_for(process, text: str) -> str:
@@ -55,14 +58,20 @@ def wait_for(process, text: str) -> str:
     return process.log()
 
 
+def shown_by(command: list[str], directory: Path) -> str:
+    """What is to be seen on the page."""
+    port = str(free_port())
+    page = Program([sys.executable, "-m", *command, "--port", port], directory / "page", directory, {})
+    try:
+        page.wait_for_log(f"http://127.0.0.1:{port}/")
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=10) as answer:
+            return answer.read().decode()
+    finally:
+        page.end()
+
+
 def told_by(command: list[str], directory: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=directory,
-        env={**os.environ, "COLUMNS": "100"},
-        capture_output=True,
-        text=True,
-    )
+    done = forker.run(command[1:], directory, {"COLUMNS": "100"})
     # these two judge: a kill has taken records along, this Redis has no persistence
     assert done.returncode in ((0, 1) if command[4] in ("audit", "doctor") else (0,)), done.stdout + done.stderr
     assert "Traceback" not in done.stderr
