@@ -1,10 +1,11 @@
-"""Debian's Chromium, driven by Playwright: what a person sees of the page, and what axe finds in it."""
+"""Debian's Chromium, or Chrome, driven by Playwright: what a person sees of the page, and what axe finds in it."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
 import os
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +23,7 @@ def browsing() -> Iterator[Any]:
             pytest.skip(f"{module} is missing")
     from playwright.sync_api import sync_playwright
 
-    path = debian_binary("chromium", "chromium")
+    path = shutil.which("google-chrome") or debian_binary("chromium", "chromium")
     with sync_playwright() as playwright:
         # root has no sandbox, and a container little /dev/shm
         arguments = ["--no-sandbox", "--disable-dev-shm-usage", "--force-prefers-reduced-motion"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import pkgutil
 import re
@@ -15,6 +16,7 @@ from email.message import Message
 from pathlib import Path
 
 import pytest
+import yaml
 
 import celery_lockbeat
 
@@ -23,9 +25,13 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """The wheel, built of a copy: a build leaves traces where it is made."""
+    """The wheel, built of a copy, for a build leaves traces where it is made: of what ``docker build`` sends, and no more."""
     source, out = tmp_path_factory.mktemp("source") / "it", tmp_path_factory.mktemp("wheel")
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "tests", "*.egg-info", "build", "__pycache__"))
+    first, *sent = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if not line.startswith("#")]
+    assert (first, sent.pop()) == ("*", "**/__pycache__")
+    for path in tracked(*(line.removeprefix("!") for line in sent)):
+        (source / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / path, source / path)
     build = [
         sys.executable,
         "-m",
@@ -51,7 +57,8 @@ def tracked(*where: str) -> set[str]:
     )
     if listed.returncode == 0 and listed.stdout:
         return {path for path in listed.stdout.split("\0") if path and (ROOT / path).exists()}
-    paths = [path for each in where or (".",) for path in (ROOT / each).rglob("*")]
+    roots = [ROOT / each for each in where or (".",)]
+    paths = [path for root in roots for path in (root.rglob("*") if root.is_dir() else [root])]
     return {str(path.relative_to(ROOT)) for path in paths if path.is_file() and "__pycache__" not in path.parts}
 
 
@@ -142,6 +149,23 @@ def test_where_the_repository_is_known_each_link_of_an_index_page_leads_into_thi
     assert [link for link in links_of(told) if not link.startswith(("https://", "#"))] == []
 
 
+def test_the_workflow_takes_a_tag_for_a_release_only_if_the_version_and_the_changelog_are_its(tmp_path):
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text())
+    (check,) = (step["run"] for step in workflow["jobs"]["build"]["steps"] if "changelog" in step.get("name", ""))
+
+    def passes(tag: str, changelog: str) -> bool:
+        (tmp_path / "CHANGELOG.md").write_text(changelog)
+        environment = {"PATH": os.defpath, "GITHUB_REF_NAME": tag}
+        return subprocess.run(["bash", "-e", "-c", check], cwd=tmp_path, env=environment).returncode == 0
+
+    shutil.copy(ROOT / "setup.cfg", tmp_path)
+    version = celery_lockbeat.__version__
+    released = f"# Changelog\n\n## [{version}] - 2026-11-28\n"
+    assert passes(f"v{version}", released)
+    assert not passes("v9.9.9", released)
+    assert not passes(f"v{version}", "# Changelog\n\n## [Unreleased]\n")
+
+
 def test_the_version_is_said_in_one_place():
     said = re.escape(celery_lockbeat.__version__)
     places = {
@@ -226,6 +250,14 @@ def test_each_module_says_which_names_are_for_others():
         if ".migrations" in info.name or not file.read_text("utf-8").partition("from __future__")[2]:
             continue
         assert re.search(r"^ *__all__ = ", file.read_text("utf-8"), re.MULTILINE), info.name
+
+
+def test_a_cell_of_tox_has_the_tools_that_ci_has_for_other_pythons():
+    (tools,) = re.findall(r'^their_tools="(.*)"$', (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    tox = configparser.ConfigParser()
+    tox.read(ROOT / "tox.ini")
+    of_all = [each for each in tox["testenv"]["deps"].split("\n") if each and ": " not in each]
+    assert of_all == tools.split()
 
 
 def test_ci_calls_the_readmes_own_command():

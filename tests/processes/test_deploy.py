@@ -339,11 +339,12 @@ def test_the_page_of_compose_asks_who_is_there_and_knows_the_password_that_the_r
     importlib.import_module("uvicorn") if os.environ.get("CI") else pytest.importorskip("uvicorn")
     user, password = re.findall(r"user `(\w+)`, password `(\w+)`", (ROOT / "docker" / "README.md").read_text())[0]
     shutil.copy(ROOT / "docker" / "page.hash", deployed.directory)
-    port = str(free_port())
+    port, of_the_pod = str(free_port()), str(free_port())
     command = ["celery", "-A", "tasks", *(port if word == "9809" else word for word in COMPOSE["web"]["command"])]
+    in_a_pod = [of_the_pod if word == "9809" else word for word in container_of("web")["command"]]
     basic = base64.b64encode(f"{user}:{password}".encode()).decode()
 
-    def status(**headers: str) -> int:
+    def status(port: str = port, **headers: str) -> int:
         try:
             asked = urllib.request.Request(f"http://127.0.0.1:{port}/", headers=headers)
             return urllib.request.urlopen(asked, timeout=10).status
@@ -352,9 +353,10 @@ def test_the_page_of_compose_asks_who_is_there_and_knows_the_password_that_the_r
         except OSError:
             return 0
 
-    with running([command], deployed.directory, REDIS_URL=deployed.url):
+    with running([command, in_a_pod], deployed.directory, REDIS_URL=deployed.url):
         wait_until(lambda: status(Authorization=f"Basic {basic}") == 200, 60, "the page is there")
         assert status() == 401
+        wait_until(lambda: status(of_the_pod) == 200, 60, "a pod has its page for itself")
         (*_, probe) = COMPOSE["web"]["healthcheck"]["test"]
         assert subprocess.run([sys.executable, "-c", probe.replace("9809", port)]).returncode == 0
     assert subprocess.run([sys.executable, "-c", probe.replace("9809", port)], capture_output=True).returncode == 1

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import yaml
 from commands import running
-from servers import Server, wait_until
+from programs import Program
+from servers import Server, debian_binary, free_port, wait_until
 
 DOCKER = Path(__file__).parents[2] / "docker"
 
@@ -54,3 +56,35 @@ def test_the_readme_kills_beats_by_the_names_that_compose_gives_them():
         assert shlex.split(command)[3] in ("docker/compose.yml", "docker/redis-versions.yml")
     for service in re.findall(r" exec (\S+) celery", readme):
         assert service in compose["services"]
+
+
+def test_what_the_image_is_made_of_is_sent_to_the_engine():
+    copied = re.findall(r"^COPY (.*) \S+$", (DOCKER / "Dockerfile").read_text(), re.MULTILINE)
+    sent = (DOCKER.parent / ".dockerignore").read_text().splitlines()
+    files = [file for line in copied for file in line.split() if file != "."]
+    assert files
+    assert [file for file in files if f"!{file}" not in sent] == []
+
+
+def test_the_compose_files_redis_runs_and_its_check_tells_one_that_does_not_answer(tmp_path: Path):
+    service = yaml.safe_load((DOCKER / "compose.yml").read_text())["services"]["redis"]
+    debian_binary("redis-cli", "redis-server")
+    program, *arguments = service["command"]
+    port = str(free_port())
+    kind, *check = service["healthcheck"]["test"]
+    assert kind == "CMD"
+    asked = [check[0], "-p", port, *check[1:]]
+
+    def told() -> str:
+        return subprocess.run(asked, capture_output=True, text=True, timeout=10).stdout
+
+    command = [debian_binary(program, "redis-server"), *arguments, "--port", port, "--dir", str(tmp_path)]
+    server = Program(command, tmp_path / "log", tmp_path, {})
+    try:
+        wait_until(lambda: told() == "PONG\n", 20, "it answers")
+        settings = subprocess.run([*asked[:3], "config", "get", "*a*"], capture_output=True, text=True).stdout.split()
+        assert settings[settings.index("maxmemory-policy") + 1] == "noeviction"
+        assert settings[settings.index("appendonly") + 1] == "yes"
+    finally:
+        server.end()
+    assert subprocess.run(asked, capture_output=True).returncode != 0

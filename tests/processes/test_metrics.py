@@ -181,6 +181,18 @@ def test_promtool_has_nothing_against_the_metrics_and_the_rules(exported):
         assert (checked.returncode, checked.stderr) == (0, "")
 
 
+def test_composes_check_of_prometheus_tells_one_that_is_well(exported):
+    service = yaml.safe_load((DOCKER / "compose.yml").read_text())["services"]["prometheus"]
+    debian_binary("wget", "wget")
+    (_, check) = service["healthcheck"]["test"]
+
+    def is_well(at: str) -> bool:
+        return subprocess.run(["sh", "-c", check.replace("http://127.0.0.1:9090", at)]).returncode == 0
+
+    wait_until(lambda: is_well(exported.prometheus), 30, "it is well")
+    assert not is_well(f"http://127.0.0.1:{free_port()}")
+
+
 def test_a_run_whose_child_is_killed_has_died_and_has_an_alert(exported):
     died = {"task": "sync", "status": "died", "reason": ""}
 
