@@ -310,7 +310,7 @@ MUTANTS = [
     ),
     Mutant(
         "in the database: who has had a key alone is not taken along",
-        "contrib/django/migrations/0005_postgresql.sql",
+        "contrib/django/migrations/0009_postgresql.sql",
         "    IF v_lock.until > v_now THEN\n",
         "    IF false THEN\n",
         (LIMIT + "test_a_larger_limit_counts_at_once_for_who_comes_with_it",),
