@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from celery_lockbeat.schedules.policy import Policy
+
 __all__ = ["Definition"]
 
 
 class Definition(NamedTuple):
-    """What an entry is: ``enabled`` by whoever keeps it, who is ``where`` says."""
+    """What an entry is: ``enabled`` by whoever keeps it, who is ``where`` says. ``policy``: one that is kept beside the schedule."""
 
     task: str
     schedule: Any
@@ -17,3 +19,4 @@ class Definition(NamedTuple):
     kwargs: Mapping[str, Any]
     enabled: bool
     where: str
+    policy: Policy | None = None

@@ -22,6 +22,7 @@ from celery_lockbeat.stores import Store, name_of
 __all__ = [
     "Entries",
     "announced_schedulers",
+    "are_kept_elsewhere",
     "definition_of",
     "entries_of",
     "is_ours",
@@ -94,6 +95,11 @@ def static_entries(app: Any) -> dict[str, tuple[str, Any]]:
     if _places(schedulers_of(app)):
         return {}
     return {name: (entry.task, entry.schedule) for name, entry in LockedScheduler(app).data.items()}
+
+
+def are_kept_elsewhere(app: Any) -> bool:
+    """Whether the scheduler that is set keeps entries in RedBeat's Redis or Django's tables."""
+    return bool(_places(schedulers_of(app)))
 
 
 def known_schedules(app: Any) -> dict[str, Any]:

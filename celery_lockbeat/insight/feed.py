@@ -12,9 +12,16 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from functools import partial
+from heapq import nlargest
 from typing import Any, Final
 
-from celery_lockbeat.contrib.schedulers import announced_schedulers, names_of
+from celery_lockbeat.contrib.schedulers import (
+    announced_schedulers,
+    are_kept_elsewhere,
+    entries_of,
+    known_schedules,
+    names_of,
+)
 from celery_lockbeat.exceptions import LockbeatError
 from celery_lockbeat.insight.model import Model
 from celery_lockbeat.insight.redaction import redactor
@@ -34,9 +41,16 @@ SNAPSHOT_EVERY: Final = 2.0
 SHARE_OF_CORE: Final = 0.01
 SHARE_OF_TIME: Final = 0.1
 
+#: Seconds between two looks at the schedules that RedBeat or Django keep.
+SCHEDULES_EVERY: Final = 10.0
+
 #: So many records are read at the start, and so many wait for a view that is paused.
 READ: Final = 20_000
 LOCKS: Final = 1_000
+
+#: Of so many keys, those for which most wait, it is asked who does, and of so many of these.
+LINES: Final = 30
+WAITERS: Final = 10
 
 _Change = Callable[[Model], object]
 
@@ -53,6 +67,7 @@ class Feed:
         self._looks = looks
         self._clean = redactor(app)
         self._stores: list[UsedStore] = stores_in_use(app)
+        self._keeps_elsewhere: Final = are_kept_elsewhere(app)
         self._writes: Final = bool(AppOptions.read(app.conf).journal)
         self._records: deque[Record] = deque(maxlen=READ)
         self._changes: dict[str, _Change] = {}
@@ -88,6 +103,7 @@ class Feed:
         """Ask everything, at once. Raises StoreUnavailable."""
         self._ask_journal()
         self._ask_beats()
+        self._ask_schedules()
         for used in self._stores:
             self._ask_locks(used)
 
@@ -95,6 +111,8 @@ class Feed:
 
     def _run(self) -> None:
         snapshots: dict[str, Callable[[], object]] = {"beats": self._ask_beats}
+        if self._keeps_elsewhere:
+            snapshots["schedules"] = self._ask_schedules
         for used in self._stores:
             snapshots[f"locks of {used.name}"] = partial(self._ask_locks, used)
         due = dict.fromkeys(snapshots, 0.0)
@@ -108,7 +126,7 @@ class Feed:
             if asks_journal or due[which] > began:
                 self._answered("journal", self._ask_journal)
             else:
-                pause = SNAPSHOT_EVERY
+                pause = SCHEDULES_EVERY if which == "schedules" else SNAPSHOT_EVERY
                 if self._answered(which, snapshots[which]):
                     cost, took = time.thread_time() - cost, time.monotonic() - began
                     pause = max(pause, cost / SHARE_OF_CORE, took / SHARE_OF_TIME)
@@ -171,9 +189,17 @@ class Feed:
         members = store.announcements.announced(name_of(app), "member")
         self._tell("members", lambda model: model.take_members(members))
 
+    def _ask_schedules(self) -> None:
+        if self._keeps_elsewhere:
+            tasks, schedules = entries_of(self._app).tasks, known_schedules(self._app)
+            self._tell("schedules", lambda model: model.take_schedules(tasks, schedules))
+
     def _ask_locks(self, used: UsedStore) -> None:
-        held = used.store.locks.held(limit=LOCKS)
-        self._tell(f"locks of {used.name}", lambda model: model.take_locks(used.name, held))
+        at, held = time.monotonic(), used.store.locks.held(limit=LOCKS)
+        waiting = {lock.key: lock.waiting for lock in held if lock.waiting}
+        longest = nlargest(LINES, waiting, key=waiting.__getitem__)
+        lines = {key: used.store.locks.line(key, limit=WAITERS) for key in longest}
+        self._tell(f"locks of {used.name}", lambda model: model.take_locks(used.name, held, lines, at))
 
 
 def _up_to_now(followed: Iterator[Record | None]) -> list[Record]:

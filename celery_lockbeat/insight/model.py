@@ -17,7 +17,7 @@ from celery_lockbeat.beat.agenda import flag_of
 from celery_lockbeat.journal.records import Record
 from celery_lockbeat.journal.ticks import Tick, ticks_of
 from celery_lockbeat.schedules.dues import next_due
-from celery_lockbeat.stores.base import ALIVE, Announcement, Beats, Flag, LiveLock, Replica
+from celery_lockbeat.stores.base import ALIVE, Announcement, Beats, Flag, LiveLock, Replica, Waiter
 
 __all__ = ["SORTS", "Model", "Row", "Share"]
 
@@ -96,6 +96,14 @@ class Row:
         if record.event in ("tick_published", "tick_missed"):
             self.was_due(record.last_due or record.due)
 
+    def keep(self, task: str, schedule: Any) -> bool:
+        """Take in what whoever keeps it says of it now, None: nothing any more; False: that is as it was."""
+        self.task = task or self.task
+        if _marks_of(schedule) == _marks_of(self._schedule):
+            return False
+        self._schedule, self._tells_next, self._next = schedule, schedule is not None, None
+        return True
+
     def was_due(self, at: datetime | None) -> None:
         """Note a moment at which it was due."""
         if at is not None and (self._due is None or at > self._due):
@@ -133,6 +141,11 @@ class Row:
         return self._ticks
 
 
+def _marks_of(when: Any) -> Any:
+    # one that is read anew is not equal to what it was: Celery compares their clocks, too
+    return type(when), repr(when), str(getattr(when, "tz", None)), getattr(when, "run_every", None)
+
+
 class Share:
     """A beat, its share of the newest ticks, and the seconds since it was heard of; None: it is none of those that live."""
 
@@ -159,6 +172,8 @@ class Model:
         #: by how many seconds the clock of a beat was ahead of the store's, at its last ticks
         self._ahead: dict[str, deque[float]] = {}
         self._locks: dict[str, list[LiveLock]] = {}
+        self._lines: dict[str, Mapping[str, Sequence[Waiter]]] = {}
+        self._locks_at: dict[str, float] = {}
         self.locks: list[LiveLock] = []
         #: of which questions there is no answer, why, and since when
         self.away: dict[str, tuple[str, datetime]] = {}
@@ -228,8 +243,25 @@ class Model:
         self._members = members
         self.version += 1
 
-    def take_locks(self, store: str, locks: Sequence[LiveLock]) -> None:
-        """Take in the locks that are held in one store."""
+    def take_schedules(self, tasks: Mapping[str, str], schedules: Mapping[str, Any]) -> None:
+        """Take in what RedBeat or Django keep of entries: there anybody may change it at any time."""
+        self.version += 1
+        for name in schedules.keys() - self._rows.keys():
+            self._rows[name] = Row(name)
+        for name, row in self._rows.items():
+            if row.keep(tasks.get(name, ""), schedules.get(name)):
+                row.changed = self.version
+
+    def take_locks(
+        self,
+        store: str,
+        locks: Sequence[LiveLock],
+        lines: Mapping[str, Sequence[Waiter]] | None = None,
+        at: float | None = None,
+    ) -> None:
+        """Take in the locks that are held in one store, who waits for some of their keys, and when that was (monotonic; None: now)."""
+        self._lines[store] = lines or {}
+        self._locks_at[store] = time.monotonic() if at is None else at
         self._locks[store] = sorted(locks, key=lambda lock: lock.key)
         self.locks = [lock for each in self._locks.values() for lock in each]
         self.version += 1
@@ -303,6 +335,14 @@ class Model:
     def locks_by_store(self) -> Mapping[str, Sequence[LiveLock]]:
         """Return the locks that are held in each store."""
         return self._locks
+
+    def remaining(self, store: str, lock: LiveLock) -> float:
+        """Return the seconds that are left of a lease by now, if it was not renewed since it was looked at."""
+        return lock.remaining - (time.monotonic() - self._locks_at.get(store, time.monotonic()))
+
+    def line(self, store: str, key: str) -> Sequence[Waiter]:
+        """Return the first of those who wait for a key."""
+        return self._lines.get(store, {}).get(key, ())
 
     def waiting(self) -> tuple[int, int]:
         """Return how many claims wait to be published, and how many of them are overdue."""

@@ -29,7 +29,7 @@ from celery_lockbeat.exceptions import ConfigurationError, LockbeatError, StoreU
 from celery_lockbeat.web import drawing, views
 from celery_lockbeat.web.acts import COOKIE, form_of, new_token, prepared
 from celery_lockbeat.web.asking import name_of_entry
-from celery_lockbeat.web.guard import USER, Headers
+from celery_lockbeat.web.guard import USER, Headers, Rooted
 from celery_lockbeat.web.known import Known
 from celery_lockbeat.web.statics import STATICS, digest, serve_static
 from celery_lockbeat.web.words import cut
@@ -78,7 +78,7 @@ class Page:
             Exception: self._failed,
         }
         # around all of it: what goes wrong is answered outside of Starlette's own middleware
-        self.asgi: Final[ASGIApp] = Headers(Starlette(routes=self.routes, exception_handlers=refusals))
+        self.asgi: Final[ASGIApp] = Headers(Rooted(Starlette(routes=self.routes, exception_handlers=refusals)))
 
     # -- answers -------------------------------------------------------------------------------------------------------
 
@@ -140,8 +140,10 @@ class Page:
 
         async def told() -> Any:
             yield "retry: 2000\n\n"
-            async for is_new in self.hub.news():
-                yield "event: news\ndata: \n\n" if is_new else ": nothing new\n\n"
+            async for _ in self.hub.news():
+                yield "event: news\ndata: \n\n"
+            if not self.hub.has_ended:
+                yield "event: again\ndata: \n\n"
 
         return StreamingResponse(told(), media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
@@ -171,8 +173,8 @@ class Page:
         now = datetime.now(timezone.utc)
         shown = {"said": cut(said, 1_000), "status_code": status}
         if request.url.path.endswith("/story") or "part" in request.query_params:
-            return self._write("parts/error.html", request, now, "", shown, status, headers)
-        return self._write("error.html", request, now, "", shown, status, headers)
+            return self._write("parts/error.html", request, now, None, shown, status, headers)
+        return self._write("error.html", request, now, None, shown, status, headers)
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
@@ -181,7 +183,7 @@ class Page:
         template: str,
         request: Request,
         now: datetime,
-        here: str,
+        here: str | None,
         shown: Mapping[str, Any],
         status: int = 200,
         headers: Mapping[str, str] | None = None,

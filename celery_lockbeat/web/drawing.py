@@ -14,7 +14,7 @@ from typing import Final
 
 from markupsafe import Markup, escape
 
-from celery_lockbeat.insight.lanes import Lane, Mark, Timeline, axis_of
+from celery_lockbeat.insight.lanes import Bar, Lane, Mark, Timeline, axis_of
 from celery_lockbeat.insight.plain import printable
 from celery_lockbeat.journal.ticks import OUTCOMES, Tick
 
@@ -41,6 +41,12 @@ _SHAPES: Final[Mapping[str, str]] = {
     "published": "M{x} 14h6v4h-6z",
 }
 
+#: In a text none is higher than others.
+_IN_TEXT: Final[Mapping[str, str]] = {
+    "failed": "M{x} 4.5h6v8h-6zM{x} 14.5h6v3.5h-6z",
+    "published": "M{x} 10h6v4h-6z",
+}
+
 #: Marks of a timeline around a point, each 12 wide.
 _MARKS: Final[Mapping[str, str]] = {
     "skipped": "M0-6l6 6l-6 6l-6-6z",
@@ -60,6 +66,8 @@ ROWS: Final = 3
 TOP: Final = 8
 ROW: Final = 20
 AXIS: Final = 22
+MARKED: Final = 18
+HIGHEST: Final = 30
 
 #: What went wrong is on top of a column, and is not too small to be seen.
 _FROM_BELOW: Final = ("succeeded", "published", "running", "queued", "paused", "skipped", "missed", "died", "failed")
@@ -94,8 +102,9 @@ def _strip_told(outcomes: Sequence[str]) -> str:
 
 def mark(outcome: str) -> Markup:
     """Draw the sign of an outcome, which stands before its name."""
+    drawn = _IN_TEXT.get(outcome, _SHAPES[outcome]).format(x=0, c=3)
     return Markup('<svg class="mark" viewBox="-1 3 8 18" aria-hidden="true"><path class="o-{}" d="{}"/></svg>').format(
-        outcome, _SHAPES[outcome].format(x=0, c=3)
+        outcome, drawn
     )
 
 
@@ -174,22 +183,34 @@ def _axis(drawn: Timeline, bottom: int) -> Iterator[Markup]:
         yield Markup('<text class="{}" x="{}%" y="{}">{}</text>').format(place, x, bottom + 15, text)
 
 
-def _shapes(drawn: Timeline, lane: Lane) -> Iterator[Markup]:
+def _rows_of(bars: Sequence[Bar]) -> list[tuple[Bar, int]]:
+    """Put runs that were beside each other below each other, in :data:`ROWS` rows at most."""
     ends: list[datetime] = []
-    for bar in sorted(lane.bars, key=lambda bar: bar.begin):
-        # runs beside each other are below each other
+    placed = []
+    for bar in sorted(bars, key=lambda bar: bar.begin):
         row = next((row for row, busy in enumerate(ends) if busy <= bar.begin), len(ends))
         ends[row : row + 1] = [bar.end]
+        placed.append((bar, min(row, ROWS - 1)))
+    return placed
+
+
+def _shapes(drawn: Timeline, lane: Lane) -> Iterator[Markup]:
+    placed = _rows_of(lane.bars)
+    # the fewer rows, the higher; marks have a place of their own below
+    room = ROW * ROWS - (MARKED if lane.marks else 0)
+    pitch = room / (1 + max((row for _, row in placed), default=0))
+    high = min(pitch - 6, HIGHEST)
+    for bar, row in placed:
         begin, end = _part(drawn, bar.begin), _part(drawn, bar.end)
-        y = TOP + ROW * min(row, ROWS - 1)
-        taller = 3 if bar.outcome in _HATCHED else 0
+        y = TOP + pitch * row + (pitch - high) / 2
+        taller = 2 if bar.outcome in _HATCHED else 0
         yield Markup('<g><title>{}</title><rect class="b-{}" x="{}%" y="{}" width="{}%" height="{}"{}/></g>').format(
             _plain(bar.title),
             bar.outcome,
             begin,
-            y - taller,
+            round(y - taller, 1),
             round(max(end - begin, 0.08), 3),
-            14 + 2 * taller,
+            round(high + 2 * taller, 1),
             _HATCHED.get(bar.outcome, Markup("")),
         )
     for each in lane.marks:
@@ -197,7 +218,7 @@ def _shapes(drawn: Timeline, lane: Lane) -> Iterator[Markup]:
 
 
 def _mark(drawn: Timeline, each: Mark) -> Markup:
-    y = TOP + ROW * ROWS - 12
+    y = TOP + ROW * ROWS - 9
     x = _part(drawn, each.at)
     since = Markup("")
     if each.since is not None:

@@ -29,7 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from celery_lockbeat.exceptions import ConfigurationError
 
-__all__ = ["USER", "Guard", "Headers", "Password", "Prefixed", "hash_of", "header_of_a_proxy", "is_this_host"]
+__all__ = ["USER", "Guard", "Headers", "Password", "Prefixed", "Rooted", "hash_of", "header_of_a_proxy", "is_this_host"]
 
 #: Where the name of who is let in stands in the scope of a request.
 USER: Final = "lockbeat_user"
@@ -74,6 +74,40 @@ class Headers:
         await self._app(scope, receive, add if scope["type"] == "http" else send)
 
 
+class Rooted:
+    """Serves an app that is mounted somewhere, whether its paths still have all of the root or a proxy has taken a part off.
+
+    They have it all by ASGI; but with ``FastAPI(root_path="/api")`` behind a proxy that takes that off, the root of what is mounted is
+    ``/api/lockbeat``, and the path ``/lockbeat/runs``.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request."""
+        if scope["type"] == "http":
+            scope = {**scope, "path": _whole(scope["path"], scope.get("root_path", "").rstrip("/"))}
+        await self._app(scope, receive, send)
+
+
+def _whole(path: str, root: str) -> str:
+    if _is_below(path, root):
+        return path
+    left = root
+    while left:
+        # without its first part
+        _, _, rest = left.lstrip("/").partition("/")
+        left = f"/{rest}" if rest else ""
+        if left and _is_below(path, left):
+            return root + path[len(left) :]
+    return root + path
+
+
+def _is_below(path: str, root: str) -> bool:
+    return path == root or path.startswith(f"{root}/")
+
+
 class Prefixed:
     """Serves an app under a prefix, whether a proxy passes it on or takes it off."""
 
@@ -85,7 +119,7 @@ class Prefixed:
         """Answer a request."""
         if scope["type"] == "http" and self._prefix:
             path = scope["path"]
-            if path != self._prefix and not path.startswith(f"{self._prefix}/"):
+            if not _is_below(path, self._prefix):
                 path = self._prefix + path
             scope = {**scope, "root_path": self._prefix, "path": path}
         await self._app(scope, receive, send)

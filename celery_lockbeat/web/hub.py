@@ -2,7 +2,8 @@
 
 Promises: the store is asked as often for a hundred tabs as for one, and not at all while nobody looks. A page is drawn of one
 state of the model. Who follows is told that something is new, at most twice a second, and asks for what it shows by itself: so a
-tab that was asleep, or a connection that broke, catches up by its next question.
+tab that was asleep, or a connection that broke, catches up by its next question. Nobody follows for long without asking anew: servers
+that are to end wait for what they answer, and who was let in may not be any more.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ LOOKED_AT_FOR: Final = 60.0
 #: So many may follow at once.
 FOLLOWERS: Final = 200
 
-#: Seconds between two pieces of news, at least, and after which something is sent all the same: so a proxy keeps the connection.
+#: Seconds between two pieces of news, at least, and for which one follows.
 NEWS_EVERY: Final = 0.5
-ALIVE_EVERY: Final = 15.0
+FOLLOWED_FOR: Final = 10.0
 
 
 class Hub:
@@ -101,22 +102,21 @@ class Hub:
 
     # -- who follows ---------------------------------------------------------------------------------------------------
 
-    async def news(self) -> AsyncIterator[bool]:
-        """Yield True when something is new, and False when nothing was for a while; it ends with the hub."""
-        event = asyncio.Event()
-        self._followers[event] = asyncio.get_running_loop()
+    async def news(self) -> AsyncIterator[None]:
+        """Yield now, and whenever something is new, for a while; it ends with the hub."""
+        event, loop = asyncio.Event(), asyncio.get_running_loop()
+        self._followers[event] = loop
+        until = loop.time() + FOLLOWED_FOR
         try:
-            yield True
+            yield
             while not self._ended:
-                try:
-                    await asyncio.wait_for(event.wait(), ALIVE_EVERY)
-                except asyncio.TimeoutError:  # not TimeoutError before Python 3.11
-                    yield False
-                    continue
-                if self._ended:
+                # not TimeoutError before Python 3.11
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(event.wait(), until - loop.time())
+                if self._ended or not event.is_set():
                     return
                 event.clear()
-                yield True
+                yield
                 await asyncio.sleep(NEWS_EVERY)
         finally:
             self._followers.pop(event, None)
@@ -125,6 +125,11 @@ class Hub:
     def is_full(self) -> bool:
         """Whether no more may follow."""
         return len(self._followers) >= FOLLOWERS
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing is asked any more."""
+        return self._ended
 
     def end(self) -> None:
         """Ask no more, and let those go who follow."""

@@ -9,11 +9,15 @@ from datetime import datetime, timezone
 from functools import cached_property
 from typing import Any, Final
 
+from celery_lockbeat.beat.rules import Rules
+from celery_lockbeat.contrib.definition import Definition
+from celery_lockbeat.contrib.schedulers import are_kept_elsewhere, definition_of
+from celery_lockbeat.exceptions import LockbeatError
 from celery_lockbeat.insight.doctor.facts import gather
 from celery_lockbeat.insight.doctor.rules import examine
 from celery_lockbeat.insight.redaction import redactor
 from celery_lockbeat.membership.identity import lock_options_of
-from celery_lockbeat.options import LockOptions, spelling
+from celery_lockbeat.options import AppOptions, LockOptions, spelling
 from celery_lockbeat.web.history import Histories
 from celery_lockbeat.web.hub import Hub
 from celery_lockbeat.web.words import cut
@@ -79,6 +83,21 @@ class Known:
     def locks(self) -> Mapping[str, LockOptions | None]:
         """The options of the lock of each task that this process knows."""
         return dict(lock_options_of(self.app))
+
+    @cached_property
+    def rules(self) -> Rules:
+        """What settings say of entries. Raises ConfigurationError."""
+        options = AppOptions.read(self.app.conf)
+        return Rules(options.entries or {}, options.late_after)
+
+    def kept(self, name: str) -> Definition | None:
+        """Return what RedBeat or Django have of an entry; None: nothing, or they do not answer."""
+        if not are_kept_elsewhere(self.app):
+            return None
+        try:
+            return definition_of(self.app, name)
+        except LockbeatError:
+            return None
 
     def clean(self, text: object) -> str:
         """Return a text without the passwords of the app's settings."""

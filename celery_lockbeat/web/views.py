@@ -12,6 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from celery_lockbeat.beat.clocks import SKEW
+from celery_lockbeat.contrib.definition import Definition
+from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.insight.doctor.kinds import LEVELS
 from celery_lockbeat.insight.lanes import timeline_of
 from celery_lockbeat.insight.model import SORTS, Model, Row
@@ -19,8 +21,9 @@ from celery_lockbeat.journal.ticks import OUTCOMES, Tick
 from celery_lockbeat.membership.members import fields_of
 from celery_lockbeat.options import LockOptions
 from celery_lockbeat.schedules.dues import next_due
+from celery_lockbeat.schedules.policy import Policy
 from celery_lockbeat.schedules.when import bound, policy_of
-from celery_lockbeat.stores.base import ALIVE
+from celery_lockbeat.stores.base import ALIVE, LiveLock, Waiter
 from celery_lockbeat.web import drawing
 from celery_lockbeat.web.asking import SPANS, choice_of, count_of, name_of_entry, span_of, text_of
 from celery_lockbeat.web.known import Health, Known
@@ -42,8 +45,9 @@ __all__ = ["beats", "entry", "health", "locks", "runs", "schedules", "story"]
 #: Runs that are listed at most.
 RUNS: Final = 100
 
-#: Locks that are listed at most.
+#: Keys that are listed at most, and of each so many who wait.
 LOCKS: Final = 500
+WAITERS: Final = 5
 
 #: Up to so many entries the list is made anew at each change; of more only the rows that have changed.
 FEW: Final = 60
@@ -52,10 +56,20 @@ FEW: Final = 60
 ENOUGH: Final = 20
 
 #: What a run does that finds its key held.
-IF_HELD: Final = {"skip": "the run is skipped", "fail": "the run fails"}
+IF_HELD: Final = {
+    "skip": "the run is skipped",
+    "fail": "the run fails",
+    "wait": "the run waits in line",
+    "wait_one": "one run waits in line, others are skipped",
+    "wait_latest": "the latest run waits in line",
+}
 
 #: What becomes of ticks that nobody has fired in time.
-CATCHUPS: Final = {"latest": "one run for all of them", "all": "each is run", "none": "they are missed"}
+CATCHUPS: Final = {
+    "latest": "one run for all of them",
+    "all": "each is run, the last {} at most",
+    "none": "they are missed",
+}
 
 #: Next due moments that are listed.
 NEXT: Final = 10
@@ -103,10 +117,11 @@ def schedules(known: Known, request: Request, now: datetime) -> Mapping[str, Any
 def entry(known: Known, request: Request, now: datetime) -> Mapping[str, Any]:
     """Show what is known of an entry now."""
     name = name_of_entry(request)
-    zone = known.app.timezone
+    zone, kept = known.app.timezone, known.kept(name)
     with known.hub.model() as model:
         row = _row_of(model, name)
         ticks = model.ticks(row)
+        when = row.schedule if kept is None else kept.schedule
         (shown,) = entry_rows(model, [row], now, zone)
         span = span_of(request, now, _default_span(ticks, now))
         late, took = spreads_of(ticks)
@@ -115,8 +130,12 @@ def entry(known: Known, request: Request, now: datetime) -> Mapping[str, Any]:
             "row": shown,
             "version": model.version,
             "name": name,
-            "expression": "" if is_interval(row.schedule) else cut(expression_of(row.schedule)),
-            "policies": [*_ticks_told(row.schedule, zone), *_policies(known, row.task)],
+            "expression": "" if is_interval(when) else cut(expression_of(when)),
+            "policies": [
+                *_ticks_told(when, _policy_of(known, name, when, kept), zone),
+                *([("kept in", kept.where), *_enabled(kept)] if kept is not None else []),
+                *_policies(known, row.task),
+            ],
             "dues": _next_dues(row, now, zone),
             "late": late,
             "took": took,
@@ -141,21 +160,39 @@ def _default_span(ticks: Sequence[Tick], now: datetime) -> float:
     return float(next((span for span in SPANS if span >= back), max(SPANS)))
 
 
-def _ticks_told(when: Any, zone: Any) -> list[tuple[str, str]]:
+def _policy_of(known: Known, name: str, when: Any, kept: Definition | None) -> Policy:
+    """Return the policy of an entry, as beats have it: its schedule's, or one beside it, and what settings say of it."""
+    try:
+        policy, _ = known.rules.policy_of(name, when, None if kept is None else kept.policy)
+    except ConfigurationError:  # then they go on without it
+        policy = None
+    return policy or policy_of(when)
+
+
+def _enabled(kept: Definition) -> list[tuple[str, str]]:
+    return [] if kept.enabled else [("enabled", "no: it is due when it is enabled again")]
+
+
+def _ticks_told(when: Any, policy: Policy, zone: Any) -> list[tuple[str, str]]:
     """Tell what is said of its ticks, beside when they are due."""
-    policy = policy_of(when)
     told = {
-        "zone": getattr(when, "timezone", None),
+        "zone": _zone_of(when, zone),
         "jitter": seconds(policy.jitter) if policy.jitter else None,
         "from": policy.start and full(policy.start, zone),
         "until": policy.end and full(policy.end, zone),
         "runs at most": policy.max_runs,
-        "ticks nobody fired": CATCHUPS.get(policy.catchup, policy.catchup),
+        "ticks nobody fired": CATCHUPS.get(policy.catchup, policy.catchup).format(policy.catchup_limit),
         "of the last": policy.catchup_window and seconds(policy.catchup_window),
         "begun within": policy.start_within and seconds(policy.start_within),
         "at a cold start": "a tick at once" if policy.run_at_start else None,
     }
     return [(name, cut(value)) for name, value in told.items() if value]
+
+
+def _zone_of(when: Any, zone: Any) -> str | None:
+    """Return the zone of a schedule that has one of its own."""
+    own = getattr(when, "timezone", None) or getattr(when, "tz", None)
+    return None if own is None or str(own) == str(zone) else str(own)
 
 
 def _policies(known: Known, task: str | None) -> Sequence[tuple[str, str]]:
@@ -292,58 +329,90 @@ def _has(tick: Tick, part: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class LockRow:
-    """A lock that is held: by whom, since when, and until when unless it is renewed."""
+class HolderRow:
+    """Who holds a lock: since when, and until when unless it is renewed."""
 
-    key: str
     holder: str
-    #: as its store has them: what is shown is cut
-    given: str
+    #: as its store has it: what is shown is cut
     owner: str
-    store: str
     since: float
     since_at: str
     until: float
-    remaining: float
     token: int
+
+
+@dataclass(frozen=True, slots=True)
+class WaiterRow:
+    """Who waits for a lock, since when, and whether it is its turn."""
+
+    told: str
+    since: float
+    called: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LockRow:
+    """A key that is held: by whom, of whom there may be several, and who waits for it."""
+
+    key: str
+    #: as its store has it
+    given: str
+    store: str
+    holders: Sequence[HolderRow]
+    waiting: int
+    line: Sequence[WaiterRow]
 
 
 def locks(known: Known, request: Request, now: datetime) -> Mapping[str, Any]:
     """Show the locks that are held."""
     wanted, zone = text_of(request, "q"), known.app.timezone
     with known.hub.model() as model:
-        held = [
-            (store, lock)
-            for store, those in model.locks_by_store().items()
-            for lock in those
-            if wanted.casefold() in lock.key.casefold() or wanted.casefold() in lock.description.casefold()
+        by_key: dict[tuple[str, str], list[LiveLock]] = {}
+        for store, those in model.locks_by_store().items():
+            for lock in those:
+                by_key.setdefault((store, lock.key), []).append(lock)
+        part = wanted.casefold()
+        found = [
+            (store, key, sorted(those, key=lambda lock: lock.token))
+            for (store, key), those in by_key.items()
+            if part in key.casefold() or any(part in lock.description.casefold() for lock in those)
         ]
         # the token is made of the time: those first that are held for longest
-        held.sort(key=lambda each: each[1].token)
-        rows = [
-            LockRow(
-                key=cut(lock.key),
-                holder=cut(lock.description or lock.holder or "nobody: it is kept held after its run"),
-                given=lock.key,
-                owner=lock.holder,
-                store=cut(store, 80),
-                since=lock.held_since.timestamp(),
-                since_at=clock(lock.held_since, now, zone),
-                until=now.timestamp() + lock.remaining,
-                remaining=lock.remaining,
-                token=lock.token,
-            )
-            for store, lock in held[:LOCKS]
-        ]
+        found.sort(key=lambda each: each[2][0].token)
         return {
             "title": "Locks",
-            "rows": rows,
+            "rows": [
+                LockRow(
+                    key=cut(key),
+                    given=key,
+                    store=cut(store, 80),
+                    holders=[_holder_row(lock, model.remaining(store, lock), now, zone) for lock in those],
+                    waiting=those[0].waiting,
+                    line=[_waiter_row(each) for each in model.line(store, key)[:WAITERS]],
+                )
+                for store, key, those in found[:LOCKS]
+            ],
             "version": model.version,
-            "held": len(held),
-            "total": len(model.locks),
+            "held": len(found),
+            "total": len(by_key),
             "has_stores": len(model.locks_by_store()) > 1,
             "asked": {"q": wanted},
         }
+
+
+def _holder_row(lock: LiveLock, remaining: float, now: datetime, zone: Any) -> HolderRow:
+    return HolderRow(
+        holder=cut(lock.description or lock.holder or "nobody: it is kept held after its run"),
+        owner=lock.holder,
+        since=lock.held_since.timestamp(),
+        since_at=clock(lock.held_since, now, zone),
+        until=now.timestamp() + remaining,
+        token=lock.token,
+    )
+
+
+def _waiter_row(waiter: Waiter) -> WaiterRow:
+    return WaiterRow(cut(waiter.description or waiter.ticket), waiter.waiting_since.timestamp(), waiter.called)
 
 
 # -- beats -------------------------------------------------------------------------------------------------------------
@@ -428,7 +497,7 @@ def _beat_row(
     now: datetime,
 ) -> BeatRow:
     silent_for, entries = silent if silent is not None else (float("inf"), 0)
-    offset = "" if ahead is None else f"{ahead:+.1f} s" if abs(ahead) >= 0.05 else "none"  # noqa: PLR2004  what would be 0.0
+    offset = "" if ahead is None else f"{ahead:+.1f} s" if abs(ahead) >= 0.05 else "right"  # noqa: PLR2004  what would be 0.0
     return BeatRow(
         name=cut(name, 120),
         is_alive=silent_for < ALIVE,

@@ -16,7 +16,7 @@ from celery.schedules import crontab
 from celery_lockbeat import LockedTask
 from celery_lockbeat.journal.records import encode
 from celery_lockbeat.stores import home_store_of, name_of
-from celery_lockbeat.stores.base import JOURNALED_AT_ONCE, EntryState
+from celery_lockbeat.stores.base import JOURNALED_AT_ONCE, EntryState, Place
 
 HOSTS = ("web-1", "web-2", "jobs-1")
 
@@ -96,8 +96,14 @@ class Day:
         told = {"kind": kind, "host": name.partition(".")[0], "pid": 7, "version": "0.1.0", **more}
         self.store.announcements.announce(name_of(self.app), "member", {name: json.dumps(told)}, ttl=600)
 
-    def lock(self, key: str, description: str, ttl: float = 300) -> None:
-        self.store.locks.acquire(key, holder=f"holder-of-{key}", ttl=ttl, description=description)
+    def lock(self, key: str, description: str, ttl: float = 300, limit: int = 1) -> None:
+        holder = f"{description} of {key}" if limit > 1 else f"holder-of-{key}"
+        self.store.locks.acquire(key, holder=holder, ttl=ttl, description=description, limit=limit)
+
+    def wait(self, key: str, description: str, ttl: float = 300) -> None:
+        """Let somebody wait for a lock that is held."""
+        place = Place(description, 600)
+        self.store.locks.acquire(key, holder=f"waits {description}", ttl=ttl, description=description, place=place)
 
 
 def app_of(make_app: Any, **settings: object) -> Celery:
@@ -137,6 +143,10 @@ def populate(day: Day) -> None:
     day.lock("shop.sync_orders", "celery@jobs-1 pid 71 shop.sync_orders[8f3ac1d2]")
     day.lock("shop.report_job", "celery@web-2 pid 8 shop.report_job[1b77e90c]", ttl=41)
     day.lock("customers:4711", "celery@jobs-1 pid 70 shop.merge_customer[c0ffee12]", ttl=18)
+    for number, task in enumerate(("6d1f09aa", "e83b7c54", "1105fe9d")):
+        day.wait("customers:4711", f"celery@{HOSTS[1 + number % 2]} pid {72 + number} shop.merge_customer[{task}]")
+    day.lock("warehouse", "celery@jobs-1 pid 74 shop.export_orders[44d0c1b2]", limit=2)
+    day.lock("warehouse", "celery@web-2 pid 9 shop.count_stock[7f23ae60]", limit=2)
 
 
 def past_of(name: str, job: Job, seconds: float, now: float) -> Iterator[tuple[str, float, dict[str, Any]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
@@ -131,6 +132,30 @@ def test_each_view_shows_what_there_is(client):
     story = told["/entry/story?name=mail-digest"]
     assert "SMTPServerDisconnected" in story
     assert "Failures, by error" in story
+
+
+def test_who_else_holds_a_lock_and_who_waits_for_it_is_shown(client):
+    page = client.get("/locks").text
+    told = " ".join(Elements(page).text.split())
+    assert "3 wait for it" in told
+    line = re.findall(r"<li><bdi>(.*?)</bdi>", page)
+    assert [re.search(r"\[(\w+)\]", each)[1] for each in line] == ["6d1f09aa", "e83b7c54", "1105fe9d"]
+    # one key, and each of its holders
+    assert page.count("<bdi>warehouse</bdi>") == 1
+    assert "2 hold it" in told
+    for holder in ("shop.export_orders[44d0c1b2]", "shop.count_stock[7f23ae60]"):
+        assert holder in told
+    assert "warehouse" in client.get("/locks?q=count_stock").text
+    assert "customers:4711" not in client.get("/locks?q=count_stock").text
+
+
+def test_what_is_left_of_a_lease_runs_down_though_nothing_new_is_known_of_it(client):
+    def end() -> float:
+        return float(re.search(r"sync_orders</bdi>.*?data-until=\"([\d.]+)\"", client.get("/locks").text, re.DOTALL)[1])
+
+    first, began = end(), time.monotonic()
+    wait_until(lambda: time.monotonic() > began + 0.7)
+    assert abs(end() - first) < 0.3
 
 
 def test_errors_that_differ_by_numbers_are_one(client):
@@ -432,16 +457,24 @@ def test_who_follows_is_told_of_news_and_lets_go_at_the_end(make_app):
     page = Page(make_app(lockbeat_driver="redis"))
     page.hub.start()
 
-    async def follow() -> list[bool]:
-        told = []
-        async for is_new in page.hub.news():
-            told.append(is_new)
-            if len(told) == 2:
+    async def follow() -> int:
+        told = 0
+        async for _ in page.hub.news():
+            told += 1
+            if told == 2:
                 page.hub.end()
         return told
 
-    assert asyncio.run(asyncio.wait_for(follow(), 20)) == [True, True]
+    assert asyncio.run(asyncio.wait_for(follow(), 20)) == 2
     assert not page.hub._followers
+
+
+def test_nobody_follows_for_long_without_asking_anew(client, monkeypatch):
+    monkeypatch.setattr(hub, "FOLLOWED_FOR", 0.5)
+    answer = client.get("/events")  # which ends
+    assert answer.text.startswith("retry: 2000\n\nevent: news\n")
+    assert answer.text.endswith("event: again\ndata: \n\n")
+    assert not client.page.hub._followers
 
 
 def test_no_more_than_so_many_follow(client, monkeypatch):

@@ -13,8 +13,10 @@ from celery.schedules import maybe_schedule
 from redbeat.schedulers import RedBeatScheduler, ensure_conf, get_redis
 
 from celery_lockbeat.contrib.definition import Definition
+from celery_lockbeat.contrib.policies import policy_in
 from celery_lockbeat.contrib.redbeat.hashes import AT_ONCE, FREE, answers_of, decoded, redbeats_redis
 from celery_lockbeat.contrib.redbeat.stored import KEY
+from celery_lockbeat.exceptions import ConfigurationError
 
 __all__ = ["definition_of", "names_of", "plain_redbeat", "stored_entries", "stored_schedules"]
 
@@ -68,7 +70,10 @@ def definition_of(app: Any, name: str) -> Definition | None:
     except Exception:  # noqa: BLE001  whatever is in there
         return None
     args, kwargs, enabled = fields.get("args") or (), fields.get("kwargs") or {}, bool(fields.get("enabled", True))
-    return Definition(str(fields["task"]), when, args, kwargs, enabled, "RedBeat's Redis")
+    policy = None
+    with contextlib.suppress(ConfigurationError):  # beats go on without it, and complain
+        policy = policy_in(fields.get("options"), owner=f"entry {name!r}")
+    return Definition(str(fields["task"]), when, args, kwargs, enabled, "RedBeat's Redis", policy)
 
 
 def _definitions(app: Any) -> Iterator[tuple[str, Any]]:

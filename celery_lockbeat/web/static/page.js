@@ -169,6 +169,8 @@
     if (stream) stream.close();
     stream = new EventSource(`${base}/events`);
     stream.addEventListener("news", refresh);
+    // the server lets nobody follow for long: it is no trouble
+    stream.addEventListener("again", follow);
     stream.addEventListener("open", () => { if (status().dataset.cut) refresh(); });
     stream.addEventListener("error", () => {
       const element = status();
