@@ -2,7 +2,8 @@
 
 Promises, over each change: a time that the clock leaves out is due once, at the first moment after the gap; one that it shows
 twice is due once, when it is shown first. An expression with ``*`` or a step in the hours goes by the time that passes instead: it
-is due whenever the clock shows one of its times, so that ``*/15 * * * *`` has neither a hole nor a double.
+is due whenever the clock shows one of its times, and, for what the clock leaves out, when a watch shows it that is not yet set. So
+``*/15 * * * *`` has neither a hole nor a double, and ``0 */2 * * *`` is due after two hours at most.
 
 A time is reached at the first moment at which the clock shows it or a later one: that is the whole of the first rule. A zone is
 only asked for its offset at a moment, which every kind of tzinfo can tell, and never for the moment of a time. Moments are whole
@@ -11,6 +12,7 @@ seconds since 1970, UTC; between two changes of the clock its times are the mome
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import datetime, timezone, tzinfo
 from typing import Final
 
@@ -20,6 +22,9 @@ __all__ = ["Clock", "Zoned"]
 
 #: No zone changes its clocks twice in so many seconds.
 WEEK: Final = 7 * DAY
+
+#: Seconds: with more a zone has left out a day, as Samoa has, which moved over the date line, and no hour of a day.
+LONGEST_GAP: Final = DAY // 4
 
 
 class Clock:
@@ -74,6 +79,36 @@ class Zoned:
 
     def after(self, at: int) -> int | None:
         """Return the first moment after another at which it is due; None: there is none in forty years."""
+        due = self._shown_after(at)
+        return due if due is None else next(self._left_out(at, due), due)
+
+    def before(self, at: int) -> int | None:
+        """Return the last moment before another at which it was due; None: there is none in forty years."""
+        due = self._shown_before(at)
+        return due if due is None else max(self._left_out(due, at), default=due)
+
+    def count(self, after: int, until: int) -> int:
+        """Count the moments after one and until another at which it is due."""
+        return self._count_shown(after, until) + sum(1 for _ in self._left_out(after, until + 1))
+
+    def _left_out(self, after: int, before: int) -> Iterator[int]:
+        """The moments between two at which it is due by a watch that is not yet set, for so long as the clock was put forward by."""
+        low = after - LONGEST_GAP
+        offset = self._clock.offset(low) if self._passes else 0
+        while self._passes and (change := self._clock.first_change(low, before - 1, offset)) is not None:
+            ahead = self._clock.offset(change) - offset
+            end = change + offset + ahead if 0 < ahead <= LONGEST_GAP else 0
+            wall = self._times.next(max(change - 1, after) + offset)
+            while wall is not None and wall < min(end, before + offset):
+                # where the clock shows one of its times, too, it is due by that
+                if self._times.next(wall + ahead - 1) != wall + ahead:
+                    yield wall - offset
+                wall = self._times.next(wall)
+            low, offset = change, offset + ahead
+
+    # -- by what the clock shows ---------------------------------------------------------------------------------------
+
+    def _shown_after(self, at: int) -> int | None:
         offset = self._clock.offset(at)
         low = self._shown_until(at, offset)
         while True:
@@ -98,8 +133,7 @@ class Zoned:
             low = (shows if self._passes else max(was, shows)) - 1
             at = change
 
-    def before(self, at: int) -> int | None:
-        """Return the last moment before another at which it was due; None: there is none in forty years."""
+    def _shown_before(self, at: int) -> int | None:
         offset = self._clock.offset(at - 1)
         high = at + offset
         while True:
@@ -124,8 +158,7 @@ class Zoned:
                 return change
             at = change
 
-    def count(self, after: int, until: int) -> int:
-        """Count the moments after one and until another at which it is due."""
+    def _count_shown(self, after: int, until: int) -> int:
         offset = self._clock.offset(after)
         low, count = self._shown_until(after, offset) + 1, 0
         while (change := self._clock.first_change(after, until, offset)) is not None:

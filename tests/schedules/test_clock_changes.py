@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
-from itertools import islice, takewhile
+from itertools import islice, pairwise, takewhile
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -21,7 +21,10 @@ MINUTE, DAY = 60, 86400
 
 
 class Known(NamedTuple):
-    """What the watchman knows of an expression: which times of the clock it has, and whether he counts each time that he sees one."""
+    """What the watchman knows of an expression: which times of the clock it has, and whether he counts each time that he sees one.
+
+    Then he looks at his own watch, too, which he has not set yet, for as long as the clock has just been put forward by.
+    """
 
     has: Callable[[datetime], bool]
     each: bool = False
@@ -56,6 +59,8 @@ PASSING = {
     "30 * * * *": Known(lambda wall: wall.minute == 30, each=True),
     "0 */2 * * *": Known(lambda wall: wall.minute == 0 and wall.hour % 2 == 0, each=True),
     "20 0-23/3 * * *": Known(lambda wall: wall.minute == 20 and wall.hour % 3 == 0, each=True),
+    "30 */2 * * *": Known(lambda wall: wall.minute == 30 and wall.hour % 2 == 0, each=True),
+    "15 2/6 * * *": Known(lambda wall: wall.minute == 15 and wall.hour % 6 == 2, each=True),
     "*/30 * * * sun": Known(lambda wall: wall.minute % 30 == 0 and wall.isoweekday() == 7, each=True),
 }
 
@@ -100,8 +105,15 @@ class Watch(NamedTuple):
     def noted(self, known: Known) -> list[datetime]:
         """When the watchman notes that it is due: the clock shows a time that is not over yet, or has left it out."""
         noted, latest, step = [], self.shown[0][1], timedelta(seconds=self.unit)
+        watch, unset = latest, timedelta(0)
         for moment, wall in self.shown[1:]:
             is_due = known.each and known.has(wall)
+            # where a whole day is left out a watch is of no use
+            if unset <= timedelta(0) and wall - latest < timedelta(hours=6):
+                watch, unset = latest, wall - latest - step
+            watch, unset = watch + step, unset - step
+            if known.each and unset >= timedelta(0):
+                is_due = is_due or known.has(watch)
             while latest < wall:
                 latest += step
                 is_due = is_due or (not known.each and known.has(latest))
@@ -203,3 +215,26 @@ def test_a_time_that_comes_once_a_year_is_found_when_it_is_shown_twice_and_when_
     left_out = datetime(2026, 3, 29, 1, 0, tzinfo=UTC)
     assert next(iter_dues(fixed, left_out - timedelta(days=200))) == left_out
     assert previous_due(fixed, left_out + timedelta(days=200)) == left_out
+
+
+@pytest.mark.parametrize(
+    ("zone", "day"),
+    [("Europe/Berlin", "2026-03-29"), ("Europe/Berlin", "2026-10-25"), ("America/New_York", "2026-03-08")],
+)
+def test_each_other_hour_is_never_longer_than_two_hours_nor_twice_at_once(zone, day):
+    begin = datetime.fromisoformat(f"{day}T00:00").replace(tzinfo=ZoneInfo(zone)).astimezone(UTC)
+    for minute in (0, 30):
+        found = iter_dues(Cron(f"{minute} */2 * * *", timezone=zone), begin - timedelta(hours=12))
+        dues = list(takewhile(lambda due: due < begin + timedelta(hours=36), found))
+        gaps = {later - earlier for earlier, later in pairwise(dues)}
+        assert gaps == {timedelta(hours=2), timedelta(hours=1)}
+        # what was due an hour early makes up for the change, once
+        assert sum(later - earlier == timedelta(hours=1) for earlier, later in pairwise(dues)) == 1
+
+
+def test_an_hourly_one_is_due_after_an_hour_where_the_clock_is_put_forward_by_half_of_one():
+    zone = ZoneInfo("Australia/Lord_Howe")
+    begin = datetime(2026, 10, 4, 0, 30, tzinfo=zone).astimezone(UTC)
+    hourly = iter_dues(Cron("0 * * * *", timezone=zone.key), begin)
+    # the clock goes from 01:59 to 02:30: an hour after one o'clock
+    assert [due.astimezone(zone).strftime("%H:%M") for due in islice(hourly, 4)] == ["01:00", "02:30", "03:00", "04:00"]
