@@ -94,6 +94,8 @@ def ticks_that_were_claimed(history: History) -> Iterator[Violation]:
     """Of the runs that were claimed, 1 to n of each entry, each has been published, or is there to be taken over."""
     kept = {(entry, run) for entry, run in history.end.get("handed_over", [])}
     for entry, count in history.end["claimed"].items():
+        if history.setting["entries"].get(entry, {}).get("pauses"):
+            continue  # what was passed over has a number, too
         first = {message.run: message for message in reversed(history.messages) if message.entry == entry}
         for run in range(1, count + 1):
             if run not in first and (entry, run) not in kept:
@@ -150,6 +152,8 @@ def gaps(history: History) -> Iterator[Violation]:
     setting = history.setting
     off = _clocks_off(history)
     for entry, told in setting["entries"].items():
+        if told.get("pauses"):
+            continue
         allowed = told["every"] + setting["claim_ttl"] + setting["slack"]
         arrivals = [message.at for message in history.messages if message.entry == entry]
         arrivals = [setting["started"], *arrivals, setting["ended"]]
@@ -172,6 +176,31 @@ def early_ticks(history: History) -> Iterator[Violation]:
             if apart < told["every"] * 0.75 and _clocks_were_right(history, before, after):
                 text = f"runs {before.run} and {after.run} of {entry} were due within {apart:.2f} s of each other"
                 yield violation("doubled tick", text, before.at, after.at, about=(entry, before.id, after.id))
+
+
+def pauses(history: History) -> Iterator[Violation]:
+    """Nothing of an entry is published from when its pause was acknowledged until somebody resumes it."""
+    slack = history.setting["slack"]
+    for pause in history.of("pause"):
+        for message in history.messages:
+            if message.entry != pause["entry"] or not pause["acknowledged"] + slack < message.at < pause["until"]:
+                continue
+            if not _was_on_its_way(history, pause["at"], message):
+                text = f"run {message.run} of {message.entry} was published {message.at - pause['acknowledged']:.1f} s after its pause"
+                about = (message.entry, message.id)
+                yield violation("published while paused", text, pause["at"], message.at, about=about)
+
+
+def _was_on_its_way(history: History, asked: float, message: Message) -> bool:
+    """Whether it may have been sent before: a beat was frozen as it sent it, or the broker, or a way there, was harmed."""
+    since = asked - history.setting["claim_ttl"]
+    beats = _beats_that_know(history, message.entry)
+    return any(
+        fault.at < message.at
+        and fault.until + history.setting["slack"] > since
+        and ("broker" in fault.harms or fault.target.endswith(" broker") or (fault.frozen and fault.target in beats))
+        for fault in history.faults
+    )
 
 
 # -- P2: runs ----------------------------------------------------------------------------------------------------------
@@ -433,6 +462,7 @@ RULES: tuple[Callable[[History], Iterator[Violation]], ...] = (
     marks,
     gaps,
     early_ticks,
+    pauses,
     runs,
     frees,
     stories,
@@ -473,6 +503,7 @@ def counts(history: History) -> dict[str, int]:
         "marks of the clock that had to have a run": sum(
             len(marks_to_check(history, name)) for name, told in entries.items() if told["marks"]
         ),
+        "pauses acknowledged": len(history.of("pause")),
         "leases watched": len(history.of("lease")),
         "executions that told their story": len(history.of("story")),
         "times that all was at work again": len(history.of("quiet")),

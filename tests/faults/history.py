@@ -28,6 +28,7 @@ KINDS = {
     "fault": "the runner: what was done to whom (kind, target, harms, until, killed, frozen, moment)",
     "shift": "the runner: the clock of a process is off by so much from now on (name, seconds)",
     "hang": "the runner: what did not come about within its bound (who, bound)",
+    "pause": "the operator: an entry was paused at that moment, and until then (entry, acknowledged, until)",
     "quiet": "the runner: all faults are undone, and all is at work again (since)",
     "story": "a process's log: what it told of one execution (execution, id, pid, events, errors)",
     "record": "the journal: what is written there (event, id, token, execution, pid, entry, run, count, written)",
@@ -109,7 +110,8 @@ class History:
     def setting(self) -> dict[str, Any]:
         """The first line: ``seed``, ``started`` and ``ended``, ``wall`` (what to add to get to the wall clock), ``claim_ttl``,
         ``slack``, ``grace``, and ``entries``: name -> ``every`` (seconds), ``marks`` (true: at marks of the clock),
-        ``kind`` (once, skip, early), ``key``, ``ttl`` and ``in_memory`` (whose lock is in the memory store)."""
+        ``kind`` (once, skip, early), ``key``, ``ttl``, ``in_memory`` (whose lock is in the memory store) and ``pauses`` (it is
+        paused at times)."""
         return self.lines[0]
 
     @cached_property

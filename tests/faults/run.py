@@ -18,7 +18,7 @@ from faults.history import History
 from faults.moments import STEPS, Cell, Sign
 from faults.plan import THEMES, WITH_ELECTIONS, Plan, Planned
 from faults.report import verdict
-from faults.system import CLAIM_TTL, ENTRIES, GRACE, SLACK, Elected, System, wait
+from faults.system import CLAIM_TTL, ENTRIES, GRACE, PAUSED, SLACK, Elected, System, wait
 
 #: So long a burst of faults lasts, and so long is the peace between two of them, seconds.
 BURST, PEACE = 20.0, 3.0
@@ -75,6 +75,7 @@ class Run:
                 name: {
                     **{each: told[each] for each in ("every", "marks", "kind", "key", "ttl")},
                     "in_memory": told["task"] == "once_in_memory",
+                    "pauses": name == PAUSED,
                 }
                 for name, told in ENTRIES.items()
             },
@@ -153,6 +154,7 @@ class Run:
 
     def _end(self, system: System) -> None:
         history = system.history
+        system.operator.end()
         if len({beat.release for beat in system.beats}) == 1:
             # somebody must know each entry, to take over what is left of it
             other = system.beats[0]

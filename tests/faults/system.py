@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import sqlite3
@@ -22,6 +23,7 @@ from typing import Any
 
 import psutil
 import redis
+from celery import Celery
 from fleet import Fleet, Process
 from proxy import Proxy, Trap
 from servers import Server, wait_until
@@ -29,6 +31,8 @@ from ticks import Book, Pending
 from topologies import NAME, Trio
 from wallclocks import WallClock
 
+from celery_lockbeat.control.acts import Acts
+from celery_lockbeat.exceptions import StoreUnavailable
 from faults.history import History
 
 HERE = Path(__file__).parent
@@ -85,7 +89,10 @@ ENTRIES = {
     "memory-2": _entry(1.5, "once", 0.1, key="memory", task="once_in_memory"),
     "old": _entry(1.0, "early", 0.05, key="old", of="a"),
     "new": _entry(1.0, "early", 0.05, key="new", of="b"),
+    # this one is paused and resumed all the time
+    "paused": _entry(0.5, "early", 0.05, key="paused"),
 }
+PAUSED = "paused"
 
 
 class Member:
@@ -214,6 +221,7 @@ class System:
 
     def __init__(self, directory: Path, chance: Any, *, replica: bool = False, sentinels: bool = False) -> None:
         self.directory, self.replica = directory, replica
+        self.min_replicas = 1 if replica or sentinels else 0
         self.history = History()
         self.closing = False
         self.undo: Callable[[], None] = lambda: None  # what is over of what was done to it
@@ -234,7 +242,7 @@ class System:
             lockbeat_claim_ttl=CLAIM_TTL,
             lockbeat_journal=1_000_000,  # all of it
             lockbeat_ttl=TTL,
-            lockbeat_redis_min_replicas=1 if replica or sentinels else 0,
+            lockbeat_redis_min_replicas=self.min_replicas,
             lockbeat_redis_options={"master_name": NAME} if sentinels else {},
             broker_transport_options={"visibility_timeout": 8},
             # Celery's retry() rejects what it cannot send within this
@@ -248,6 +256,7 @@ class System:
         self.keeper = Keeper(self, chance)
         self.bodies = Reader(self)
         self.locks = Watcher(self)
+        self.operator = Operator(self, chance)
         self.beats = [
             Member(self, name, beat=True, release=release) for name, release in zip("abc", "aba", strict=True)
         ]
@@ -255,7 +264,7 @@ class System:
         self.members = [*self.beats, *self.workers]
 
     def start(self) -> None:
-        for thread in (self.keeper, self.bodies, self.locks):
+        for thread in (self.keeper, self.bodies, self.locks, self.operator):
             thread.start()
         for member in self.members:
             member.start()
@@ -345,7 +354,7 @@ class System:
 
     def close(self) -> None:
         self.closing = True
-        for thread in (self.keeper, self.bodies, self.locks):
+        for thread in (self.operator, self.keeper, self.bodies, self.locks):
             thread.end()
         for member in self.members:
             member.close()
@@ -645,6 +654,50 @@ class Keeper(_Thread):
 
     def unread(self) -> int:
         return int(self._client.llen(self.system.fleet.queue)) - self._read
+
+
+class Operator(_Thread):
+    """Pauses an entry, and resumes it some seconds later, all the time. What it asks goes past the proxies."""
+
+    every = 0.5
+
+    def __init__(self, system: System, chance: Any) -> None:
+        super().__init__(system)
+        self._chance = random.Random(chance.random())
+        self._acts: tuple[int, Acts] | None = None
+
+    def acts(self) -> Acts:
+        port = self.system.store.port
+        if self._acts is None or self._acts[0] != port:
+            app = Celery(APP, set_as_current=False)
+            app.conf.update(
+                lockbeat_driver="redis", lockbeat_redis_url=f"redis://127.0.0.1:{port}/0", lockbeat_journal=0
+            )
+            app.conf.update(lockbeat_claim_ttl=CLAIM_TTL, lockbeat_redis_options={"socket_timeout": 0.5})
+            app.conf.update(lockbeat_redis_min_replicas=self.system.min_replicas)
+            self._acts = port, Acts(app)
+        return self._acts[1]
+
+    def look(self) -> None:
+        asked = time.monotonic()
+        try:
+            self.acts().pause({PAUSED: PAUSED}, who="faults")
+            acknowledged = time.monotonic()
+            self._end.wait(self._chance.uniform(3, 5))
+            self.system.history.add("pause", asked, entry=PAUSED, acknowledged=acknowledged, until=time.monotonic())
+        except StoreUnavailable:
+            pass  # nobody has said that it is paused
+        self.resume()
+
+    def resume(self) -> None:
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            try:
+                self.acts().resume({PAUSED: PAUSED}, catchup="none", who="faults")
+            except (StoreUnavailable, redis.RedisError):
+                time.sleep(0.1)
+            else:
+                return
 
 
 class Watcher(_Thread):

@@ -281,6 +281,25 @@ def test_ticks_of_an_interval_that_are_too_near_to_each_other_are_doubled(past):
     assert past.found() == set()
 
 
+def test_what_is_published_while_it_is_paused_is_found_unless_it_was_on_its_way(past):
+    past.add("pause", 9.7, entry="one", acknowledged=9.9, until=10.8)
+    assert past.found() == set(), "nobody may know yet that it is paused"
+    past.add("pause", 19.7, entry="one", acknowledged=19.8, until=21.3)
+    assert past.found() == {"published while paused"}
+    past.fault(15.0, "freeze beat", "beat", frozen=[1], until=16.0)
+    past.fault(19.0, "kill beat", "beat", killed=[1])
+    assert "published while paused" in past.found()
+    for kind, target, more in (
+        ("freeze beat", "beat", {"frozen": [1]}),
+        ("freeze broker", "broker", {"harms": ["broker"]}),
+        ("delay", "beat broker", {"harms": ["beat"]}),
+    ):
+        other = Past()
+        other.add("pause", 19.7, entry="one", acknowledged=19.8, until=21.3)
+        other.fault(18.0, kind, target, until=20.0, **more)
+        assert "published while paused" not in other.found()
+
+
 def test_that_a_clock_was_wrong_long_before_excuses_nothing(past):
     past.add("shift", 2.2, name="beat", seconds=-0.5)
     past.add("shift", 4.2, name="beat", seconds=0.0)

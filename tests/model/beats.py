@@ -1,4 +1,4 @@
-"""The protocol of the beats as a model: claim, publish, settle, take over, hand over. See docs/protocol.md.
+"""The protocol of the beats as a model: claim, publish, settle, take over, hand over, pause. See docs/protocol.md.
 
 What is not in a state needs no step. A beat that is killed, frozen or slow just takes none. What a beat knows of an
 entry is left out: it may ask for any run at any time, the store decides, and what the store refuses changes nothing.
@@ -17,14 +17,17 @@ from typing import NamedTuple
 class Tick(NamedTuple):
     """One run of one entry, and its claim."""
 
-    owner: int = -2  # the beat that has claimed it; SETTLED, UNCLAIMED
+    owner: int = -2  # the beat that has claimed it; SETTLED, UNCLAIMED, PASSED_OVER
     left: int = 0  # for so long nobody else may take the claim over; 0: it is overdue
     task_id: int = 0  # ids are numbered per tick, in the order in which they were chosen
     published: int = 0  # a bit for each id under which a message has been published
     stolen: int = 0  # it was published by a beat that did not own the claim any more
+    pause: int = 0  # of the entry, in its first tick: for so long whoever pauses it waits, plus one; ACKNOWLEDGED
+    late: int = 0  # it was published after its entry's pause was acknowledged
 
 
-UNCLAIMED, SETTLED = -2, -1
+UNCLAIMED, SETTLED, PASSED_OVER = -2, -1, -3
+ACKNOWLEDGED = -1
 
 
 class Hold(NamedTuple):
@@ -53,6 +56,8 @@ class Beats:
     frozen_in_publish: bool = False
     #: what was asked may be carried out after the beat has given it up: a server that hung reads it when it wakes up
     late_requests: bool = False
+    #: somebody pauses an entry, once; what a frozen beat publishes then is let out
+    pauses: bool = False
     #: mutations: what the protocol is made without
     without: frozenset[str] = frozenset()
 
@@ -87,6 +92,22 @@ class Beats:
             yield "time passes", later
         for beat in range(self.beats):
             yield from self.steps_of(state, beat)
+        for entry in range(self.entries if self.pauses else 0):
+            yield from self.pausing(state, entry)
+
+    def pausing(self, state: State, entry: int) -> Iterator[tuple[str, State]]:
+        j, first = entry * self.ticks, state[0][entry * self.ticks]
+        if not first.pause:
+            yield f"{'xyz'[entry]} is paused", self.change(state, j, first._replace(pause=self.ttl + 1))
+        pending = any(tick.owner >= 0 for tick in state[0][j : j + self.ticks])
+        if first.pause == 1 or (first.pause > 0 and (not pending or "waiting" in self.without)):
+            yield (
+                f"the pause of {'xyz'[entry]} is acknowledged",
+                self.change(state, j, first._replace(pause=ACKNOWLEDGED)),
+            )
+
+    def is_paused(self, state: State, j: int) -> int:
+        return state[0][j - j % self.ticks].pause
 
     def steps_of(self, state: State, beat: int) -> Iterator[tuple[str, State]]:
         ticks, holds = state[0], state[1][beat]
@@ -155,7 +176,10 @@ class Beats:
     def pass_time(self, state: State) -> State:
         """One unit of time, by all clocks: claims come nearer to be overdue, and holds to be stale."""
         ticks, beats = state
-        aged = tuple(tick._replace(left=tick.left - 1) if tick.left else tick for tick in ticks)
+        aged = tuple(
+            tick._replace(left=max(0, tick.left - 1), pause=tick.pause - 1 if tick.pause > 1 else tick.pause)
+            for tick in ticks
+        )
         if "freeze check" in self.without:
             return aged, beats
         return aged, tuple(tuple(_older(hold) for hold in holds) for holds in beats)
@@ -183,6 +207,10 @@ class Beats:
     def claim(self, state: State, beat: int, claims: list[int], *, heard: bool) -> State:
         for j in claims:
             tick = state[0][j]
+            if self.is_paused(state, j) and "flag in the claim" not in self.without:
+                # it is nobody's, also if it was granted before and nobody has heard of that
+                state = self.change(state, j, tick._replace(owner=PASSED_OVER, left=0))
+                continue
             again = tick.owner == beat or tick.owner == UNCLAIMED
             tick = tick._replace(owner=beat, left=self.ttl, task_id=tick.task_id if again else tick.task_id + 1)
             state = self.change(state, j, tick)
@@ -203,6 +231,9 @@ class Beats:
             if state[1][tick.owner][j].fresh == SENT:
                 # what it would settle is not its own any more: that changes nothing, so it is forgotten here
                 state = self.hold(state, tick.owner, j, NOTHING)
+            if self.is_paused(state, j) and "flag of what is taken over" not in self.without:
+                state = self.change(state, j, tick._replace(owner=PASSED_OVER, left=0))
+                continue
             tick = tick._replace(owner=beat, left=self.ttl)
             if "task id with the claim" in self.without:
                 tick = tick._replace(task_id=min(tick.task_id + 1, 2))
@@ -217,7 +248,9 @@ class Beats:
         tick = state[0][j]
         stolen = int(tick.owner != beat and not (self.frozen_in_publish or self.late_requests))
         published = tick.published | 1 << state[1][beat][j].task_id
-        return self.change(state, j, tick._replace(published=published, stolen=tick.stolen | stolen))
+        late = int(self.is_paused(state, j) == ACKNOWLEDGED and not self.frozen_in_publish)
+        after = tick._replace(published=published, stolen=tick.stolen | stolen, late=tick.late | late)
+        return self.change(state, j, after)
 
     # -- settle.lua, which hands over, too ----------------------------------------------------------------------------------------------------
 
@@ -250,6 +283,8 @@ class Beats:
                 return f"P2: tick {self.name(j)} is settled, and was never published"
             if tick.stolen:
                 return f"freeze check: tick {self.name(j)} is published by a beat that does not own its claim any more"
+            if tick.late:
+                return f"pause: tick {self.name(j)} is published after the pause of its entry was acknowledged"
         # A beat with empty hands: they are all alike, and what empties a beat's hands are steps, too.
         if any(all(hold.fresh == NOTHING for hold in holds) for holds in state[1]):
             late = self.unpublished(state[0])
@@ -272,7 +307,7 @@ class Beats:
             elif waited < self.ttl:
                 state, waited = self.pass_time(state), waited + 1
             else:
-                return [j for j, tick in enumerate(state[0]) if tick.owner != SETTLED]
+                return [j for j, tick in enumerate(state[0]) if tick.owner not in (SETTLED, PASSED_OVER)]
 
     def own_step(self, state: State, beat: int) -> State | None:
         """What a beat does next that nothing keeps from it."""

@@ -15,6 +15,8 @@ HOLD: dict[str, Model] = {
     "2 beats, 1 entry, 1 tick, requests that come late": Beats(
         beats=2, entries=1, ticks=1, late_requests=True, frozen_in_publish=True
     ),
+    "3 beats, 1 entry that is paused, 2 ticks, claims of two ages": Beats(entries=1, ticks=2, ttl=2, pauses=True),
+    "2 beats, 2 entries that are paused, 2 ticks": Beats(beats=2, ticks=2, pauses=True),
     "3 workers, 2 runs, 2 copies of each": Locks(runs=2),
     "3 workers, 2 runs, a key for two, and one worker that knows of one": Locks(runs=2, copies=1, ttl=1, limits=(1, 2)),
 }
@@ -55,6 +57,15 @@ MUTATED: dict[str, tuple[Model, str]] = {
     ),
     "no freeze check": (_beats("freeze check", entries=1), "freeze check: tick x1"),
     "settled before it is published": (_beats("publish before settle", entries=1), "P2: tick x1 is settled"),
+    "a pause is acknowledged while claims are pending": (_beats("waiting", entries=1, pauses=True), "pause: tick x1"),
+    "a claim does not ask whether its entry is paused": (
+        _beats("flag in the claim", entries=1, pauses=True),
+        "pause: tick x1",
+    ),
+    "a claim of what is paused is taken over": (
+        _beats("flag of what is taken over", entries=1, pauses=True),
+        "pause: tick x1",
+    ),
     "nothing is taken over": (_beats("take over", entries=1), "P3: a beat that is alone"),
     "a dead child's lock is freed by name": (_locks("holder"), "P1: a body trusts a lock"),
     "freed before the child is dead": (_locks("waiting for the death"), "P1: a body trusts a lock"),
