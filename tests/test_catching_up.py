@@ -232,6 +232,41 @@ def test_what_is_due_once_after_a_cold_start_may_be_put_off_and_come_too_late(si
     assert "start_within" in missed.all_of(1)[0][3]
 
 
+@pytest.mark.parametrize(
+    ("late", "policy", "comes"),
+    [
+        (20, {}, True),
+        (20, {"catchup": "none"}, True),
+        (60, {}, False),
+        (60, {"catchup_window": 300}, True),
+        (60, {"catchup_window": 300, "catchup": "none"}, False),
+        (60, {"catchup_window": 300, "start_within": 30}, False),
+        (400, {"catchup_window": 300}, False),
+    ],
+)
+def test_what_comes_once_and_is_first_listed_after_its_time_comes_in_time_or_within_its_window(
+    simulation, late, policy, comes
+):
+    entries = {"e": {"task": "t", "schedule": Once(at=at(100), **policy)}}
+    simulation.world.run(seconds=100 + late)
+    beats = [simulation.beat(entries) for _ in range(2)]
+    simulation.world.run(*beats, seconds=30)
+    beats[0].close()
+    simulation.world.run(simulation.beat(entries), seconds=30)
+    assert dues(simulation) == ([100] if comes else [])
+
+
+def test_ticks_that_were_passed_over_while_it_was_paused_are_among_its_runs(simulation):
+    beat = simulation.beat(minutely(max_runs=3))
+    simulation.world.run(beat, seconds=61)
+    controls = simulation.store.store.controls
+    controls.pause("simulated", ["e"], "")
+    simulation.world.run(beat, seconds=60)
+    controls.resume("simulated", ["e"])
+    simulation.world.run(beat, seconds=600)
+    assert dues(simulation) == [60, 180]
+
+
 # -- what others define ------------------------------------------------------------------------------------------------
 
 

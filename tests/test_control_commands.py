@@ -17,7 +17,7 @@ from celery_lockbeat.exceptions import ConfigurationError, LockbeatError
 from celery_lockbeat.insight.times import coming_of
 from celery_lockbeat.journal.writer import journal_of
 from celery_lockbeat.stores import home_store_of, name_of
-from celery_lockbeat.stores.base import EntryState
+from celery_lockbeat.stores.base import Claim, EntryState
 
 
 class Terminal:
@@ -227,3 +227,23 @@ def test_times_that_are_to_come(make_app):
     for text in ("2h ago", "2000-01-01", "nonsense", ""):
         with pytest.raises(ConfigurationError, match="allowed: 2h, 30m or 1d from now, 18:00"):
             coming_of(text, app, "--until")
+
+
+# -- policies ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_due_next_is_so_by_the_policies_that_the_setting_gives(terminal):
+    end = datetime.now(timezone.utc) + timedelta(minutes=2, seconds=30)
+    terminal.app.conf.lockbeat_entries = {"minute": {"end": end}, "second": {"max_runs": 3, "jitter": 0.5}}
+    entries = schedules_of(terminal.app)
+    assert len(entries["minute"].next(10)) in (2, 3)
+    assert all(due < end for due in entries["minute"].next(10))
+    told = terminal.told("describe", "second")
+    assert told["policy"] == {"jitter": 0.5, "max_runs": 3}
+    assert len(told["next"]) == 3
+    assert "policy     jitter=0.5, max_runs=3" in terminal.run("describe", "second").stdout
+    terminal.lists("second")
+    beats, app = terminal.store.beats, name_of(terminal.app)
+    for run in (1, 2, 3):
+        beats.claim(app, "a", [Claim(f"id-{run}", "second", EntryState(run, "t"), {})], ttl=5)
+    assert schedules_of(terminal.app)["second"].next(10) == []

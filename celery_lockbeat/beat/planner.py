@@ -119,10 +119,9 @@ class Planner:
         rule, entry = self.rules.of(item), item.entry
         if rule is None:
             return self._clocks.state_of(entry)
-        last = entry.last_run_at
-        if not (entry.total_run_count or item.stored) and rule.policy.run_at_start:
-            last = rule.before_the_first(self._clocks.store_time())
-        return EntryState(entry.total_run_count, last.isoformat())
+        is_new = not (entry.total_run_count or item.stored)
+        last = rule.before_the_first(self._clocks.store_time()) if is_new else None
+        return EntryState(entry.total_run_count, (last or entry.last_run_at).isoformat())
 
     # -- what becomes of an entry --------------------------------------------------------------------------------------
 

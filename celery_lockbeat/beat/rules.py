@@ -23,7 +23,7 @@ from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.options import refusal, written
 from celery_lockbeat.schedules.dues import bounded, check_policy, dues_between, next_due, previous_due
 from celery_lockbeat.schedules.policy import Policy
-from celery_lockbeat.schedules.when import OwnSchedule, Timeout, bound
+from celery_lockbeat.schedules.when import Once, OwnSchedule, Timeout, bound
 
 __all__ = ["Missed", "Over", "Pass", "Publish", "Rule", "Rules", "Wait"]
 
@@ -97,7 +97,7 @@ class Rule:
     def __init__(self, name: str, when: Any, policy: Policy, in_time: float) -> None:
         self._name = name
         self._when = when
-        self._dues = bounded(when, policy)
+        self.dues = bounded(when, policy)
         self.policy = policy
         self._in_time = timedelta(seconds=in_time)
         #: the oldest that may still be published is not older than this
@@ -113,9 +113,19 @@ class Rule:
         """The zone of its schedule: tasks are told the dates that its users have in mind."""
         return getattr(self._when, "tz", timezone.utc)
 
-    def before_the_first(self, now: datetime) -> datetime:
-        """Return what counts as the last due time of an entry that is new: its past is not replayed."""
-        return now - self._when.run_every if self.policy.run_at_start else now
+    def before_the_first(self, now: datetime) -> datetime | None:
+        """Return what counts as the last due time of an entry that is new; None: now, for its past is not replayed.
+
+        What comes once may come while those who first list it are on their way: in time, or within its ``catchup_window``.
+        """
+        if self.policy.run_at_start:
+            began: datetime = now - self._when.run_every
+            return began
+        if not isinstance(self._when, Once):
+            return None
+        late, window = now - self._when.at, self.policy.catchup_window
+        allowed = self._in_time if window is None else timedelta(seconds=window)
+        return self._when.at - _INSTANT if timedelta(0) <= late <= allowed else None
 
     def decide(self, last: datetime, runs: int, now: datetime) -> Wait | Over | Pass | Publish:
         """Tell what to do at the moment ``now``; the entry had so many runs, and its last tick was due at ``last``."""
@@ -192,7 +202,7 @@ class Rule:
         """Leave out those that are too old, or more than may be caught up with."""
         why = self._too_old(first, now)
         if why is not None and self._window is not None:
-            old = dues_between(self._dues, max(last, first - _INSTANT), now - self._window - _INSTANT)
+            old = dues_between(self.dues, max(last, first - _INSTANT), now - self._window - _INSTANT)
             count, newest = (1, first) if old is None else old
             return Pass(Missed(count, first, newest, why))
         if self._counted_at is not None and timedelta(0) <= now - self._counted_at < timedelta(seconds=COUNT_EVERY):
@@ -217,7 +227,7 @@ class Rule:
             pass
         if len(self._following) > 2:  # noqa: PLR2004  the last, and the next
             self._following.clear()
-        due = next_due(self._dues, after)
+        due = next_due(self.dues, after)
         self._following[after] = found = None if due is None else _Next(due, self._fires(due))
         return found
 
@@ -227,14 +237,14 @@ class Rule:
 
     def _ripe_until(self, last: datetime, now: datetime) -> tuple[int, datetime]:
         """Count what is due since the last one, of which there are two at least; the newest may be put off still."""
-        dues = dues_between(self._dues, last, now)
+        dues = dues_between(self.dues, last, now)
         assert dues is not None  # two are due  # noqa: S101
         if self._fires(dues.last) > now:
             return dues.ticks - 1, self._before(dues.last)
         return dues.ticks, dues.last
 
     def _before(self, due: datetime) -> datetime:
-        before = previous_due(self._dues, due)
+        before = previous_due(self.dues, due)
         assert before is not None  # one is  # noqa: S101
         return before
 

@@ -38,6 +38,8 @@ def _lines(told: Mapping[str, Any], app: Any) -> Iterator[str]:
         yield f"task       {told['task']}{_call(told)}"
         yield f"schedule   {told['schedule']}"
         yield f"where      {told['where']}" + (f"; its task: {told['source']}" if told["source"] else "")
+        if told["policy"]:
+            yield f"policy     {', '.join(f'{name}={value}' for name, value in told['policy'].items())}"
         if not told["enabled"]:
             yield f"enabled    no, by {told['where']}"
     yield f"beats      {told['beats']} list it"

@@ -1,7 +1,7 @@
 """``celery lockbeat next``: when entries will be due, in their own zone and in UTC, with a word where the clocks are changed.
 
-Told is what the schedules say, as far as this process knows them. Whether a beat is there, an entry is paused or has had its
-runs, is another matter. An interval goes on from its last tick, which the store knows.
+Told is what the schedules and policies say, as far as this process knows them. Whether a beat is there, or an entry is paused, is
+another matter. An interval goes on from its last tick, which the store knows, as it knows how many runs an entry has had.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import builtins
 import difflib
 import heapq
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta, timezone, tzinfo
 from itertools import chain, islice
 from typing import Any, Final, NamedTuple
@@ -17,17 +17,16 @@ from typing import Any, Final, NamedTuple
 import click
 from celery.schedules import schedule
 
-from celery_lockbeat.beat.rules import Rules
 from celery_lockbeat.cli.output import command, print_json, print_table, printable
 from celery_lockbeat.contrib.schedulers import known_schedules
 from celery_lockbeat.exceptions import StoreUnavailable
 from celery_lockbeat.insight.entries import named_entries
+from celery_lockbeat.insight.planned import Plan, Plans
 from celery_lockbeat.insight.times import any_moment_of, now, time_of
-from celery_lockbeat.options import AppOptions, written
-from celery_lockbeat.schedules.dues import bounded, iter_dues
-from celery_lockbeat.schedules.policy import Policy
+from celery_lockbeat.options import written
+from celery_lockbeat.schedules.dues import iter_dues
 from celery_lockbeat.schedules.wall import DAY
-from celery_lockbeat.schedules.when import OwnSchedule, Timeout, bound, policy_of
+from celery_lockbeat.schedules.when import OwnSchedule, Timeout
 from celery_lockbeat.schedules.zoned import Clock
 from celery_lockbeat.stores import home_store_of
 
@@ -70,15 +69,16 @@ def next(ctx: click.Context, entry: str | None, count: int, at: str | None, as_j
         ctx.obj.error(f"{entry!r} is no entry whose schedule this app knows{_near(entry, known)}")
         ctx.exit(1)
     chosen = known if entry is None else {entry: known[entry]}
-    last = _last_ticks(app, chosen)
-    options = AppOptions.read(app.conf)
-    rules = Rules(options.entries or {}, options.late_after)
-    policies = {name: rules.policy_of(name, when)[0] or Policy() for name, when in chosen.items()}
-    dues = {name: _dues(name, when, policies[name], last.get(name), since, app) for name, when in chosen.items()}
+    plans = Plans(app)
+    planned = {name: (when, plans.of(name, when, policy)) for name, (when, policy) in chosen.items()}
+    last = _last_ticks(app, planned.values())
+    dues = {name: _dues(*each, last.get(name, _NEVER), since, app) for name, each in planned.items()}
     first = {name: following for name, each in dues.items() if (following := builtins.next(each, None)) is not None}
     streams = (chain([due], dues[name]) for name, due in first.items())
     found = list(islice(heapq.merge(*streams, key=lambda due: (due.at, due.entry)), count))
-    others = {name: _why_never(when) for name, when in sorted(chosen.items()) if name not in first}
+    others = {
+        name: _why_never(*each, last.get(name, _NEVER)) for name, each in sorted(planned.items()) if name not in first
+    }
     if as_json:
         untold = [{"entry": name, "due": None, "note": why} for name, why in others.items()]
         print_json([*map(_as_json, found), *untold])
@@ -95,50 +95,63 @@ def _near(entry: str, known: Iterable[str]) -> str:
     return f"; near it: {', '.join(near)}" if near else ""
 
 
-def _last_ticks(app: Any, chosen: Mapping[str, Any]) -> dict[str, datetime]:
-    """When intervals had their last tick, by the store."""
-    if not any(isinstance(when, schedule) and policy_of(when).start is None for when in chosen.values()):
+class _Last(NamedTuple):
+    """When an entry had its last tick, by the store, and how many it has had."""
+
+    at: datetime | None
+    runs: int
+
+
+_NEVER: Final = _Last(None, 0)
+
+
+def _last_ticks(app: Any, planned: Iterable[tuple[Any, Plan]]) -> dict[str, _Last]:
+    """What the store knows, where it counts: of intervals, and of what is over after so many runs."""
+    if not any(
+        plan.policy.max_runs is not None or (isinstance(when, schedule) and plan.policy.start is None)
+        for when, plan in planned
+    ):
         return {}
     try:
         known = named_entries(app, home_store_of(app))
     except StoreUnavailable:
         return {}
-    found = {}
-    for each in known:
-        if (at := time_of(each.entry.state.last_run_at, app)) is not None:
-            found[each.name] = at
-    return found
+    states = ((each.name, each.entry.state) for each in known)
+    return {name: _Last(time_of(state.last_run_at, app), state.total_run_count) for name, state in states}
 
 
-def _dues(name: str, when: Any, policy: Policy, last: datetime | None, since: datetime, app: Any) -> Iterator[_Due]:
+def _dues(when: Any, plan: Plan, last: _Last, since: datetime, app: Any) -> Iterator[_Due]:
     """Yield when an entry is due after a moment, oldest first."""
     zone: tzinfo = getattr(when, "tz", None) or app.timezone
-    when, clock, before = bound(when, name), Clock(zone), since
+    clock, before = Clock(zone), since
     is_now = abs((since - now()).total_seconds()) < 1
-    unknown = isinstance(when, schedule) and policy.start is None and last is None
-    for due in _moments(when, policy, last, since):
+    unknown = isinstance(when, schedule) and plan.policy.start is None and last.at is None
+    for due in islice(_moments(when, plan, last.at, since), plan.runs_left(last.runs)):
         notes = _changes(clock, before, due)
         if unknown and before is since:
             notes.append("if counted from now on" if is_now else "if counted from --at on")
-        if offset := policy.offset(name, due):
+        if offset := plan.policy.offset(plan.name, due):
             notes.append(f"+{written(round(offset, 1))} s")
-        yield _Due(due, name, zone, notes)
+        yield _Due(due, plan.name, zone, notes)
         before = due
 
 
-def _moments(when: Any, policy: Policy, last: datetime | None, since: datetime) -> Iterator[datetime]:
+def _moments(when: Any, plan: Plan, last: datetime | None, since: datetime) -> Iterator[datetime]:
     clocked = getattr(when, "clocked_time", None)  # django-celery-beat's
     if isinstance(clocked, datetime):
         return iter([clocked] if clocked > since else [])
-    dues = bounded(when, policy)
-    if not isinstance(when, schedule) or (isinstance(when, OwnSchedule) and policy.start is not None) or last is None:
-        return iter_dues(dues, since)
+    if (
+        not isinstance(when, schedule)
+        or (isinstance(when, OwnSchedule) and plan.policy.start is not None)
+        or last is None
+    ):
+        return iter_dues(plan.dues, since)
     every: timedelta = when.run_every
     if every <= timedelta(0):
         return iter(())
     # the last one of its grid that is not after the moment
     passed = max(0, (since - last) // every)
-    return iter_dues(dues, last.astimezone(timezone.utc) + passed * every)
+    return iter_dues(plan.dues, last.astimezone(timezone.utc) + passed * every)
 
 
 def _changes(clock: Clock, before: datetime, due: datetime) -> list[str]:
@@ -156,7 +169,9 @@ def _shown(moment: int, offset: int) -> str:
     return datetime.fromtimestamp(moment + offset, timezone.utc).strftime("%H:%M")
 
 
-def _why_never(when: Any) -> str:
+def _why_never(when: Any, plan: Plan, last: _Last) -> str:
+    if plan.runs_left(last.runs) == 0:
+        return f"not due any more: it has had {last.runs} {'run' if last.runs == 1 else 'runs'} (max_runs)"
     if isinstance(when, Timeout):
         return f"once, {written(when.seconds)} s after a cold start of the beats"
     return "not due any more" if isinstance(when, OwnSchedule) else "nobody can tell beforehand"

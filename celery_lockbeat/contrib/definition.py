@@ -19,4 +19,5 @@ class Definition(NamedTuple):
     kwargs: Mapping[str, Any]
     enabled: bool
     where: str
+    #: what whoever keeps it says of its ticks beside the schedule
     policy: Policy | None = None

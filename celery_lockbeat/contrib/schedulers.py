@@ -17,6 +17,7 @@ from celery.utils.imports import load_extension_class_names, symbol_by_name
 from celery_lockbeat.beat.scheduler import LockedScheduler, LockedSchedulerMixin
 from celery_lockbeat.contrib.definition import Definition
 from celery_lockbeat.membership.members import fields_of
+from celery_lockbeat.schedules.policy import Policy
 from celery_lockbeat.stores import Store, name_of
 
 __all__ = [
@@ -102,12 +103,17 @@ def are_kept_elsewhere(app: Any) -> bool:
     return bool(_places(schedulers_of(app)))
 
 
-def known_schedules(app: Any) -> dict[str, Any]:
-    """Return the schedules of all entries that are not disabled, wherever they are kept. Raises StoreUnavailable."""
-    known = {name: entry.schedule for name, entry in LockedScheduler(app).data.items()}
+def known_schedules(app: Any) -> dict[str, tuple[Any, Policy | None]]:
+    """Return the schedules of all entries that are not disabled, wherever they are kept, and the policies that stand there beside them.
+
+    Raises StoreUnavailable.
+    """
+    known: dict[str, tuple[Any, Policy | None] | None] = {
+        name: (entry.schedule, None) for name, entry in LockedScheduler(app).data.items()
+    }
     for place in _places(schedulers_of(app)):
         known |= place.stored_schedules(app)
-    return {name: when for name, when in known.items() if when is not None}
+    return {name: each for name, each in known.items() if each is not None}
 
 
 def definition_of(app: Any, name: str) -> Definition | None:

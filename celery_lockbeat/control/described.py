@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from typing import Any, Final
 
 from celery_lockbeat.contrib.definition import Definition
+from celery_lockbeat.insight.planned import Plan
 from celery_lockbeat.journal import read
 from celery_lockbeat.journal.records import Said
 from celery_lockbeat.journal.statistics import spread_of
@@ -32,7 +33,7 @@ def described(entry: Any, app: Any, runs: int) -> dict[str, Any]:
             "last_published_at": known.last_published_at,
             "pending": known.entry.pending,
         }
-    told |= _flagged(entry.flag_now())
+    told |= {"policy": _policy(entry.plan()), **_flagged(entry.flag_now())}
     told["next"] = [at.isoformat() for at in entry.next(DUES)]
     told["backfills"] = [each.fields() for each in entry.backfills()]
     return told | (_fared(entry.name, app, runs) if AppOptions.read(app.conf).journal else {"runs": []})
@@ -50,6 +51,12 @@ def _defined(definition: Definition | None, app: Any) -> dict[str, Any]:
         "where": definition.where,
         "source": _source_of(app.tasks.get(definition.task)),
     }
+
+
+def _policy(plan: Plan | None) -> dict[str, Any]:
+    """Say what of its ticks is not as by default."""
+    told = {} if plan is None else plan.policy.as_keywords()
+    return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in told.items()}
 
 
 def _source_of(task: Any) -> str | None:

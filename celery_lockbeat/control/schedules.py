@@ -29,10 +29,10 @@ from celery_lockbeat.control.described import described
 from celery_lockbeat.control.locks import free_lock
 from celery_lockbeat.exceptions import ConfigurationError, LockbeatError, StoreUnavailable
 from celery_lockbeat.insight.entries import NamedEntry, named_entries
+from celery_lockbeat.insight.planned import Plan, Plans
 from celery_lockbeat.insight.times import time_of
 from celery_lockbeat.journal.records import Said
 from celery_lockbeat.options import AppOptions
-from celery_lockbeat.schedules.dues import next_due
 from celery_lockbeat.schedules.when import bound
 from celery_lockbeat.stores import name_of
 from celery_lockbeat.stores.base import Asked, Claim, Flag, LiveLock, Passed
@@ -160,23 +160,31 @@ class ScheduledEntry:
         """Return what it is, as whoever keeps it says; None: nobody here can tell."""
         return definition_of(self._acts.app, self.name)
 
+    def plan(self) -> Plan | None:
+        """Return when it is due, and the policy of its ticks; None: nobody here can tell."""
+        definition = self.definition()
+        if definition is None:
+            return None
+        return Plans(self._acts.app).of(self.name, definition.schedule, definition.policy)
+
     def flag_now(self) -> Flag:
         """Return what is wanted of it now."""
         return next(iter(self._acts.store.controls.flags(self._app_name, [self.flag])), Flag(self.flag))
 
     def next(self, count: int = 10, *, after: datetime | None = None) -> list[datetime]:
-        """Return when it is due next by its schedule; fewer, where that cannot be told."""
-        definition = self.definition()
-        if definition is None:
+        """Return when it is due next by its schedule and its policy; fewer, where that cannot be told, or there are no more."""
+        plan, definition = self.plan(), self.definition()
+        if plan is None or definition is None:
             return []
         now = datetime.now(timezone.utc)
         at = after or now
         state = None if self._known is None else self._known.entry.state
+        left = plan.runs_left(0 if state is None else state.total_run_count)
+        count = count if left is None else min(count, left)
         if after is None and state is not None and hasattr(definition.schedule, "run_every"):
             at = time_of(state.last_run_at, self._acts.app) or at
         found: list[datetime] = []
-        when = bound(definition.schedule, self.name)
-        while len(found) < count and (due := next_due(when, at)) is not None:
+        while len(found) < count and (due := plan.next(at)) is not None:
             # what is overdue is due now
             at = max(due, now) if after is None and not found else due
             found.append(at)

@@ -191,8 +191,9 @@ class Feed:
 
     def _ask_schedules(self) -> None:
         if self._keeps_elsewhere:
-            tasks, schedules = entries_of(self._app).tasks, known_schedules(self._app)
-            self._tell("schedules", lambda model: model.take_schedules(tasks, schedules))
+            tasks, known = entries_of(self._app).tasks, known_schedules(self._app)
+            schedules, policies = ({name: each[at] for name, each in known.items()} for at in (0, 1))
+            self._tell("schedules", lambda model: model.take_schedules(tasks, schedules, policies))
 
     def _ask_locks(self, used: UsedStore) -> None:
         at, held = time.monotonic(), used.store.locks.held(limit=LOCKS)

@@ -11,13 +11,14 @@ from celery.schedules import crontab, schedule
 from celery_lockbeat.contrib.schedulers import static_schedules
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.insight.entries import named_entries
+from celery_lockbeat.insight.planned import Plan, Plans
 from celery_lockbeat.insight.times import time_of
 from celery_lockbeat.journal import Record, read
 from celery_lockbeat.journal.audit import Calendar, Counted, Ledger, audit
 from celery_lockbeat.journal.ticks import Tick, ticks_of
 from celery_lockbeat.options import AppOptions
 from celery_lockbeat.schedules.dues import dues_between
-from celery_lockbeat.schedules.when import Cron, OwnSchedule, bound
+from celery_lockbeat.schedules.when import Cron, OwnSchedule
 from celery_lockbeat.stores import Store, home_store_of, name_of
 from celery_lockbeat.tasks.task import LockedTask
 
@@ -63,14 +64,19 @@ def _tells(app: Any, ran: set[str | None], task: str) -> bool:
 
 def calendars_of(app: Any) -> dict[str, Calendar]:
     """Return when the entries of the settings and decorators are due, as far as it can be told beforehand."""
+    plans = Plans(app)
     return {
-        name: Calendar(
-            functools.partial(dues_between, bound(when, name)), not isinstance(when, schedule), _text_of(when)
-        )
+        name: _calendar(when, plans.of(name, when))
         for name, when in static_schedules(app).items()
         # what is made of Celery's may be due in another way
         if isinstance(when, (OwnSchedule, crontab)) or type(when) is schedule
     }
+
+
+def _calendar(when: Any, plan: Plan) -> Calendar:
+    dues, policy = functools.partial(dues_between, plan.dues), plan.policy
+    put_off = timedelta(seconds=policy.jitter)
+    return Calendar(dues, not isinstance(when, schedule), _text_of(when), put_off, policy.max_runs)
 
 
 def _text_of(when: Any) -> str:

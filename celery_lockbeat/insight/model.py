@@ -14,9 +14,10 @@ from statistics import median
 from typing import Any, Final
 
 from celery_lockbeat.beat.agenda import flag_of
+from celery_lockbeat.insight.planned import Plan, Plans
 from celery_lockbeat.journal.records import Record
 from celery_lockbeat.journal.ticks import Tick, ticks_of
-from celery_lockbeat.schedules.dues import next_due
+from celery_lockbeat.schedules.policy import Policy
 from celery_lockbeat.stores.base import ALIVE, Announcement, Beats, Flag, LiveLock, Replica, Waiter
 
 __all__ = ["SORTS", "Model", "Row", "Share"]
@@ -52,6 +53,7 @@ class Row:
     __slots__ = (
         "_due",
         "_next",
+        "_plan",
         "_schedule",
         "_tells_next",
         "_ticks",
@@ -65,7 +67,7 @@ class Row:
         "troubled",
     )
 
-    def __init__(self, name: str, task: str | None = None, schedule: Any = None) -> None:
+    def __init__(self, name: str, task: str | None = None, schedule: Any = None, plan: Plan | None = None) -> None:
         self.name = name
         self.task = task
         self.records: deque[Record] = deque(maxlen=KEPT)
@@ -79,6 +81,7 @@ class Row:
         #: what operators want of it, if anything
         self.flag: Flag | None = None
         self._schedule = schedule
+        self._plan = Plan(name, schedule) if plan is None else plan
         self._tells_next = schedule is not None
         self._due: datetime | None = None
         self._next: datetime | None = None
@@ -96,12 +99,14 @@ class Row:
         if record.event in ("tick_published", "tick_missed"):
             self.was_due(record.last_due or record.due)
 
-    def keep(self, task: str, schedule: Any) -> bool:
+    def keep(self, task: str, schedule: Any, plan: Plan | None = None) -> bool:
         """Take in what whoever keeps it says of it now, None: nothing any more; False: that is as it was."""
         self.task = task or self.task
-        if _marks_of(schedule) == _marks_of(self._schedule):
+        plan = Plan(self.name, schedule) if plan is None else plan
+        if _marks_of(schedule) == _marks_of(self._schedule) and plan.policy == self._plan.policy:
             return False
         self._schedule, self._tells_next, self._next = schedule, schedule is not None, None
+        self._plan = plan
         return True
 
     def was_due(self, at: datetime | None) -> None:
@@ -113,7 +118,7 @@ class Row:
     def next_due(self) -> datetime | None:
         """When it is due next, or has been since; None: nobody here knows."""
         if self._next is None and self._tells_next and self._due is not None:
-            self._next = next_due(self._schedule, self._due)
+            self._next = self._plan.next(self._due)
             # if it does not tell it need not be asked again
             self._tells_next = self._next is not None
         return self._next
@@ -124,6 +129,11 @@ class Row:
         return self._schedule
 
     @property
+    def plan(self) -> Plan:
+        """When it is due, by its schedule and its policy."""
+        return self._plan
+
+    @property
     def is_paused(self) -> bool:
         """Whether its ticks are passed over."""
         return self.flag is not None and self.flag.paused
@@ -131,7 +141,7 @@ class Row:
     def overdue(self, now: datetime) -> float:
         """Seconds by which its next tick is late by now."""
         due = self.next_due if self.listed and not self.is_paused else None
-        late = (now - due).total_seconds() if due is not None else 0.0
+        late = (now - self._plan.fires(due)).total_seconds() if due is not None else 0.0
         return late if late > ON_ITS_WAY else 0.0
 
     def ticks(self, tells: Callable[[str], bool]) -> list[Tick]:
@@ -158,11 +168,20 @@ class Share:
 
 
 class Model:
-    """All that is known by now. ``tells(task)``: whether the runs of a task are in the journal."""
+    """All that is known by now. ``tells(task)``: whether the runs of a task are in the journal; ``plans``: their policies, too."""
 
-    def __init__(self, schedules: Mapping[str, tuple[str, Any]], tells: Callable[[str], bool], now: datetime) -> None:
-        self._tells = tells
-        self._rows = {name: Row(name, task, schedule) for name, (task, schedule) in schedules.items()}
+    def __init__(
+        self,
+        schedules: Mapping[str, tuple[str, Any]],
+        tells: Callable[[str], bool],
+        now: datetime,
+        plans: Plans | None = None,
+    ) -> None:
+        self._tells, self._plans = tells, plans
+        self._rows = {
+            name: Row(name, task, schedule, None if plans is None else plans.of(name, schedule))
+            for name, (task, schedule) in schedules.items()
+        }
         self._began = now
         self.events: deque[Record] = deque(maxlen=EVENTS)
         self._shares: deque[str] = deque(maxlen=SHARED)
@@ -243,13 +262,23 @@ class Model:
         self._members = members
         self.version += 1
 
-    def take_schedules(self, tasks: Mapping[str, str], schedules: Mapping[str, Any]) -> None:
+    def take_schedules(
+        self,
+        tasks: Mapping[str, str],
+        schedules: Mapping[str, Any],
+        policies: Mapping[str, Policy | None] | None = None,
+    ) -> None:
         """Take in what RedBeat or Django keep of entries: there anybody may change it at any time."""
+        policies = policies or {}
         self.version += 1
         for name in schedules.keys() - self._rows.keys():
             self._rows[name] = Row(name)
         for name, row in self._rows.items():
-            if row.keep(tasks.get(name, ""), schedules.get(name)):
+            when = schedules.get(name)
+            plan = None
+            if self._plans is not None and when is not None:
+                plan = self._plans.of(name, when, policies.get(name))
+            if row.keep(tasks.get(name, ""), when, plan):
                 row.changed = self.version
 
     def take_locks(

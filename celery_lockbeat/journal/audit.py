@@ -67,12 +67,15 @@ class Hole:
 class Calendar(NamedTuple):
     """When an entry is due: ``dues(after, until)`` counts, and gives the last.
 
-    ``by_the_clock``: at moments of the wall clock, not so long after the one before. ``text`` is what its user wrote.
+    ``by_the_clock``: at moments of the wall clock, not so long after the one before. ``text`` is what its user wrote. A tick may be
+    ``put_off`` by less than that, and after ``max_runs`` there are no more.
     """
 
     dues: Callable[[datetime, datetime], tuple[int, datetime] | None]
     by_the_clock: bool
     text: str
+    put_off: timedelta = timedelta(0)
+    max_runs: int | None = None
 
 
 class Counted(NamedTuple):
@@ -250,7 +253,9 @@ class _Audit:
             if self._stored is None or self._stored.last is None:
                 return
             at = max(self._stored.last, self._since)
-        self._expect(calendar, at, self._until - self._silence, 0)
+        runs = 0 if self._stored is None else self._stored.runs
+        if calendar.max_runs is None or runs < calendar.max_runs:
+            self._expect(calendar, at, self._until - self._silence - calendar.put_off, 0)
 
     def _compare_by_the_clock(self, calendar: Calendar) -> datetime | None:
         at = self._first_moment()

@@ -19,6 +19,7 @@ from typing import Any, Final
 from celery_lockbeat.contrib.schedulers import static_entries
 from celery_lockbeat.insight.feed import Feed
 from celery_lockbeat.insight.model import Model
+from celery_lockbeat.insight.planned import Plans
 from celery_lockbeat.membership.used import stores_in_use
 from celery_lockbeat.options import AppOptions
 from celery_lockbeat.stores import name_of
@@ -60,7 +61,7 @@ class Hub:
             if self._model is not None:
                 return
             self._place = stores_in_use(self.app)[0].name  # this imports the app's tasks
-            self._model = Model(static_entries(self.app), self.tells, datetime.now(timezone.utc))
+            self._model = Model(static_entries(self.app), self.tells, datetime.now(timezone.utc), Plans(self.app))
             self._feed = Feed(self.app, self._ring, self._is_looked_at)
         threading.Thread(target=self._begin, args=(self._feed,), name="lockbeat-web", daemon=True).start()
 

@@ -20,9 +20,8 @@ from celery_lockbeat.insight.model import SORTS, Model, Row
 from celery_lockbeat.journal.ticks import OUTCOMES, Tick
 from celery_lockbeat.membership.members import fields_of
 from celery_lockbeat.options import LockOptions
-from celery_lockbeat.schedules.dues import next_due
 from celery_lockbeat.schedules.policy import Policy
-from celery_lockbeat.schedules.when import bound, policy_of
+from celery_lockbeat.schedules.when import policy_of
 from celery_lockbeat.stores.base import ALIVE, LiveLock, Waiter
 from celery_lockbeat.web import drawing
 from celery_lockbeat.web.asking import SPANS, choice_of, count_of, name_of_entry, span_of, text_of
@@ -184,6 +183,7 @@ def _ticks_told(when: Any, policy: Policy, zone: Any) -> list[tuple[str, str]]:
         "ticks nobody fired": CATCHUPS.get(policy.catchup, policy.catchup).format(policy.catchup_limit),
         "of the last": policy.catchup_window and seconds(policy.catchup_window),
         "begun within": policy.start_within and seconds(policy.start_within),
+        "paused after": policy.pause_after_failures and f"{policy.pause_after_failures} failures in a row",
         "at a cold start": "a tick at once" if policy.run_at_start else None,
     }
     return [(name, cut(value)) for name, value in told.items() if value]
@@ -230,13 +230,13 @@ def _lock_told(task: str, lock: LockOptions | None) -> Sequence[tuple[str, str]]
 
 def _next_dues(row: Row, now: datetime, zone: Any) -> list[tuple[float, str]]:
     found: list[tuple[float, str]] = []
-    due, when = row.next_due, bound(row.schedule, row.name)
+    due = row.next_due
     while due is not None and len(found) < NEXT:
         if due >= now - timedelta(seconds=60):
             found.append((due.timestamp(), full(due, zone)))
         elif not found and (now - due) > timedelta(days=1):
             return []  # nobody has fired it for long, and nobody knows what it does when it is
-        due = next_due(when, due)
+        due = row.plan.next(due)
     return found
 
 

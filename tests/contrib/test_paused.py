@@ -6,7 +6,9 @@ import pytest
 
 from celery_lockbeat.beat.agenda import flag_of
 from celery_lockbeat.beat.controls import Wanted
-from celery_lockbeat.contrib.schedulers import definition_of
+from celery_lockbeat.contrib.redbeat import policy_headers
+from celery_lockbeat.contrib.schedulers import definition_of, known_schedules
+from celery_lockbeat.schedules.policy import Policy
 
 
 @pytest.fixture(params=["redbeat", "django"])
@@ -97,3 +99,19 @@ def test_the_definition_is_told_from_where_it_is_kept(world):
     assert (found.task, found.schedule.run_every.total_seconds(), found.enabled) == ("t", 10, True)
     assert "RedBeat" in found.where or "django-celery-beat" in found.where
     assert definition_of(app, "nonsense") is None
+
+
+def test_the_policy_that_stands_beside_an_entry_is_told_with_it(world):
+    world.add(every=10)
+    world.start()
+    app = world.app(beat_scheduler=f"{world.ours.__module__}:{world.ours.__qualname__}")
+    assert definition_of(app, "a").policy is None
+    if hasattr(world, "redis"):
+        world.entry("a", options={"headers": policy_headers(max_runs=3)}).save()
+    else:
+        from celery_lockbeat.contrib.django.policies.models import EntryPolicy
+
+        EntryPolicy.objects.create(task=world.row(), max_runs=3)
+    when, policy = known_schedules(app)["a"]
+    assert definition_of(app, "a").policy == policy == Policy(max_runs=3)
+    assert definition_of(app, "a").schedule == when

@@ -238,6 +238,16 @@ def test_an_entry_that_fell_silent_has_a_gap_until_now():
     assert account_of(some(1, 2), until=205, silence=silence, calendars={"report": calendar()}).gaps == []
 
 
+def test_what_may_be_put_off_still_is_no_gap_and_nothing_is_due_after_so_many_runs():
+    spread = calendar()._replace(put_off=timedelta(seconds=45))
+    assert account_of(some(1, 2), until=224, calendars={"report": spread}).gaps == []
+    assert gaps(account_of(some(1, 2), until=230, calendars={"report": spread})) == [(at(120), at(180), 1)]
+    twice = calendar()._replace(max_runs=2)
+    stored = {"report": Counted(2, at(120), 0)}
+    assert account_of(some(1, 2), until=600, calendars={"report": twice}, stored=stored).gaps == []
+    assert account_of(some(1, 2), until=600, calendars={"report": calendar()}, stored=stored).gaps != []
+
+
 def test_intervals_are_counted_from_the_last_tick_and_not_between():
     # they drift, and one was run a long time after it was due
     records = [*ran(1, 0), published(2, 60, late=100), *ran(3, 220)]

@@ -20,6 +20,7 @@ from celery_lockbeat.insight.times import moment_of, since_of
 from celery_lockbeat.journal import writer
 from celery_lockbeat.journal.records import encode
 from celery_lockbeat.journal.writer import Journal
+from celery_lockbeat.schedules import Cron
 from celery_lockbeat.stores import home_store_of
 
 # -- times -------------------------------------------------------------------------------------------------------------
@@ -245,6 +246,21 @@ def test_calendars_are_of_what_is_certain(make_app):
         beat_scheduler="celery_lockbeat.contrib.redbeat:LockedRedBeatScheduler", beat_schedule=app.conf.beat_schedule
     )
     assert calendars_of(redbeat) == {}
+
+
+def test_calendars_go_by_what_the_setting_says_of_entries(make_app):
+    noon = datetime(2026, 6, 1, 12, tzinfo=timezone.utc)
+    app = make_app(
+        beat_schedule={"a": {"task": "t", "schedule": crontab()}, "b": {"task": "t", "schedule": Cron("* * * * *")}},
+        lockbeat_entries={
+            "*": {"end": noon, "jitter": 30, "max_runs": 5},
+            "b": {"start": noon - timedelta(minutes=3), "jitter": 0},
+        },
+    )
+    calendars, hour = calendars_of(app), timedelta(hours=1)
+    assert calendars["a"].dues(noon - hour, noon + hour) == (59, noon - timedelta(minutes=1))
+    assert calendars["b"].dues(noon - hour, noon + hour) == (3, noon - timedelta(minutes=1))
+    assert [(each.put_off.total_seconds(), each.max_runs) for each in calendars.values()] == [(30, 5), (0, 5)]
 
 
 def test_what_a_process_drops_says_since_when(make_app, monkeypatch):

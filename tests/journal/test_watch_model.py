@@ -22,8 +22,10 @@ from celery_lockbeat.exceptions import StoreUnavailable
 from celery_lockbeat.insight import feed, model
 from celery_lockbeat.insight.feed import Feed
 from celery_lockbeat.insight.model import KEPT, SORTS, Model
+from celery_lockbeat.insight.planned import Plans
 from celery_lockbeat.insight.said import event_of, span_of
 from celery_lockbeat.journal.ticks import OUTCOMES, ticks_of
+from celery_lockbeat.schedules import Cron
 from celery_lockbeat.stores.base import Beats, EntryState, LiveLock, Replica, StoredEntry
 
 HOSTILE = "evil \x1b[2J\x1b]0;x\x07\nname \u202e漢字漢字 [bold]x[/bold] " + "w" * 300
@@ -50,6 +52,26 @@ def text_of(view: View, width: int = 80, height: int = 24, seconds: float = 60) 
 
 def line_of(text: str, word: str) -> str:
     return next(line for line in text.splitlines() if word in line)
+
+
+def test_the_next_is_due_by_its_policy_and_overdue_when_its_jitter_is_over():
+    app = Celery(set_as_current=False)
+    app.conf.update(lockbeat_entries={"*": {"end": at(200)}, "spread": {"jitter": 30}}, timezone="UTC")
+    schedules = {name: ("t", Cron("* * * * *")) for name in ("plain", "spread")}
+    made = Model(schedules, lambda task: True, NOON, Plans(app))
+    names = tuple(schedules)
+    entries = [StoredEntry(name, EntryState(1, at(60).isoformat()), 0) for name in names]
+    beats = Beats([Replica("beat-1", 1.0, frozenset(names), complete=True)], entries, 0)
+    made.take_beats(beats, {}, dict.fromkeys(names, at(60)))
+    plain, spread = (made.row(name) for name in names)
+    assert plain.next_due == spread.next_due == at(120)
+    offset = spread.plan.policy.offset("spread", at(120))
+    assert 3 < offset < 30
+    assert spread.overdue(at(140)) == pytest.approx(plain.overdue(at(140)) - offset) or offset > 18
+    assert plain.overdue(at(140)) == 20
+    for row in (plain, spread):
+        row.was_due(at(180))
+        assert row.next_due is None
 
 
 # -- signs -------------------------------------------------------------------------------------------------------------

@@ -170,3 +170,11 @@ def test_a_moment_may_be_past_or_to_come(make_app):
     assert any_moment_of("23:59", app).astimezone(app.timezone).date() == now.astimezone(app.timezone).date()
     with pytest.raises(ConfigurationError, match="allowed: now"):
         any_moment_of("99999999d", app)
+
+
+def test_what_has_had_its_runs_is_due_no_more_and_what_has_not_so_often(ask, app):
+    beats, at = home_store_of(app).beats, ("--at", "2026-06-01T00:00Z", "--count", "5")
+    beats.join(name_of(app), "a")
+    beats.list_entries(name_of(app), "a", [("e", EntryState(2, "2026-05-31T23:00:00+00:00"))], complete=True)
+    assert len(ask("e", "--json", *at, e=Cron("0 * * * *", max_runs=4))) == 2
+    assert ask("e", *at, e=Cron("0 * * * *", max_runs=2)) == ["e: not due any more: it has had 2 runs (max_runs)"]

@@ -47,9 +47,10 @@ def watch(ctx: click.Context, once: bool) -> None:
     from celery_lockbeat.cli.watch.view import View  # noqa: PLC0415
     from celery_lockbeat.insight.feed import Feed  # noqa: PLC0415  after the check: what follows needs rich
     from celery_lockbeat.insight.model import Model  # noqa: PLC0415
+    from celery_lockbeat.insight.planned import Plans  # noqa: PLC0415
 
     place = stores_in_use(app)[0].name  # this imports the app's tasks
-    model = Model(static_entries(app), _tells(app), datetime.now(timezone.utc))
+    model = Model(static_entries(app), _tells(app), datetime.now(timezone.utc), Plans(app))
     view = View(model, name_of(app), place, app.timezone, bool(AppOptions.read(app.conf).journal))
     if once:
         _print_one(Feed(app, lambda: None), model, view)

@@ -65,14 +65,17 @@ def stored_entries(_app: Any) -> tuple[dict[str, str], dict[str, str]]:
     return tasks, broken
 
 
-def stored_schedules(app: Any) -> dict[str, Any]:
-    """Return the schedules of rows by name, None for one that is disabled; of broken ones nothing. Raises StoreUnavailable."""
+def stored_schedules(app: Any) -> dict[str, tuple[Any, Policy | None] | None]:
+    """Return the schedules and policies of rows by name, None for one that is disabled; of broken ones nothing.
+
+    Raises StoreUnavailable.
+    """
     model = DatabaseScheduler.Model
-    found: dict[str, Any] = {}
+    found: dict[str, tuple[Any, Policy | None] | None] = {}
     try:
         for row in _rows(model).select_related(*KINDS):
             with contextlib.suppress(Exception):  # whatever is in there
-                found[row.name] = schedule_of(row, app) if row.enabled else None
+                found[row.name] = (schedule_of(row, app), _policy_of(row)) if row.enabled else None
     except (DatabaseError, InterfaceError) as exc:
         raise StoreUnavailable(f"Django's database does not answer: {type(exc).__name__}: {exc}") from exc
     return found

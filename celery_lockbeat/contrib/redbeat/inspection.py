@@ -6,7 +6,7 @@ Promises: an entry that cannot be read hides no other. A Redis that does not ans
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from celery.schedules import maybe_schedule
@@ -17,6 +17,7 @@ from celery_lockbeat.contrib.policies import policy_in
 from celery_lockbeat.contrib.redbeat.hashes import AT_ONCE, FREE, answers_of, decoded, redbeats_redis
 from celery_lockbeat.contrib.redbeat.stored import KEY
 from celery_lockbeat.exceptions import ConfigurationError
+from celery_lockbeat.schedules.policy import Policy
 
 __all__ = ["definition_of", "names_of", "plain_redbeat", "stored_entries", "stored_schedules"]
 
@@ -44,9 +45,9 @@ def stored_entries(app: Any) -> tuple[dict[str, str], dict[str, str]]:
     return tasks, broken
 
 
-def stored_schedules(app: Any) -> dict[str, Any]:
-    """Return the schedules of entries by name, None for one that is not enabled; of others nothing. Raises StoreUnavailable."""
-    found: dict[str, Any] = {}
+def stored_schedules(app: Any) -> dict[str, tuple[Any, Policy | None] | None]:
+    """Return the schedules and policies of entries by name, None for one that is not enabled; of others nothing. Raises StoreUnavailable."""
+    found: dict[str, tuple[Any, Policy | None] | None] = {}
     with redbeats_redis():
         for name, definition in _definitions(app):
             with contextlib.suppress(Exception):  # whatever is in there
@@ -54,7 +55,7 @@ def stored_schedules(app: Any) -> dict[str, Any]:
                     found[name] = None
                 else:
                     fields = RedBeatScheduler.Entry.decode_definition(decoded(definition))
-                    found[name] = maybe_schedule(fields["schedule"], app=app)
+                    found[name] = maybe_schedule(fields["schedule"], app=app), _policy_of(name, fields)
     return found
 
 
@@ -70,10 +71,13 @@ def definition_of(app: Any, name: str) -> Definition | None:
     except Exception:  # noqa: BLE001  whatever is in there
         return None
     args, kwargs, enabled = fields.get("args") or (), fields.get("kwargs") or {}, bool(fields.get("enabled", True))
-    policy = None
-    with contextlib.suppress(ConfigurationError):  # beats go on without it, and complain
-        policy = policy_in(fields.get("options"), owner=f"entry {name!r}")
-    return Definition(str(fields["task"]), when, args, kwargs, enabled, "RedBeat's Redis", policy)
+    return Definition(str(fields["task"]), when, args, kwargs, enabled, "RedBeat's Redis", _policy_of(name, fields))
+
+
+def _policy_of(name: str, fields: Mapping[str, Any]) -> Policy | None:
+    with contextlib.suppress(ConfigurationError):  # a beat skips it, and complains
+        return policy_in(fields.get("options"), owner=f"entry {name!r}")
+    return None
 
 
 def _definitions(app: Any) -> Iterator[tuple[str, Any]]:
