@@ -11,6 +11,7 @@ from celery.utils.dispatch import Signal
 
 __all__ = [
     "driver_fallback",
+    "entry_paused",
     "entry_silent",
     "lock_acquired",
     "lock_expired_before_finish",
@@ -46,3 +47,4 @@ run_overdue = Signal(name="lockbeat_run_overdue")
 tick_late = Signal(name="lockbeat_tick_late")
 tick_missed = Signal(name="lockbeat_tick_missed")
 entry_silent = Signal(name="lockbeat_entry_silent")
+entry_paused = Signal(name="lockbeat_entry_paused")

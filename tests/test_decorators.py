@@ -233,6 +233,7 @@ OF_MANY = {
     "end": datetime(2027, 1, 1, tzinfo=timezone.utc),
     "max_runs": 5,
     "catchup_limit": 7,
+    "pause_after_failures": 3,
 }
 
 

@@ -119,6 +119,7 @@ def test_what_celery_does_not_count_as_an_error_is_not_logged_as_one_and_what_it
         "lock_extend_failed",
         "lock_expired_before_finish",
         "driver_fallback",
+        "entry_paused",
     }
 
 

@@ -45,7 +45,7 @@ def warm_up(self: LockedTask, shop: str) -> int:
     return len(shop)
 
 
-@cron("H H * * *", jitter=60, start=datetime(2026, 1, 1, tzinfo=timezone.utc), max_runs=3, catchup="all", lock_ttl=60)
+@cron("H H * * *", jitter=60, start=datetime(2026, 1, 1, tzinfo=timezone.utc), max_runs=3, pause_after_failures=5, lock_ttl=60)
 def spread(day: str) -> int:
     return len(day)
 

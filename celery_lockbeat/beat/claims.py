@@ -24,6 +24,7 @@ from celery_lockbeat.beat.replicas import Replica
 from celery_lockbeat.beat.rules import Pass, Publish, Rule, Wait
 from celery_lockbeat.beat.seams import Seams
 from celery_lockbeat.exceptions import StoreUnavailable
+from celery_lockbeat.locks.streaks import PAUSE_AFTER
 from celery_lockbeat.options import MARGIN
 from celery_lockbeat.schedules.when import Timeout
 from celery_lockbeat.stores.base import (
@@ -185,7 +186,7 @@ class Claimer:
             item.claim = Claim("", item.key, EntryState(run, due), {}, item.stored)
             return True
         task_id, state = _task_id_of(item, run + 1), EntryState(run + 1, due)
-        details = _details_of(verdict, item.rule)
+        details = _details_of(verdict, item)
         item.claim = Claim(task_id, item.key, state, details, item.stored, verdict.alone, item.flag)
         return True
 
@@ -353,15 +354,18 @@ def _task_id_of(item: Item, run: int) -> str:
     return asked.task_id if asked is not None and same else uuid()
 
 
-def _details_of(verdict: Publish, rule: Rule) -> dict[str, str]:
+def _details_of(verdict: Publish, item: Item) -> dict[str, Any]:
     """Return what goes with a tick by rule to whoever publishes it, and to its task: see tasks/ticks.py."""
-    details = {"due": verdict.due.astimezone(rule.zone).isoformat(timespec="milliseconds")}
+    rule: Rule = item.rule
+    details: dict[str, Any] = {"due": verdict.due.astimezone(rule.zone).isoformat(timespec="milliseconds")}
     if verdict.previous is not None:
         details["previous_due"] = verdict.previous.astimezone(rule.zone).isoformat(timespec="milliseconds")
     if verdict.caught_up:
         details["origin"] = "catchup"
     if rule.policy.start_within is not None:
         details[BEGIN_BY] = _begin_by(verdict.due, rule.policy.start_within)
+    if rule.policy.pause_after_failures is not None:
+        details[PAUSE_AFTER] = [rule.policy.pause_after_failures, item.flag]
     return details
 
 

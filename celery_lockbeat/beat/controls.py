@@ -26,6 +26,7 @@ from celery_lockbeat.beat.trouble import Complaints
 from celery_lockbeat.exceptions import StoreRefused, StoreUnavailable
 from celery_lockbeat.journal.records import read_record
 from celery_lockbeat.journal.writer import Journal
+from celery_lockbeat.locks.streaks import PAUSE_AFTER
 from celery_lockbeat.schedules.dues import iter_dues, previous_due
 from celery_lockbeat.schedules.when import bound, policy_of
 from celery_lockbeat.stores.base import (
@@ -253,11 +254,14 @@ class Controls:
         """Claim one tick; None: another was faster."""
         due = dues[number - 1]
         at = due.isoformat(timespec="milliseconds")
-        details = {"due": at, "origin": wanted.kind, "flag": asked.flag}
+        details: dict[str, Any] = {"due": at, "origin": wanted.kind, "flag": asked.flag}
         before = dues[number - 2 : number - 1] if not wanted.reverse else dues[number : number + 1]
         previous = before[0] if before else previous_due(bound(item.schedule, item.entry.name), due)
         if previous is not None:
             details["previous_due"] = previous.isoformat(timespec="milliseconds")
+        limit = None if item.rule is None else item.rule.policy.pause_after_failures
+        if limit is not None and wanted.kind == "catchup":
+            details[PAUSE_AFTER] = [limit, asked.flag]
         key = request_key(asked.name)
         claim = Claim(_task_id(asked.name, number), key, EntryState(number, at), details)
         return self._claimer.claim_asked(store.beats, of_request(key, item), claim)

@@ -19,6 +19,8 @@ from celery import signals
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.journal.writer import journal_of
 from celery_lockbeat.locks.page import Hold
+from celery_lockbeat.locks.streaks import Streak
+from celery_lockbeat.observe.events import Story
 
 __all__ = ["Deaths", "End", "end_of"]
 
@@ -34,6 +36,8 @@ class End(NamedTuple):
 
     signal: int | None = None
     reason: str | None = None
+    #: whether Celery has its task end as failed for it: no other try comes
+    failed: bool = False
 
 
 def end_of(pid: int) -> End | None:
@@ -95,11 +99,21 @@ class Deaths:
     def _write(self, death: _Death) -> None:
         for (execution_id, _), hold in death.held.items():
             what = dict(hold.what)
+            streak = what.pop("streak", "")
             said = _reports.pop(what.get("task_id", ""), End())
             end = End(said.signal or death.end.signal, said.reason or death.end.reason or "its process has died")
             fields = {**what, "lock_key": hold.key, "token": hold.token, "driver": hold.driver, "pid": death.pid}
             own = {"signal": end.signal, "reason": end.reason}
             journal_of(self._app).put("task_died", fields, own, execution_id, at=death.at)
+            if said.failed and streak:
+                self._count(Streak.read(streak), what, end)
+
+    def _count(self, streak: Streak, what: dict[str, str], end: End) -> None:
+        """Count the failure of a run whose process can't."""
+        reason = streak.failed(self._app, str(end.reason))
+        if reason is not None:
+            story = Story(self._app.tasks.get(what.get("task_name")), "default", None, **what)
+            story.emit("entry_paused", who="lockbeat", count=streak.limit, reason=reason)
 
 
 # -- what Celery says of it, in the parent -----------------------------------------------------------------------------
@@ -118,15 +132,16 @@ def _report(task_id: str, end: End) -> None:
 def _failed(task_id: str = "", exception: Any = None, **_: Any) -> None:
     if isinstance(exception, TimeLimitExceeded):
         limit = exception.args[0] if exception.args else ""
-        _report(task_id, End(None, f"it exceeded its hard time limit of {limit} s"))
+        _report(task_id, End(None, f"it exceeded its hard time limit of {limit} s", failed=True))
     elif isinstance(exception, WorkerLostError):
         # 'Worker exited prematurely: signal 11 (SIGSEGV) Job: 0.' (billiard 4.2, pool.py)
         number = re.search(r"signal (\d+)", str(exception))
         status = re.search(r"exitcode (-?\d+)", str(exception))
         if number:
-            _report(task_id, _killed_by(int(number[1])))
-        elif status:
-            _report(task_id, End(None, f"its process ended with exit status {status[1]}"))
+            _report(task_id, _killed_by(int(number[1]))._replace(failed=True))
+        else:
+            said = f"its process ended with exit status {status[1]}" if status else None
+            _report(task_id, End(None, said, failed=True))
 
 
 @signals.task_revoked.connect  # type: ignore[untyped-decorator]

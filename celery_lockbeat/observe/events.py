@@ -77,6 +77,7 @@ class Story:
         "fields",
         "journaled",
         "pending",
+        "streak",
     )
 
     def __init__(self, sender: Any, logging: str | bool, journal: Journal | None = None, **fields: Any) -> None:
@@ -92,6 +93,8 @@ class Story:
         self.journaled: tuple[str, ...] = ()
         #: events that others have found out, and that are not yet delivered (see observers.py)
         self.pending: Pending | None = None
+        #: what counts the run's failure, should its process die (see locks/streaks.py)
+        self.streak = ""
 
     def emit(self, event: str, **details: Any) -> None:
         """Log an event, as far as ``lock_logging`` asks for it, and send its Signal, after all that came before it."""
@@ -112,7 +115,8 @@ class Story:
         """Return who the run is, for whoever writes in its place that its process has died."""
         if self._journal is None or not self.fields.get("task_name"):
             return ()
-        return tuple([(name, str(self.fields[name])) for name in _WHO if self.fields.get(name) is not None])
+        who = [(name, str(self.fields[name])) for name in _WHO if self.fields.get(name) is not None]
+        return (*who, ("streak", self.streak)) if self.streak else tuple(who)
 
     def flush(self) -> None:
         """Deliver what is still pending."""

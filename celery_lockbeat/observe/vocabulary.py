@@ -103,8 +103,8 @@ _BY_BRIEF: Final[frozenset[str | bool]] = frozenset({"brief"})
 _BY_DEFAULT: Final[frozenset[str | bool]] = frozenset({"default", "verbose"})
 _BY_VERBOSE: Final[frozenset[str | bool]] = frozenset({"verbose"})
 
-#: That a run falls back is logged whatever ``lock_logging`` says: a run outside of its store must never go
-#: unseen. A failure is no ERROR, for Celery logs one itself, and error trackers would count two.
+#: That a run falls back is logged whatever ``lock_logging`` says, and that failures have paused an entry: a run outside of its
+#: store, and runs that do not come any more, must never go unseen. A failure is no ERROR, for Celery logs one itself, and error trackers would count two.
 EVENTS: Final[Mapping[str, Event]] = {
     "task_started": Event(INFO, _BY_DEFAULT, "%s has started", lambda fields: (_who(fields),)),
     "lock_acquired": Event(INFO, _BY_VERBOSE, "lock acquired: %s", lambda fields: (_key(fields),)),
@@ -127,6 +127,9 @@ EVENTS: Final[Mapping[str, Event]] = {
     "tick_missed": Event(WARNING, _BY_ALL, "%s has missed %s", lambda fields: (_entry(fields), _missed(fields))),
     "entry_silent": Event(
         WARNING, _BY_ALL, "%s is silent: %s", lambda fields: (_entry(fields), str(fields.get("reason")))
+    ),
+    "entry_paused": Event(
+        ERROR, _BY_ALL | {False}, "%s is paused: %s", lambda fields: (_entry(fields), str(fields.get("reason")))
     ),
     "driver_fallback": Event(
         ERROR, _BY_ALL | {False}, "%s falls back to memory: %s", lambda fields: (_who(fields), _error(fields))

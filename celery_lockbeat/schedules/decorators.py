@@ -49,6 +49,7 @@ def cron(
     catchup_limit: int = 100,
     catchup_window: float | timedelta | None = None,
     start_within: float | timedelta | None = None,
+    pause_after_failures: int | None = None,
     **task_options: Any,
 ) -> BoundDecorator: ...
 
@@ -72,6 +73,7 @@ def cron(
     catchup_limit: int = 100,
     catchup_window: float | timedelta | None = None,
     start_within: float | timedelta | None = None,
+    pause_after_failures: int | None = None,
     **task_options: Any,
 ) -> Decorator: ...
 
@@ -120,6 +122,7 @@ def interval(
     catchup_limit: int = 100,
     catchup_window: float | timedelta | None = None,
     start_within: float | timedelta | None = None,
+    pause_after_failures: int | None = None,
     run_at_start: bool = False,
     **task_options: Any,
 ) -> BoundDecorator: ...
@@ -143,6 +146,7 @@ def interval(
     catchup_limit: int = 100,
     catchup_window: float | timedelta | None = None,
     start_within: float | timedelta | None = None,
+    pause_after_failures: int | None = None,
     run_at_start: bool = False,
     **task_options: Any,
 ) -> Decorator: ...

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, TypedDict
 from celery_lockbeat.options import LONGEST, refusal, written
 from celery_lockbeat.options.refusals import refuse_unknown
 from celery_lockbeat.options.rules import flag, one_of, seconds
+from celery_lockbeat.stores.base import FAILURES_AT_MOST
 
 __all__ = ["LONGEST_TIME", "POLICY_NAMES", "OnceKeywords", "Policy", "PolicyKeywords", "moment"]
 
@@ -39,6 +40,7 @@ class PolicyKeywords(OnceKeywords, total=False):
     max_runs: int | None
     catchup_limit: int | None
     run_at_start: bool | None
+    pause_after_failures: int | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +56,7 @@ class Policy:
     catchup_window: float | None = None
     start_within: float | None = None
     run_at_start: bool = False
+    pause_after_failures: int | None = None
 
     @classmethod
     def read(cls, keywords: Mapping[str, Any], *, owner: str, without: frozenset[str] = frozenset()) -> Policy:
@@ -128,6 +131,12 @@ def _number(setting: str, value: Any) -> int:
     return value
 
 
+def _failures(setting: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= FAILURES_AT_MOST:
+        raise refusal(setting, value, f"a whole number from 1 to {FAILURES_AT_MOST}")
+    return value
+
+
 def moment(setting: str, value: Any) -> datetime:
     """Read an aware datetime. Raises ConfigurationError."""
     if not isinstance(value, datetime):
@@ -151,6 +160,7 @@ _RULES: Final[dict[str, Callable[[str, Any], Any]]] = {
     "catchup_window": _duration(0.001),
     "start_within": _duration(0.001),
     "run_at_start": flag,
+    "pause_after_failures": _failures,
 }
 
 #: The keywords of a policy.

@@ -480,7 +480,7 @@ class Once(OwnSchedule):
     """
 
     kind = "timeout"
-    without = frozenset({"start", "end", "max_runs", "catchup_limit", "run_at_start"})
+    without = frozenset({"start", "end", "max_runs", "catchup_limit", "run_at_start", "pause_after_failures"})
 
     def __new__(cls, *_args: Any, after: float | timedelta | None = None, **_keywords: Any) -> Self:
         """Choose between the two."""

@@ -34,6 +34,7 @@ __all__ = [
     "ASKED_AT_ONCE",
     "BACKLOG",
     "CONTROL_MEMORY",
+    "FAILURES_AT_MOST",
     "FLAGGED_AT_ONCE",
     "JOURNALED_AT_ONCE",
     "JOURNAL_MEMORY",
@@ -104,6 +105,9 @@ JOURNAL_MEMORY: Final = 90 * 86400.0
 
 #: Seconds for which flags and requests are kept where no beat is there.
 CONTROL_MEMORY: Final = 90 * 86400.0
+
+#: As many failures in a row are counted.
+FAILURES_AT_MOST: Final = 100
 
 #: As many flags are changed at once, and as many requests told of.
 FLAGGED_AT_ONCE: Final = 500
@@ -652,6 +656,17 @@ class ControlStore(abc.ABC):
     @abc.abstractmethod
     def skip(self, app: str, names: Sequence[str], count: int, told: str) -> None:
         """Let the next ``count`` ticks be passed over, while nothing is paused; 0: none."""
+
+    @abc.abstractmethod
+    def failed(self, app: str, name: str, run: str, told: str, *, limit: int) -> bool:
+        """Count a ``run`` that has failed, once; with the ``limit`` of them in a row, pause. True: what is ``told`` here is of that pause.
+
+        While it is paused nothing is counted. At most :data:`FAILURES_AT_MOST` in a row.
+        """
+
+    @abc.abstractmethod
+    def succeeded(self, app: str, name: str) -> None:
+        """From here on none has failed in a row, as after :meth:`resume`."""
 
     @abc.abstractmethod
     def flags(self, app: str, names: Sequence[str] | None = None, *, limit: int = LISTED_AT_MOST) -> list[Flag]:

@@ -10,17 +10,18 @@ import threading
 import time
 from typing import Any, Final
 
-from celery.exceptions import Ignore, Retry
+from celery.exceptions import Ignore, Reject, Retry
 
 from celery_lockbeat.exceptions import TaskSkipped
 from celery_lockbeat.journal.writer import journal_of
 from celery_lockbeat.locks.lock import Lock
+from celery_lockbeat.locks.streaks import PAUSE_AFTER, Streak
 from celery_lockbeat.observe.events import Story
 from celery_lockbeat.options import LockOptions
 from celery_lockbeat.tasks.copies import tick_of
 from celery_lockbeat.tasks.overdue import unwatch, watch
 
-__all__ = ["Report", "ends_well", "ms_since"]
+__all__ = ["Report", "ends_well", "has_failed", "ms_since"]
 
 #: One of these is logged of each attempt.
 _OUTCOMES: Final = frozenset({"task_succeeded", "task_failed", "task_retried", "task_skipped"})
@@ -55,6 +56,9 @@ class Report:
             tick=tick.get("due"),
             hostname=request and request.hostname,
         )
+        #: where its end counts among those of its entry
+        self.streak: Final = Streak.of(tick, request and request.id) if PAUSE_AFTER in tick else None
+        self.story.streak = self.streak.text() if self.streak is not None else ""
 
     def start(self, lock: Lock | None) -> None:
         """The body is about to be entered, under ``lock`` if there is one."""
@@ -107,6 +111,15 @@ class Report:
 def ends_well(ending: BaseException | None) -> bool:
     """Whether an attempt ended with a result, or with Ignore, the body's word for "no result"; replace() ends so."""
     return ending is None or (isinstance(ending, Ignore) and not isinstance(ending, TaskSkipped))
+
+
+def has_failed(ending: BaseException | None) -> bool | None:
+    """Whether a run has failed by ending so, or succeeded; None: neither, or what ends so goes on in another attempt."""
+    if ends_well(ending):
+        return False
+    # what is no Exception ends a process, or a greenlet
+    is_one = isinstance(ending, Exception) and not isinstance(ending, (Retry, Reject, Ignore))
+    return True if is_one else None
 
 
 def ms_since(began: float) -> float:

@@ -42,7 +42,7 @@ from celery_lockbeat.tasks import limits
 from celery_lockbeat.tasks.answers import answer_skipped
 from celery_lockbeat.tasks.copies import name_of, names_of, postpone, task_of, unhide_headers
 from celery_lockbeat.tasks.plan import LockPlan
-from celery_lockbeat.tasks.report import Report, ends_well, ms_since
+from celery_lockbeat.tasks.report import Report, ends_well, has_failed, ms_since
 from celery_lockbeat.tasks.unique import give_back, reserved_by
 from celery_lockbeat.tasks.waiting import COMES_WITHIN, has_waited, is_superfluous, is_told, place_of, send_again
 from celery_lockbeat.threads import off_the_loop
@@ -78,6 +78,10 @@ class _Steps:
     #: whether the lock was still ours at the release; None: it is not yet released
     held: bool | None = None
     is_answered = False
+    #: what its end was counted as among those of its entry: whether it failed; None: it is not counted yet
+    counted: bool | None = None
+    #: why its entry is paused, if this run was the last straw
+    paused_for: str | None = None
     #: what its message has reserved, as long as that is not over
     reservation: Reservation | None = None
 
@@ -213,14 +217,33 @@ class _Steps:
         """Release, answer, and log the end: ``ending``. Called again after something has struck it, it goes on where it was."""
         limits.ending(self)
         if self.held is None:
+            if not (isinstance(exc, LockbeatError) or (self.lock is not None and self.lock.lost)):
+                # it ends as it is: while nobody else can know, a kill would let its message come, and be counted, again
+                self._count(exc)
             self._release(exc)
         self.ending = self._ending(exc)
+        self._count(self.ending)
         if isinstance(self.ending, TaskSkipped) and not self.is_answered:
             self.is_answered = True
             self._answer(self.ending)
         if self.reservation is not None and self._is_the_end():
             self._give_back(later=isinstance(exc, StoreUnavailable))
         self.report.end(self.ending, self.lock)
+        if self.paused_for is not None:
+            limit = self.report.streak and self.report.streak.limit
+            self.report.story.emit("entry_paused", who="lockbeat", count=limit, reason=self.paused_for)
+            self.paused_for = None
+
+    def _count(self, ending: BaseException | None) -> None:
+        """Count the end among those of its entry, where that is to be paused after so many failures."""
+        streak, failed = self.report.streak, has_failed(ending)
+        if streak is None or failed is None or failed == self.counted:
+            return
+        if failed:
+            self.paused_for = streak.failed(self.task.app, f"{type(ending).__name__}: {ending}")
+        else:
+            streak.succeeded(self.task.app)
+        self.counted = failed
 
     def _is_the_end(self) -> bool:
         """Whether no other attempt of the task will come, as far as this one knows."""

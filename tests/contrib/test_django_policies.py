@@ -54,6 +54,16 @@ def test_a_row_goes_by_its_policy(world, policy, count):
         assert {due % 60 for due in found} == {found[0] % 60}
 
 
+def test_a_rows_runs_are_told_what_to_pause_after_so_many_failures(world):
+    with_policy(world, 10, pause_after_failures=3)
+    world.start()
+    world.run(25)
+    told = [message.headers["lockbeat"]["pause_after"] for message in world.messages()]
+    assert told
+    # it stays paused whatever becomes of the row
+    assert all(each == [3, f"periodictask:{world.row().pk}"] for each in told)
+
+
 def test_a_policy_that_is_changed_or_deleted_is_followed(world):
     from celery_lockbeat.contrib.django.policies.models import EntryPolicy
 

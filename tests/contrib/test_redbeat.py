@@ -771,6 +771,15 @@ def test_an_entry_has_a_policy_of_its_own_and_plain_redbeat_still_reads_it(world
     assert (again.task, again.options["queue"], again.schedule) == (entry.task, "q", crontab())
 
 
+def test_an_entrys_runs_are_told_what_to_pause_after_so_many_failures(world):
+    world.entry("a", options={"headers": policy_headers(pause_after_failures=3)}).save()
+    world.start()
+    world.run(25)
+    told = [message.headers["lockbeat"]["pause_after"] for message in world.messages()]
+    assert told
+    assert {json.dumps(each) for each in told} == {'[3, "redbeat:a"]'}
+
+
 def test_a_policy_that_is_wrong_stops_no_other_entry(world, caplog):
     for name, policy in ("a", {"catchup": "some"}), ("b", 3), ("c", {"start": "noon"}):
         world.entry(name, options={"headers": {"lockbeat_policy": policy}}).save()

@@ -36,6 +36,8 @@ ANNOUNCED = "tests/test_announcements.py::"
 CONTROLS = "tests/stores/test_control_contract.py::"
 CONTROLLED = "tests/test_controls.py::"
 PROCESSES = "tests/processes/"
+AUDIT = "tests/journal/test_journal_audit.py::"
+CLOCK_CHANGES = "tests/schedules/test_clock_changes.py::"
 
 MUTANTS = [
     # -- what the stores compare ---------------------------------------------------------------------------------------
@@ -1141,6 +1143,69 @@ MUTANTS = [
         "known.run = known.run if known.run is not None else record.run",
         "pass",
         ("tests/journal/test_journal_audit.py::test_what_was_paused_and_run_after_all_is_one_tick_and_no_hole",),
+    ),
+    Mutant(
+        "a run counts as often as it is told of",
+        "stores/redis/lua/failed.lua",
+        "known = known or each == run",
+        "known = false",
+        (CONTROLS + "test_a_run_is_counted_once_and_what_it_has_caused_is_told_again",),
+    ),
+    Mutant(
+        "failures change who has paused it",
+        "stores/redis/lua/failed.lua",
+        "if flag.p == 1 and (flag.u or math.huge) > now then",
+        "if false then",
+        (CONTROLS + "test_while_it_is_paused_nothing_is_counted_and_who_has_paused_it_stays",),
+    ),
+    Mutant(
+        "resume leaves the count of failures",
+        "stores/redis/lua/resume.lua",
+        "redis.call('HDEL', KEYS[5], unpack(ARGV, 5))",
+        "",
+        (CONTROLS + "test_after_a_success_and_after_a_resume_failures_are_counted_anew",),
+    ),
+    Mutant(
+        "a count that nobody keeps is kept",
+        "stores/redis/lua/keep.lua",
+        "redis.call('HDEL', KEYS[4], unpack(gone))",
+        "",
+        (CONTROLS + "test_a_count_that_beats_keep_is_kept_and_another_is_dropped_after_a_while",),
+    ),
+    Mutant(
+        "an end is counted when its lock is free",
+        "tasks/run.py",
+        "if not (isinstance(exc, LockbeatError) or (self.lock is not None and self.lock.lost)):",
+        "if False:",
+        ("tests/test_streaks.py::test_an_end_is_counted_before_anybody_can_take_its_message_for_a_duplicate",),
+    ),
+    Mutant(
+        "a success leaves the count of failures",
+        "tasks/run.py",
+        "streak.succeeded(self.task.app)",
+        "pass",
+        ("tests/test_streaks.py::test_after_a_success_they_are_counted_anew",),
+    ),
+    Mutant(
+        "a retry is a failure",
+        "tasks/report.py",
+        "not isinstance(ending, (Retry, Reject, Ignore))",
+        "not isinstance(ending, (Reject, Ignore))",
+        ("tests/test_streaks.py::test_what_is_neither_a_failure_nor_a_success_changes_nothing",),
+    ),
+    Mutant(
+        "what the clock leaves out is left out of each other hour",
+        "schedules/zoned.py",
+        "yield wall - offset",
+        "yield from ()",
+        (CLOCK_CHANGES + "test_each_other_hour_is_never_longer_than_two_hours_nor_twice_at_once",),
+    ),
+    Mutant(
+        "audit expects ticks after the last one of max_runs",
+        "journal/audit.py",
+        "if calendar.max_runs is None or runs < calendar.max_runs:",
+        "if True:",
+        (AUDIT + "test_what_may_be_put_off_still_is_no_gap_and_nothing_is_due_after_so_many_runs",),
     ),
     # -- what is queued already ----------------------------------------------------------------------------------------
     Mutant(

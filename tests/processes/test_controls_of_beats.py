@@ -36,11 +36,39 @@ def report(*args, **kwargs):
     pass
 """
 
+#: Of its runs one raises, and the next one's process is killed.
+FAILING = (
+    PROJ
+    + """
+import signal
+from celery_lockbeat import LockedTask
+from celery_lockbeat.schedules import Every
+
+app.conf.beat_schedule = {
+    "breaks": {"task": "proj.breaks", "schedule": Every(3, pause_after_failures=3)},
+    "works": {"task": "proj.works", "schedule": Every(3600, pause_after_failures=1), "kwargs": {"number": 7}},
+}
+
+@app.task(base=LockedTask)
+def breaks():
+    with open("runs", "a+b") as file:
+        file.write(b".")
+        number = file.tell()
+    if number % 2 == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise ValueError(f"run {number}")
+
+@app.task(base=LockedTask)
+def works(number):
+    assert number > 0, f"{number} is too small"
+"""
+)
+
 
 class Project:
-    def __init__(self, directory: Path, server: Server) -> None:
+    def __init__(self, directory: Path, server: Server, text: str = PROJ) -> None:
         self.directory, self.server = directory, server
-        (directory / "proj.py").write_text(PROJ)
+        (directory / "proj.py").write_text(text)
         self.environment = {**os.environ, "URL": server.url, "USER": "ann", "LOGNAME": "ann"}
 
     def run(self, *arguments: str, **more) -> subprocess.CompletedProcess:
@@ -63,6 +91,14 @@ class Project:
         command = [sys.executable, "-m", "celery", "-A", "proj", "beat", "-S", "lockbeat", "-l", "INFO", "--pidfile="]
         log = self.directory / f"beat{number}"
         return Program(command, log, self.directory, {"URL": self.server.url})
+
+    def worker(self) -> Program:
+        command = [sys.executable, "-m", "celery", "-A", "proj", "worker", "-c", "1", "-l", "INFO", "--without-mingle"]
+        return Program(command, self.directory / "worker", self.directory, {"URL": self.server.url})
+
+    def runs(self) -> int:
+        file = self.directory / "runs"
+        return file.stat().st_size if file.exists() else 0
 
     def sent(self) -> list[dict]:
         """The headers of all messages of ticks, the oldest first."""
@@ -124,3 +160,35 @@ def test_nothing_of_what_is_paused_is_published_and_a_backfill_is_a_thousand_tic
     dues = [each["due"] for each in project.of("second", "catchup")]
     assert len(set(dues)) == len(dues) <= 100
     assert {each["who"].partition("@")[0] for each in history} <= {"ann"}
+
+
+@pytest.mark.processes
+def test_an_entry_whose_runs_fail_or_die_in_a_row_is_paused_and_who_runs_it_by_hand_is_told_how_it_ends(
+    tmp_path, server
+):
+    project = Project(tmp_path, server, FAILING)
+    with contextlib.ExitStack() as stack:
+        worker, *beats = project.worker(), project.beat(0), project.beat(1)
+        for each in (worker, *beats):
+            stack.callback(each.end)
+        # while there is time until the third
+        wait_until(lambda: project.runs() == 1, 60, "one has failed")
+        done = project.run("run", "works", "--wait")
+        assert (done.returncode, "'works' succeeded" in done.stdout) == (0, True), done.stdout + done.stderr
+        told = project.run("run", "works", "--kwargs", '{"number": 0}', "--wait", "--json")
+        assert (told.returncode, json.loads(told.stdout)["outcome"]["outcome"]) == (1, "failed"), told.stderr
+        assert "0 is too small" in json.loads(told.stdout)["outcome"]["reason"]
+        wait_until(lambda: project.told("describe", "breaks")["paused"], 60, "it is paused")
+        paused = project.told("describe", "breaks")["paused"]
+        assert (paused["who"], paused["note"]) == ("lockbeat", "3 failures in a row, the last: ValueError: run 3")
+        beats[0].kill()
+        wait_until(lambda: project.told("describe", "breaks")["paused"]["passed"] >= 2, 60, "it stays so")
+        assert project.runs() == 3
+        # what is asked for by hand does not count
+        assert project.told("describe", "works")["paused"] is None
+        assert project.run("resume", "breaks", "--catchup", "none").returncode == 0
+        wait_until(lambda: project.runs() >= 4, 60, "it goes on, and is counted anew")
+        assert project.told("describe", "breaks")["paused"] is None
+    assert '"entry_paused"' in worker.log()
+    history = project.told("history", "breaks")
+    assert [each["outcome"] for each in history if each["outcome"] != "paused"][:3] == ["failed", "died", "failed"]

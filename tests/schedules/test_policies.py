@@ -28,6 +28,7 @@ ALL = {
     "catchup_window": 600.0,
     "start_within": 60.0,
     "run_at_start": True,
+    "pause_after_failures": 3,
 }
 
 
@@ -85,6 +86,9 @@ def test_single_keywords_are_put_over_a_policy_and_taken_off_it():
         ({"catchup_window": 0}, r"catchup_window of Cron is 0"),
         ({"start_within": 0}, r"start_within of Cron is 0"),
         ({"start_within": 1e12}, r"start_within of Cron is"),
+        ({"pause_after_failures": 0}, r"pause_after_failures of Cron is 0; allowed: a whole number from 1 to 100"),
+        ({"pause_after_failures": 101}, r"pause_after_failures of Cron is 101"),
+        ({"pause_after_failures": True}, r"pause_after_failures of Cron is True"),
         ({"run_at_start": 1}, r"run_at_start of Cron is 1"),
         ({"jiter": 5}, r"jiter of Cron is not an option.*did you mean jitter\?.*allowed: jitter, start, end, max_runs"),
     ],
@@ -103,6 +107,7 @@ def test_what_is_wrong_is_refused_with_the_keyword_its_value_and_what_is_allowed
         (lambda: Every(0.5, catchup="all"), r"catchup of Every is 'all'; allowed: 'latest' or 'none'"),
         (lambda: Cron("0 * * * *", run_at_start=True), r"run_at_start of Cron is True; allowed: False"),
         (lambda: Once(after=5, start=START), r"start of Once is not an option"),
+        (lambda: Once(after=5, pause_after_failures=2), r"pause_after_failures of Once is not an option"),
         (lambda: Once(at=START, max_runs=2), r"max_runs of Once is not an option"),
         (lambda: Once(at=NAIVE), r"at of Once is '2026-06-01T00:00:00'; allowed: a datetime with a timezone"),
         (Once, r"the time of Once is None; allowed: after=seconds, or at=datetime"),

@@ -251,6 +251,111 @@ def test_to_skip_none_takes_it_back(operator, beat):
     assert beat.claims_flagged("e") is None
 
 
+# -- failures in a row -------------------------------------------------------------------------------------------------
+
+
+def test_so_many_failures_in_a_row_are_a_pause_and_fewer_are_none(operator, beat):
+    assert [operator.failed("e", f"run-{n}", f"told {n}", limit=3) for n in (1, 2)] == [False, False]
+    assert operator.flags() == []
+    assert beat.claims_flagged("e", 1) is None
+    assert operator.failed("e", "run-3", "told 3", limit=3)
+    assert operator.flag() == Flag("e", True, told="told 3")
+    assert beat.claims_flagged("e", 2) == Passed("paused", "told 3")
+    assert beat.claims_flagged("other", 1) is None
+
+
+def test_after_a_success_and_after_a_resume_failures_are_counted_anew(operator):
+    for ends in (lambda: operator.succeeded("e"), lambda: operator.resume(["other", "e"])):
+        assert not operator.failed("e", "a", "", limit=2)
+        ends()
+        assert not operator.failed("e", "b", "", limit=2)
+        assert operator.failed("e", "c", "", limit=2)
+        operator.resume(["e"])
+    operator.succeeded("never")
+
+
+def test_a_run_is_counted_once_and_what_it_has_caused_is_told_again(operator):
+    assert [operator.failed("e", "same", "told", limit=2) for _ in range(3)] == [False] * 3
+    assert [operator.failed("e", "last", "told at 5", limit=2) for _ in range(2)] == [True, True]
+    assert not operator.failed("e", "last", "told at 6", limit=2)
+    assert operator.flag().told == "told at 5"
+
+
+def test_while_it_is_paused_nothing_is_counted_and_who_has_paused_it_stays(operator, beat):
+    operator.failed("e", "a", "", limit=2)
+    operator.pause(["e"], "by ann", until=NEVER)
+    beat.claims_flagged("e", 1)
+    assert [operator.failed("e", name, "failures", limit=2) for name in "bcd"] == [False] * 3
+    assert (operator.flag().told, operator.flag().until, operator.flag().passed) == ("by ann", NEVER, 1)
+    operator.resume(["e"])
+    assert not operator.failed("e", "e", "failures", limit=2)
+
+
+def test_what_is_no_longer_paused_by_its_time_is_paused_by_failures_without_an_end(operator, beat):
+    operator.pause(["e"], "by ann", until=1.0)
+    assert operator.failed("e", "a", "failures", limit=1)
+    assert operator.flag() == Flag("e", True, told="failures")
+    assert operator.asked().lapsed == []
+    assert beat.claims_flagged("e", 1) == Passed("paused", "failures")
+
+
+def test_another_limit_counts_from_the_next_failure_on(operator):
+    assert [operator.failed("e", str(n), "", limit=100) for n in range(99)] == [False] * 99
+    assert operator.failed("e", "last", "", limit=3)
+
+
+def test_failures_leave_alone_what_is_to_be_skipped_and_other_apps(store, operator):
+    operator.skip(["e"], 2, "by ann")
+    assert operator.failed("e", "a", "failures", limit=1)
+    assert operator.flag() == Flag("e", True, skip=2, told="failures", skip_told="by ann")
+    assert Operator(store, "blog").flags() == []
+
+
+def test_of_many_that_fail_at_once_one_is_the_last_straw(kind):
+    store = kind.open()
+    operator, paused = Operator(store), []
+
+    def fail(worker):
+        for number in range(10):
+            run = f"{worker}:{number}"
+            if operator.failed("e", run, run, limit=25):
+                paused.append(run)
+
+    threads = [threading.Thread(target=fail, args=(worker,)) for worker in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [operator.flag().told] == paused
+    store.close()
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_failures_of_any_name_are_its_own(store, name):
+    operator = Operator(store, name)
+    assert not operator.failed(name, name, "told", limit=2)
+    assert not operator.failed(name + "'", "other", "told", limit=2)
+    assert operator.failed(name, name + "'", "told", limit=2)
+    assert [flag.name for flag in operator.flags()] == [name]
+
+
+def test_a_count_that_beats_keep_is_kept_and_another_is_dropped_after_a_while(kind, monkeypatch):
+    set_in_all_stores(monkeypatch, "STATE_MEMORY", 0.4)
+    store = kind.open()
+    operator = Operator(store)
+    for name in ("kept", "gone"):
+        operator.failed(name, "a", "", limit=2)
+    # of a flag that says nothing any more nothing is left but the count
+    operator.skip(["kept"], 1, "")
+    operator.skip(["kept"], 0, "")
+    for _ in range(3):
+        kind.later(0.2)
+        operator.keep(["kept"])
+    assert operator.failed("kept", "b", "", limit=2)
+    assert not operator.failed("gone", "b", "", limit=2)
+    store.close()
+
+
 # -- flags -------------------------------------------------------------------------------------------------------------
 
 

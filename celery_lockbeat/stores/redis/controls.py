@@ -26,7 +26,7 @@ from celery_lockbeat.stores.base import (
 )
 from celery_lockbeat.stores.redis.appkeys import AppKeys
 from celery_lockbeat.stores.redis.client import Client
-from celery_lockbeat.stores.redis.names import exact, ms, read, shown
+from celery_lockbeat.stores.redis.names import exact, ms, plain, read, shown
 from celery_lockbeat.stores.redis.scripts import Script
 
 __all__ = ["TYPES", "RedisControls"]
@@ -38,6 +38,7 @@ TYPES: Final = {
     "kept": "zset",
     "requests": "hash",
     "queue": "zset",
+    "failures": "hash",
 }
 
 #: Milliseconds: no pause is until later, for Lua writes 14 digits.
@@ -59,6 +60,7 @@ class RedisControls(ControlStore):
             Script.of("flags", name) for name in ("pause", "resume", "skip", "keep")
         )
         self._flagged, self._ask, self._cancel, self._over = map(Script.of, ("flagged", "ask", "cancel", "over"))
+        self._failed, self._succeeded = Script.of("flags", "failed"), Script.of("succeeded")
         self._asked = Script.of("state", "asked")
 
     def pause(self, app: str, names: Sequence[str], told: str, *, until: float | None = None) -> None:
@@ -73,7 +75,9 @@ class RedisControls(ControlStore):
         if not names:
             return []
         args = (ms(CONTROL_MEMORY), int(lapsed), request, text, *map(exact, names))
-        before = self._keys.call(app, self._resume, ("flags", "lapses", "requests", "queue"), args, replicated=True)
+        before = self._keys.call(
+            app, self._resume, ("flags", "lapses", "requests", "queue", "failures"), args, replicated=True
+        )
         return [_flag(name, told) if told else None for name, told in zip(names, before, strict=True)]
 
     def skip(self, app: str, names: Sequence[str], count: int, told: str) -> None:
@@ -101,7 +105,15 @@ class RedisControls(ControlStore):
 
     def keep(self, app: str, names: Sequence[str]) -> None:
         args = (ms(STATE_MEMORY), ms(CONTROL_MEMORY), *map(exact, names))
-        self._keys.call(app, self._keep, ("flags", "lapses", "kept"), args)
+        self._keys.call(app, self._keep, ("flags", "lapses", "kept", "failures"), args)
+
+    def failed(self, app: str, name: str, run: str, told: str, *, limit: int) -> bool:
+        args = (ms(CONTROL_MEMORY), exact(name), plain(run), limit, told)
+        paused = self._keys.call(app, self._failed, ("flags", "lapses", "kept", "failures"), args, replicated=True)
+        return bool(paused)
+
+    def succeeded(self, app: str, name: str) -> None:
+        self._keys.call(app, self._succeeded, ("failures",), (exact(name),))
 
     def ask(self, app: str, name: str, flag: str, text: str) -> None:
         whose = exact(flag)

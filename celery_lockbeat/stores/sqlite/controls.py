@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -33,12 +34,20 @@ SCHEMA: Final = (
         app BLOB, name TEXT, flag BLOB, told TEXT, passed INTEGER, first TEXT, last TEXT, cancelled INTEGER, asked REAL,
         PRIMARY KEY (app, name)) WITHOUT ROWID""",
     "CREATE INDEX IF NOT EXISTS lockbeat_request_asked ON lockbeat_request (app, asked)",
+    # runs: those that have failed in a row, in JSON
+    """CREATE TABLE IF NOT EXISTS lockbeat_streak (
+        app BLOB, name BLOB, runs TEXT, kept REAL, PRIMARY KEY (app, name)) WITHOUT ROWID""",
 )
+
+_COUNTED: Final = "SELECT runs FROM lockbeat_streak WHERE app = ? AND name = ?"
+_FORGET: Final = "DELETE FROM lockbeat_streak WHERE app = ? AND name = ?"
 
 _FLAG: Final = "SELECT name, paused, until, skip, told, skip_told, passed, first, last FROM lockbeat_flag"
 
 #: A flag that says nothing, kept from now on.
 _NEW: Final = "INSERT OR IGNORE INTO lockbeat_flag VALUES (?, ?, 0, NULL, 0, '', '', 0, '', '', '', '', ?)"
+
+_PAUSE: Final = "UPDATE lockbeat_flag SET paused = 1, until = ?, told = ? WHERE app = ? AND name = ?"
 
 
 class SQLControls(ControlStore):
@@ -49,12 +58,11 @@ class SQLControls(ControlStore):
 
     def pause(self, app: str, names: Sequence[str], told: str, *, until: float | None = None) -> None:
         whose = self._database.row_key(app)
-        sql = "UPDATE lockbeat_flag SET paused = 1, until = ?, told = ? WHERE app = ? AND name = ?"
 
         def write(connection: sqlite3.Connection, now: float) -> None:
             rows = [as_blob(name) for name in names]
             connection.executemany(_NEW, [(whose, name, now) for name in rows])
-            connection.executemany(sql, [(until, told, whose, name) for name in rows])
+            connection.executemany(_PAUSE, [(until, told, whose, name) for name in rows])
 
         self._database.atomically(write)
 
@@ -70,6 +78,7 @@ class SQLControls(ControlStore):
         def end(connection: sqlite3.Connection, now: float) -> list[Flag | None]:
             before: list[Flag | None] = []
             wall = self._database.wall()
+            connection.executemany(_FORGET, [(whose, as_blob(name)) for name in names])
             for number, name in enumerate(names, 1):
                 row = connection.execute(f"{_FLAG} WHERE app = ? AND name = ?", (whose, as_blob(name))).fetchone()
                 flag = None if row is None else _flag(row)
@@ -96,6 +105,31 @@ class SQLControls(ControlStore):
 
         self._database.atomically(write)
 
+    def failed(self, app: str, name: str, run: str, told: str, *, limit: int) -> bool:
+        which = (self._database.row_key(app), as_blob(name))
+
+        def count(connection: sqlite3.Connection, now: float) -> bool:
+            row = connection.execute(f"{_FLAG} WHERE app = ? AND name = ?", which).fetchone()
+            flag = None if row is None else _flag(row)
+            if flag is not None and flag.paused and (flag.until is None or flag.until > self._database.wall()):
+                return flag.told == told
+            counted = connection.execute(_COUNTED, which).fetchone()
+            runs = list(dict.fromkeys([*(json.loads(counted[0]) if counted else ()), run]))
+            if len(runs) < limit:
+                sql = "INSERT OR REPLACE INTO lockbeat_streak VALUES (?, ?, ?, ?)"
+                connection.execute(sql, (*which, json.dumps(runs), now))
+                return False
+            connection.execute(_FORGET, which)
+            connection.execute(_NEW, (*which, now))
+            connection.execute(_PAUSE, (None, told, *which))
+            return True
+
+        return self._database.atomically(count)
+
+    def succeeded(self, app: str, name: str) -> None:
+        which = (self._database.row_key(app), as_blob(name))
+        self._database.atomically(lambda connection, _now: connection.execute(_FORGET, which))
+
     def flags(self, app: str, names: Sequence[str] | None = None, *, limit: int = LISTED_AT_MOST) -> list[Flag]:
         whose = self._database.row_key(app)
         sql = f"{_FLAG} WHERE app = ? AND (paused OR skip > 0)"
@@ -114,13 +148,13 @@ class SQLControls(ControlStore):
         whose = self._database.row_key(app)
 
         def keep(connection: sqlite3.Connection, now: float) -> None:
-            connection.executemany(
-                "UPDATE lockbeat_flag SET kept = ? WHERE app = ? AND name = ?",
-                [(now, whose, as_blob(name)) for name in names],
-            )
+            kept = [(now, whose, as_blob(name)) for name in names]
+            connection.executemany("UPDATE lockbeat_flag SET kept = ? WHERE app = ? AND name = ?", kept)
+            connection.executemany("UPDATE lockbeat_streak SET kept = ? WHERE app = ? AND name = ?", kept)
+            long_ago = (whose, now - STATE_MEMORY)
+            connection.execute("DELETE FROM lockbeat_streak WHERE app = ? AND kept <= ?", long_ago)
             connection.execute(
-                "DELETE FROM lockbeat_flag WHERE app = ? AND (kept <= ? OR NOT (paused OR skip > 0))",
-                (whose, now - STATE_MEMORY),
+                "DELETE FROM lockbeat_flag WHERE app = ? AND (kept <= ? OR NOT (paused OR skip > 0))", long_ago
             )
 
         self._database.atomically(keep)
@@ -235,6 +269,8 @@ def _begin_a_new_boot(connection: sqlite3.Connection, now: float, _sees: Callabl
     if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'lockbeat_flag'").fetchone():
         connection.execute("UPDATE lockbeat_flag SET kept = ?", (now,))
         connection.execute("UPDATE lockbeat_request SET asked = ?", (now,))
+    if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'lockbeat_streak'").fetchone():
+        connection.execute("UPDATE lockbeat_streak SET kept = ?", (now,))
 
 
 TABLES: Final = Tables(schema=SCHEMA, begin_a_new_boot=_begin_a_new_boot)

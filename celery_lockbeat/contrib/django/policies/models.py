@@ -43,6 +43,9 @@ class EntryPolicy(models.Model):  # type: ignore[misc]
     run_at_start = models.BooleanField(
         default=False, help_text="an interval: once when a beat first knows it, then by its interval"
     )
+    pause_after_failures = models.PositiveIntegerField(
+        null=True, blank=True, help_text="so many failures in a row pause it, until somebody resumes it"
+    )
 
     class Meta:  # noqa: D106  Django's
         verbose_name = "policy"

@@ -47,6 +47,13 @@ class PostgresControls(ControlStore):
     def skip(self, app: str, names: Sequence[str], count: int, told: str) -> None:
         self._client.call("lockbeat_skip", self._client.row_key(app), _named(names), count, told if count else "")
 
+    def failed(self, app: str, name: str, run: str, told: str, *, limit: int) -> bool:
+        whose = (self._client.row_key(app), cut(exact(name)), exact(name))
+        return self._client.call("lockbeat_failed", *whose, short(run), limit, told) is True
+
+    def succeeded(self, app: str, name: str) -> None:
+        self._client.call("lockbeat_succeeded", self._client.row_key(app), cut(exact(name)))
+
     def flags(self, app: str, names: Sequence[str] | None = None, *, limit: int = LISTED_AT_MOST) -> list[Flag]:
         asked = None if names is None else json.dumps([short(name) for name in names])
         most = limit if names is None else len(names)

@@ -1,5 +1,5 @@
 -- End pauses, and ask for what they have passed over.
--- KEYS[1]  flags, KEYS[2] lapses (see pause.lua), KEYS[3] requests, KEYS[4] queue (see ask.lua)
+-- KEYS[1]  flags, KEYS[2] lapses (see pause.lua), KEYS[3] requests, KEYS[4] queue (see ask.lua), KEYS[5] failures (see failed.lua)
 -- ARGV     memory ms, only those that are over by their time (0/1), what requests are named or '', their text, names...
 -- Returns  for each the flag as it was, or ''
 -- Atomic:  of two who resume one gets the flag, and what a claim has passed over is in the request or in the next pause.
@@ -22,6 +22,7 @@ for i, text in ipairs(redis.call('HMGET', KEYS[1], unpack(ARGV, 5))) do
     gone[#gone + 1] = name
   end
 end
+redis.call('HDEL', KEYS[5], unpack(ARGV, 5))
 if #changed > 0 then
   redis.call('HSET', KEYS[1], unpack(changed))
   redis.call('ZREM', KEYS[2], unpack(gone))
