@@ -47,7 +47,7 @@ BLOCKING = {
 def test_a_body_in_the_main_thread_is_interrupted_at_once_whatever_it_waits_for(app, what, caplog):
     caplog.set_level(logging.INFO, "celery_lockbeat.events")
 
-    @app.task(base=LockedTask, lock_ttl=0.5, lock_on_lost="abort")
+    @app.task(base=LockedTask, lock_ttl=1, lock_on_lost="abort")
     def body():
         lose()
         BLOCKING[what]()
