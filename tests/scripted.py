@@ -45,8 +45,8 @@ class Time:
 
 
 class ScriptedStore(Store, LockStore):
-    """Answers each call with the next of its script, and with True or a lease beyond it. An exception is raised, and a float
-    is the seconds that this answer takes. It has locks only."""
+    """Answers each call with the next of its script, and with True or a lease beyond it. An exception is raised, a float
+    is the seconds that this answer takes, and a list has an answer for each lease that is to be extended. It has locks only."""
 
     driver = "scripted"
 
@@ -96,7 +96,7 @@ class ScriptedStore(Store, LockStore):
     def extend(self, leases: Any, *, within: float = 0.0) -> list[bool]:
         self.extensions.append((round(self._time.now, 3), {lease.key for lease, _ in leases}))
         answer = self._next()
-        return [answer] * len(leases)
+        return answer if isinstance(answer, list) else [answer] * len(leases)
 
     def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0, task: bool = False) -> bool:
         self.releases.append({"hold_for": hold_for, "remember_for": remember_for})

@@ -221,6 +221,23 @@ def test_a_child_whose_lease_ran_out_while_its_parent_renewed_it_holds_it_still(
     assert not held.held
 
 
+@pytest.mark.parametrize(("since", "remaining"), [({"k": 115.0}, 0), ({"l": 115.0}, 0), ({"k": 115.0, "l": 120.0}, 15)])
+def test_of_several_keys_each_is_noted_and_the_parent_must_have_renewed_all(
+    app, childs_page, clock, monkeypatch, since, remaining
+):
+    monkeypatch.setattr(acquisition, "renewer_of", lambda _: Asleep())
+    made = Lock(["k", "l"], app=app, ttl=TTL, on_lost="warn")
+    assert made.acquire()
+    holds = childs_page.held()
+    assert {hold.key: hold.token for hold in holds.values()} == made.tokens
+    childs_page.keep({(*who, hold.token): since[hold.key] for who, hold in holds.items() if hold.key in since})
+    clock.now = 100 + LASTS
+    assert made.remaining == pytest.approx(remaining)
+    made.end()
+    if remaining:
+        assert childs_page.held() == {}
+
+
 def test_a_lease_that_ran_out_unrenewed_stays_so_whatever_the_parent_hears_later(held, childs_page, clock):
     clock.now = 100 + LASTS
     assert not held.held

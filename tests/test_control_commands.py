@@ -211,7 +211,7 @@ def test_what_is_wrong_is_refused_from_python_too(terminal):
 
 def test_the_lock_of_an_entry_is_released(terminal):
     task = terminal.app.tasks["report"]
-    key = task._plan().key_of(task, (), {})
+    (key,) = task._plan().keys_of(task, (), {})
     terminal.store.locks.acquire(key, holder="a", ttl=30, description="w1")
     (freed,) = schedules_of(terminal.app)["minute"].release()
     assert (freed.key, freed.description) == (key, "w1")

@@ -124,3 +124,16 @@ def test_what_nest_schedule_calls_its_decorators_makes_tasks_and_entries():
     }
     assert app.tasks["sync"].lock_ttl == 60
     app.close()
+
+
+def test_a_run_that_needs_several_keys_has_all_or_none(server):
+    scope = docs.run("how-to/several-keys.md", url=server.url)
+    app = scope["app"]
+    assert scope["transfer"].apply((2, 1, 5)).get() == "5 from 2 to 1, under ['account:1', 'account:2']"
+    assert scope["pack"].apply(({"articles": [7, 8]},)).get() == 2
+    assert scope["audit"]() == "the two are at rest"
+    with Lock("account:1", app=app):
+        assert scope["transfer"].apply((2, 1, 5)).state == "REVOKED"
+    with Lock("article:8", app=app):
+        assert scope["pack"].apply(({"articles": [7, 8]},)).state == "REVOKED"
+    app.close()

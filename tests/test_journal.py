@@ -358,6 +358,7 @@ def test_what_is_written_is_read_again():
         **dict.fromkeys(("late", "duration_ms", "acquire_ms", "release_ms"), 1.5),
         **dict.fromkeys(("due", "last_due"), "2026-11-28T05:00:00.123000+00:00"),
         "taken_over": True,
+        "lock_keys": ("x", "y"),
     }
     record = read_record(stored(encode("task_succeeded", values, 0.5)))
     assert record.at == datetime.fromtimestamp(1_800_000_000, timezone.utc)

@@ -22,12 +22,13 @@ from hypothesis import strategies as st
 
 from celery_lockbeat import ConfigurationError, LockedTask, TaskSkipped, current_lock
 from celery_lockbeat.options import LockOptions
-from celery_lockbeat.tasks.keys import bound_key
+from celery_lockbeat.tasks.keys import bound_keys
 from celery_lockbeat.tasks.keytext import text_of  # noqa: F401  for another process
 
 
 def key(template, *args, **kwargs):
-    return bound_key(LockOptions(key=template), lambda x, y=None: None, owner="it")(None, args, kwargs)
+    (key,) = bound_keys(LockOptions(key=template), lambda x, y=None: None, owner="it")(None, args, kwargs)
+    return key
 
 
 class Color(enum.Enum):

@@ -13,7 +13,7 @@ from celery.exceptions import ImproperlyConfigured
 
 from celery_lockbeat import ConfigurationError, Lock, LockedScheduler, LockedTask
 from celery_lockbeat.options import AppOptions, LockOptions
-from celery_lockbeat.tasks.keys import bound_key
+from celery_lockbeat.tasks.keys import bound_keys
 
 
 def an_app(**settings) -> Celery:
@@ -178,25 +178,25 @@ def test_a_key_is_made_of_the_calls_arguments(key, expected):
 
     task = a_task(lock_key=key)
     plan = LockPlan(task, task.app)
-    assert plan.key_of(task, (7,), {}) == expected
-    assert plan.key_of(task, (), {"customer_id": 7}) == expected
+    assert plan.keys_of(task, (7,), {}) == (expected,)
+    assert plan.keys_of(task, (), {"customer_id": 7}) == (expected,)
 
 
 @pytest.mark.parametrize(
     ("args", "kwargs"), [((7, "tue"), {}), ((7,), {"day": "tue"}), ((), {"day": "tue", "customer_id": 7})]
 )
 def test_a_key_is_the_same_however_the_arguments_are_given(args, kwargs):
-    key_of = bound_key(LockOptions(key="{customer_id}:{day}"), lambda customer_id, day="mon": None, owner="it")
-    assert key_of(None, args, kwargs) == "7:tue"
+    keys_of = bound_keys(LockOptions(key="{customer_id}:{day}"), lambda customer_id, day="mon": None, owner="it")
+    assert keys_of(None, args, kwargs) == ("7:tue",)
 
 
 @pytest.mark.parametrize(
     ("args", "kwargs"), [((), {}), ((7, "tue", 9), {}), ((7,), {"customer_id": 8}), ((7,), {"month": 8})]
 )
 def test_a_call_that_the_task_does_not_take_has_no_key(args, kwargs):
-    key_of = bound_key(LockOptions(key="{customer_id}"), lambda customer_id, day="mon": None, owner="it")
+    keys_of = bound_keys(LockOptions(key="{customer_id}"), lambda customer_id, day="mon": None, owner="it")
     with pytest.raises(TypeError):
-        key_of(None, args, kwargs)
+        keys_of(None, args, kwargs)
 
 
 def test_a_task_of_any_keywords_takes_any_placeholder():

@@ -19,7 +19,7 @@ class Recorder:
     """A lock as far as the renewer knows one: due every ``every`` seconds, and a list of what it was told."""
 
     def __init__(self, time: Time, key: str = "key", *, ttl: float = 30.0, every: float = 10.0) -> None:
-        self.lease = Lease(key, "holder", None, 1)
+        self.leases = [Lease(each, "holder", None, 1) for each in key.split()]
         self.ttl = self.attempt = ttl
         self.auto_extend = True
         self.next_action: float | None = time.now + every

@@ -117,7 +117,8 @@ def _why(tick: Tick, app: Any) -> str | None:
     if last is None:
         return tick.why
     if last.holder is not None and last.status == "skipped":
-        return f"{last.reason}: {last.holder}"
+        which = "" if last.held_key is None else f"{last.held_key} by "
+        return f"{last.reason}: {which}{last.holder}"
     several = f"attempt {len(tick.attempts)}" if len(tick.attempts) > 1 and last is tick.attempts[-1] else None
     lost = "lost its lock" if last.lost_at is not None else None
     return ", ".join(each for each in (tick.reason, several, lost) if each)

@@ -371,7 +371,7 @@ class ScheduledEntry:
     # -- its lock ------------------------------------------------------------------------------------------------------
 
     def release(self, *, who: str | None = None) -> list[LiveLock]:
-        """Free the lock that its runs take, whoever holds it, and return what was freed.
+        """Free the lock that its runs take, each key of it, whoever holds it, and return what was freed.
 
         A run that is still going on under it goes on until it ends or learns that its lock is lost.
         """
@@ -379,8 +379,8 @@ class ScheduledEntry:
         task = None if definition is None else self._acts.app.tasks.get(definition.task)
         if definition is None or not isinstance(task, LockedTask):
             raise LockbeatError(f"the task of {self.name!r} is no LockedTask that this process knows")
-        key = task._plan().key_of(task, tuple(definition.args), dict(definition.kwargs))
-        return [lock for _, lock in free_lock(self._acts.app, key, who=who)]
+        keys = task._plan().keys_of(task, tuple(definition.args), dict(definition.kwargs))
+        return [lock for key in keys for _, lock in free_lock(self._acts.app, key, who=who)]
 
     @property
     def _app_name(self) -> str:

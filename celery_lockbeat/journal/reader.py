@@ -49,7 +49,7 @@ def read(
         wanted = (
             (entry is None or record.entry == entry)
             and (task is None or record.task_name == task)
-            and (key is None or record.lock_key == key)
+            and (key is None or key == record.lock_key or key in (record.lock_keys or ()))
             and (status is None or record.status == status)
             and (since is None or record.at >= since)
             and (until is None or record.at <= until)

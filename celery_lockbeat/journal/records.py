@@ -43,6 +43,8 @@ WRITTEN_AS: Final[Mapping[str, str]] = {
     "hostname": "host",
     "pid": "pid",
     "lock_key": "key",
+    "lock_keys": "keys",
+    "held_key": "held",
     "token": "token",
     "driver": "driver",
     "reason": "why",
@@ -99,6 +101,10 @@ class Record:
     hostname: str | None = None
     pid: int | None = None
     lock_key: str | None = None
+    #: where there are several; ``lock_key`` is all of them in one text
+    lock_keys: tuple[str, ...] | None = None
+    #: of several the one that was another's
+    held_key: str | None = None
     token: int | None = None
     driver: str | None = None
     reason: str | None = None
@@ -183,8 +189,10 @@ def encode(event: str, fields: Mapping[str, Any], ago: float) -> str:
             continue
         if written in _TIMES and isinstance(value, str):
             told[written] = _epoch(value)
-        elif isinstance(value, str) and len(value) > LONGEST:
-            told[written] = value[: LONGEST - 3] + "..."
+        elif isinstance(value, str):
+            told[written] = _cut(value)
+        elif written == "keys":
+            told[written] = [_cut(each) for each in value]
         else:
             told[written] = value
     told["ago"] = round(ago, 3)
@@ -212,7 +220,11 @@ def encode_published(
 
 
 def _quoted(text: str) -> str:
-    return encode_basestring_ascii(text if len(text) <= LONGEST else text[: LONGEST - 3] + "...")
+    return encode_basestring_ascii(_cut(text))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
 
 def read_record(stored: StoredRecord) -> Record:
@@ -247,6 +259,10 @@ def _is_number(value: Any) -> bool:
 
 def _text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
+
+
+def _texts(value: Any) -> tuple[str, ...] | None:
+    return tuple(value) if isinstance(value, list) and all(isinstance(each, str) for each in value) else None
 
 
 def _number(value: Any) -> float | None:
@@ -285,4 +301,5 @@ _READ: Final[Mapping[str, Callable[[Any], Any]]] = {
     **dict.fromkeys(("run", "pid", "token", "n", "sig"), _whole),
     **dict.fromkeys(("due", "last"), _time),
     "over": _flag,
+    "keys": _texts,
 }

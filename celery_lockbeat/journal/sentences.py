@@ -97,7 +97,7 @@ def _skipped(last: Attempt, due: datetime | None, others: Iterable[Tick], write:
         return f"{said}: {last.reason or 'nobody has recorded why'}"
     since = holder_since(last, others)
     held = f", since {write.clock(since, due)}" if since is not None else ""
-    return f"{said}: its lock {last.lock_key!r} was held by {last.holder or 'another run'}{held}"
+    return f"{said}: its lock {last.held_key or last.lock_key!r} was held by {last.holder or 'another run'}{held}"
 
 
 def _ran(last: Attempt, tick: Tick, write: Writing) -> str:
@@ -130,7 +130,7 @@ def holder_since(skipped: Attempt, others: Iterable[Tick]) -> datetime | None:
         if (
             match is None
             or attempt.task_id != match[1]
-            or attempt.lock_key != skipped.lock_key
+            or (skipped.held_key or skipped.lock_key) not in (attempt.lock_keys or (attempt.lock_key,))
             or attempt.token is None
         ):
             continue

@@ -62,6 +62,8 @@ class Attempt:
     holder: str | None = None
     error: str | None = None
     lock_key: str | None = None
+    lock_keys: tuple[str, ...] | None = None
+    held_key: str | None = None
     token: int | None = None
     driver: str | None = None
     signal: int | None = None
@@ -157,7 +159,7 @@ class Tick:
     def fields(self) -> dict[str, Any]:
         """Return what applies, as JSON can write it: times in ISO 8601, durations in seconds."""
         last = self.last
-        told = {
+        told: dict[str, Any] = {
             "entry": self.entry,
             "task_name": self.task_name,
             "task_id": self.task_id,
@@ -183,6 +185,8 @@ class Tick:
                 "worker": last.worker,
                 "holder": last.holder,
                 "lock_key": last.lock_key,
+                "lock_keys": last.lock_keys and list(last.lock_keys),
+                "held_key": last.held_key,
                 "token": last.token,
                 "lock_lost": last.lost_at,
                 "signal": last.signal,
@@ -293,7 +297,7 @@ class _Join:
         started = record.started
         if started is not None and (attempt.started is None or record.event == "task_started"):
             attempt.started = started
-        for name in ("lock_key", "token", "driver", "holder", "signal"):
+        for name in ("lock_key", "lock_keys", "held_key", "token", "driver", "holder", "signal"):
             value = getattr(record, name)
             if value is not None:
                 setattr(attempt, name, value)

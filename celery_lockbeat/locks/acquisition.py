@@ -1,4 +1,4 @@
-"""Asking a store for a key, from the first question until the store has nothing of ours any more.
+"""Asking a store for a key, or for several, from the first question until the store has nothing of ours any more.
 
 Promises: what the store may have of ours is never forgotten: from before it is asked until it is known to have nothing, a pool's
 parent knows of it (``child.py``); what the store could not be asked at once it is asked later, by the renewing thread, for as long
@@ -8,8 +8,8 @@ as it matters. So a key that we have without having heard so is freed, too.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
 
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import StoreRefused, StoreUnavailable, UnreadableKey
@@ -17,7 +17,7 @@ from celery_lockbeat.locks.child import Note, page
 from celery_lockbeat.locks.lease import OwnLease
 from celery_lockbeat.locks.renewal import Renewer, renewer_of
 from celery_lockbeat.observe.events import Story, new_id
-from celery_lockbeat.options import LockOptions, written
+from celery_lockbeat.options import LockOptions, shown_keys, written
 from celery_lockbeat.process import stopping, this_process
 from celery_lockbeat.stores import Finished, Held, Lease, Place, Reservation, Store, Stores, Waiting
 
@@ -37,10 +37,10 @@ class Asker(NamedTuple):
 
 
 class Acquisition:
-    """The asking for one key, by process ``pid``, and what its store may have of ours."""
+    """The asking for ``keys``, all or none, by process ``pid``, and what its store may have of ours."""
 
-    #: what was granted last, whether or not it came in time
-    lease: Lease | None = None
+    #: what was granted last, of each key, whether or not it came in time
+    leases: Sequence[Lease] = ()
     renewer: Renewer
     #: what the store may have had once is being freed there
     abandoned = False
@@ -53,9 +53,11 @@ class Acquisition:
     #: the place in line that is asked for where the key is held
     place: Place | None = None
 
-    def __init__(self, key: str, options: LockOptions, stores: Stores, story: Story, asker: Asker, *, pid: int) -> None:
+    def __init__(
+        self, keys: Sequence[str], options: LockOptions, stores: Stores, story: Story, asker: Asker, *, pid: int
+    ) -> None:
         self.store, self._fallback = stores.choose(options.driver, options.connection)
-        self._key = key
+        self._keys = keys
         self._options = options
         self._story = story
         self._asker = asker
@@ -92,9 +94,8 @@ class Acquisition:
         if self.note is None or self._pid != this_process.pid:
             return
         self.abandoned = True
-        key, holder = self._key, self._story.execution_id
-        until = monotonic() + self._options.ttl
-        self.ask_later(lambda store: store.locks.free(key, holder=holder), until=until)
+        asked, until = self._asked_for(), monotonic() + self._options.ttl
+        self.ask_later(lambda store: [store.locks.free(key, holder=holder) for key, holder in asked], until=until)
 
     def _ask_or_fall_back(self) -> OwnLease | Held | Finished | Waiting:
         try:
@@ -110,11 +111,11 @@ class Acquisition:
             return self._ask()
 
     def _ask(self) -> OwnLease | Held | Finished | Waiting:
-        options, asker, holder = self._options, self._asker, self._story.execution_id
+        options = self._options
         note = self.note
         if note is None:
             what = self._story.journaled_fields() if page() is not None else ()
-            note = Note(holder, self._key, self.store.driver, options.connection, options.ttl, what)
+            note = Note(self._asked_for(), self.store.driver, options.connection, options.ttl, what)
             self.renewer = renewer_of(self.store)
             self.note = note
             # before it is asked for: a child may be killed before it hears that it was granted
@@ -122,23 +123,34 @@ class Acquisition:
         for _ in range(LATE_ANSWERS):
             started = monotonic()
             self.attempts += 1
-            answer = self.store.locks.acquire(
-                self._key,
-                holder=holder,
-                ttl=options.ttl,
-                run=asker.run,
-                task=asker.task,
-                description=asker.description,
-                limit=options.limit,
-                reservation=asker.reservation,
-                place=self.place,
-            )
-            if not isinstance(answer, Lease):
+            answer = self._take()
+            if not isinstance(answer, list):
                 return answer
-            self.lease = answer
+            self.leases = answer
             own = OwnLease(answer, started, options, self._story, note, self._pid)
             if own.trusted:
                 return own
         raise StoreUnavailable(
-            f"the store answers more slowly than the ttl of {written(options.ttl)} s of lock {self._key!r}"
+            f"the store answers more slowly than the ttl of {written(options.ttl)} s of lock {shown_keys(self._keys)!r}"
         )
+
+    def _asked_for(self) -> list[tuple[str, str]]:
+        """Return each key, and the name of its holder: parents know their children's by that (``page.py``), so no two are the same."""
+        name = self._story.execution_id
+        return [(key, f"{name}.{count}" if count else name) for count, key in enumerate(self._keys)]
+
+    def _take(self) -> list[Lease] | Held | Finished | Waiting:
+        options, asker = self._options, self._asker
+        wanted: dict[str, Any] = {
+            "ttl": options.ttl,
+            "run": asker.run,
+            "task": asker.task,
+            "description": asker.description,
+            "limit": options.limit,
+            "reservation": asker.reservation,
+            "place": self.place,
+        }
+        if len(self._keys) > 1:
+            return self.store.locks.acquire_all(self._asked_for(), **wanted)
+        answer = self.store.locks.acquire(self._keys[0], holder=self._story.execution_id, **wanted)
+        return [answer] if isinstance(answer, Lease) else answer

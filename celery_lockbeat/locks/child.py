@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 
 from celery_lockbeat.locks.page import Hold, Page
+from celery_lockbeat.stores import Lease
 
 __all__ = ["Note", "become", "orphaned", "page"]
 
@@ -35,22 +37,20 @@ def orphaned() -> bool:
 
 
 class Note:
-    """What is on the page of one lock in one store, under the name of its ``holder``."""
+    """What is on the page of one hold in one store: of each of its ``keys``, under the name of that key's holder."""
 
-    __slots__ = ("_connection", "_driver", "_what", "holder", "key", "ttl")
+    __slots__ = ("_connection", "_driver", "_keys", "_what", "ttl")
 
     def __init__(
         self,
-        holder: str,
-        key: str,
+        keys: Sequence[tuple[str, str]],
         driver: str,
         connection: str,
         ttl: float,
         what: tuple[tuple[str, str], ...] = (),
     ) -> None:
-        self.holder = holder
-        self.key = key
         self.ttl = ttl
+        self._keys = keys
         self._what = what
         self._driver = driver
         self._connection = connection
@@ -59,25 +59,36 @@ class Note:
         """The store may have it, and nobody is to renew it."""
         if _page is None:
             return
-        if self._driver == "memory":  # where the kernel tells who is dead
-            _page.drop(self.holder, self._driver)
-        else:
-            _page.put(self.holder, Hold(self.key, self._driver, self._connection, self.ttl))
+        for key, holder in self._keys:
+            if self._driver == "memory":  # where the kernel tells who is dead
+                _page.drop(holder, self._driver)
+            else:
+                _page.put(holder, Hold(key, self._driver, self._connection, self.ttl))
 
-    def renewed(self, token: int, since: float, patience: float, until: float = math.inf) -> None:
-        """It is held, by a lease that was asked for at ``since``; the parent is to renew it after ``patience`` seconds.
+    def renewed(self, leases: Sequence[Lease], since: float, patience: float, until: float = math.inf) -> None:
+        """It is held, by leases that were asked for at ``since``; the parent is to renew them after ``patience`` seconds.
 
-        Nobody is to renew it from ``until`` on.
+        Nobody is to renew them from ``until`` on.
         """
-        if _page is not None:
-            hold = Hold(self.key, self._driver, self._connection, self.ttl, token, since, patience, self._what, until)
-            _page.put(self.holder, hold)
+        if _page is None:
+            return
+        # of all keys the first one tells what they are held for
+        what = self._what
+        for lease in leases:
+            hold = Hold(lease.key, self._driver, self._connection, self.ttl, lease.token, since, patience, what, until)
+            _page.put(lease.holder, hold)
+            what = ()
 
     def forget(self) -> None:
         """The store has nothing of it any more."""
         if _page is not None:
-            _page.drop(self.holder, self._driver)
+            for _, holder in self._keys:
+                _page.drop(holder, self._driver)
 
-    def kept_since(self, token: int) -> float | None:
-        """When the parent asked for the last lease that it was granted in our place; None: for none."""
-        return None if _page is None else _page.kept_since(self.holder, self._driver, token)
+    def kept_since(self, leases: Sequence[Lease]) -> float | None:
+        """When the parent asked for the last leases that it was granted in our place, of all keys; None: for none."""
+        if _page is None:
+            return None
+        since = [_page.kept_since(lease.holder, self._driver, lease.token) for lease in leases]
+        known = [each for each in since if each is not None]
+        return min(known) if len(known) == len(since) else None

@@ -102,7 +102,8 @@ class Deaths:
             streak = what.pop("streak", "")
             said = _reports.pop(what.get("task_id", ""), End())
             end = End(said.signal or death.end.signal, said.reason or death.end.reason or "its process has died")
-            fields = {**what, "lock_key": hold.key, "token": hold.token, "driver": hold.driver, "pid": death.pid}
+            # of several keys what it is held for has them all
+            fields = {"lock_key": hold.key, **what, "token": hold.token, "driver": hold.driver, "pid": death.pid}
             own = {"signal": end.signal, "reason": end.reason}
             journal_of(self._app).put("task_died", fields, own, execution_id, at=death.at)
             if said.failed and streak:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import threading
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from celery_lockbeat.clock import monotonic
@@ -38,7 +39,10 @@ class Asked:
 
 
 class OwnLease:
-    """A lease that ``started``, asked for by process ``pid``. It does not know its lock, which ends it by being dropped."""
+    """A lease that ``started``, asked for by process ``pid``; of several keys one of each, which live and end as one.
+
+    It does not know its lock, which ends it by being dropped.
+    """
 
     state = "held"  # -> lost | released
     #: when to extend it next, or to notice that it has run out, on the local clock; None: no more
@@ -61,8 +65,10 @@ class OwnLease:
     #: what became of an extension that was asked for beside those that come by themselves; None: there is none
     _asked: Asked | None = None
 
-    def __init__(self, lease: Lease, started: float, options: LockOptions, story: Story, note: Note, pid: int) -> None:
-        self.lease: Final = lease
+    def __init__(
+        self, leases: Sequence[Lease], started: float, options: LockOptions, story: Story, note: Note, pid: int
+    ) -> None:
+        self.leases: Final = leases
         self._acquired_at = started
         self.ttl = options.ttl
         #: the shortest ttl that it has had: the parent may have extended it by that
@@ -110,7 +116,7 @@ class OwnLease:
         until = max(self._trusted_until, self._kept_until)
         if self._ran_out or monotonic() < until:
             return until
-        since = self._note.kept_since(self.lease.token)
+        since = self._note.kept_since(self.leases)
         if since is not None:
             self._kept_until = min(since + self._shortest_ttl * (1 - MARGIN), self._held_until)
             until = max(until, self._kept_until)
@@ -144,12 +150,12 @@ class OwnLease:
             return
         if self._suffices and self._options.auto_extend:
             self.next_action = self._trusted_until
-            self._note.renewed(self.lease.token, started, math.inf)
+            self._note.renewed(self.leases, started, math.inf)
         elif not self.auto_extend:
             self.next_action = self._trusted_until
         else:
             self.next_action = min(started + self._options.extends_every, self._trusted_until)
-            self._note.renewed(self.lease.token, started, self._options.patience, self._held_until)
+            self._note.renewed(self.leases, started, self._options.patience, self._held_until)
 
     # -- what the renewer finds out ------------------------------------------------------------------------------------
 
@@ -184,7 +190,7 @@ class OwnLease:
                 # this process is not late, but its store: the parent need not try as well, unless we miss the next try
                 since = until - self.ttl * (1 - MARGIN)
                 patience = self.next_action + (until - now) / 4 - since
-                self._note.renewed(self.lease.token, since, patience, self._held_until)
+                self._note.renewed(self.leases, since, patience, self._held_until)
         if first:
             self._story.later("lock_extend_failed", error_name=type(error).__name__, error_message=str(error))
 

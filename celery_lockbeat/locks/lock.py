@@ -1,4 +1,4 @@
-"""Lock: one hold of one key, from the first time that it is asked for to its end.
+"""Lock: one hold of one key, or of several, from the first time that it is asked for to its end.
 
 Promises: of a key that we have, or may have without having heard so, nothing is left behind, whatever strikes in between:
 what cannot be released is freed, and where the store does not answer, its lease runs out. What becomes of a lease while
@@ -16,6 +16,7 @@ import sys
 import time
 import weakref
 from asyncio import CancelledError, current_task
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -33,7 +34,7 @@ from celery_lockbeat.locks.acquisition import Acquisition, Asker
 from celery_lockbeat.locks.lease import OwnLease
 from celery_lockbeat.locks.scope import Scope, innermost
 from celery_lockbeat.observe.events import Story
-from celery_lockbeat.options import LOCK_NAMES, LockKeywords, LockOptions, check_key, written
+from celery_lockbeat.options import LOCK_NAMES, LockKeywords, LockOptions, check_key, check_keys, shown_keys, written
 from celery_lockbeat.process import this_process
 from celery_lockbeat.stores import Finished, Held, Lease, Place, Store, Stores, Waiting, stores_of
 from celery_lockbeat.threads import off_the_loop
@@ -57,7 +58,7 @@ def current_lock() -> Lock | None:
 
 
 class Lock:
-    """Hold ``key`` during a ``with`` block, over all threads, processes and hosts that share its store.
+    """Hold ``key``, or each key of a list, during a ``with`` block, over all threads, processes and hosts that share its store.
 
     >>> with Lock("nightly", app=app, ttl=60) as lock:  # doctest: +SKIP
     ...     export(fence=lock.token)
@@ -76,32 +77,37 @@ class Lock:
     #: seconds for which its end is remembered at least
     remembered_at_least = 0.0
 
-    def __init__(self, key: str, *, app: Any = None, **options: Unpack[LockKeywords]) -> None:
+    def __init__(self, key: str | Iterable[str], *, app: Any = None, **options: Unpack[LockKeywords]) -> None:
         app = app or current_app
-        check_key("the key of Lock", key)
+        keys = check_keys("the key of Lock", key)
+        key = shown_keys(keys)
         resolved = LockOptions.read(app.conf, options, owner=f"Lock({key!r})", without=_OF_TASKS_ONLY)
         # a weak reference: once nobody has the lock any more it is not renewed, without waiting for a garbage collection
         story = Story(weakref.ref(self), resolved.logging, journal_of(app), kind=None)
         stores = stores_of(app)
         stores.options.check_timeouts(resolved, owner=f"Lock({key!r})")
-        self._prepare(key, resolved, stores, story, Asker(f"{socket.gethostname()} {this_process.pid}"))
+        self._prepare(keys, resolved, stores, story, Asker(f"{socket.gethostname()} {this_process.pid}"))
 
     @classmethod
-    def of_run(cls, key: str, options: LockOptions, stores: Stores, story: Story, asker: Asker) -> Self:
+    def of_run(cls, keys: tuple[str, ...], options: LockOptions, stores: Stores, story: Story, asker: Asker) -> Self:
         """Make the lock of a task's attempt (see ``tasks/run.py``)."""
         lock = cls.__new__(cls)
-        lock._prepare(key, options, stores, story, asker)
+        lock._prepare(keys, options, stores, story, asker)
         return lock
 
-    def _prepare(self, key: str, options: LockOptions, stores: Stores, story: Story, asker: Asker) -> None:
-        self.key = key
+    def _prepare(self, keys: tuple[str, ...], options: LockOptions, stores: Stores, story: Story, asker: Asker) -> None:
+        #: all that it holds, sorted; and the same in one text
+        self.keys = keys
+        self.key = shown_keys(keys)
         self.ttl = options.ttl
         self._options = options
         self._story = story
         self._pid = this_process.pid
-        self._acquisition = Acquisition(key, options, stores, story, asker, pid=self._pid)
+        self._acquisition = Acquisition(keys, options, stores, story, asker, pid=self._pid)
         driver = self._store.driver
-        story.fields.update(lock_key=key, ttl=options.ttl, connection=options.connection, driver=driver)
+        story.fields.update(lock_key=self.key, ttl=options.ttl, connection=options.connection, driver=driver)
+        if len(keys) > 1:
+            story.fields["lock_keys"] = keys
 
     # -- what anybody asks ---------------------------------------------------------------------------------------------
 
@@ -124,16 +130,25 @@ class Lock:
 
     @property
     def token(self) -> int:
-        """The fencing token: greater than that of every earlier holder of this key. Raises LockLost if never held."""
-        lease = self.lease
-        if lease is None:
+        """The fencing token: greater than that of every earlier holder of this key. Raises LockLost if never held.
+
+        Of several keys the greatest: greater than that of every earlier holder of the same keys. See :attr:`tokens`.
+        """
+        return max(self.tokens.values())
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """The fencing token of each key: greater than that of every earlier holder of that key. Raises LockLost if never held."""
+        leases = self._acquisition.leases
+        if not leases:
             raise LockLost(f"lock {self.key!r} was never held")
-        return lease.token
+        return {lease.key: lease.token for lease in leases}
 
     @property
     def lease(self) -> Lease | None:
-        """What the store has granted last; None: nothing yet."""
-        return self._acquisition.lease
+        """What the store has granted last, of several keys of the first; None: nothing yet."""
+        leases = self._acquisition.leases
+        return leases[0] if leases else None
 
     @property
     def held(self) -> bool:
@@ -228,8 +243,9 @@ class Lock:
             self._fail_if_lost(exc)
 
     def _not_acquired(self) -> LockNotAcquired:
-        holder = self.refusal.description if isinstance(self.refusal, Held) else None
-        return LockNotAcquired(f"lock {self.key!r} is held by {holder}", key=self.key, holder=holder)
+        refusal = self.refusal
+        holder, key = (refusal.description, refusal.key) if isinstance(refusal, Held) else (None, "")
+        return LockNotAcquired(f"lock {key or self.key!r} is held by {holder}", key=key or self.key, holder=holder)
 
     def _fail_if_lost(self, exc: BaseException | None) -> None:
         if exc is None and self._options.on_lost != "warn" and self._pid == this_process.pid:
@@ -283,7 +299,7 @@ class Lock:
                 self._acquisition.settle()
                 return answer
             self._own = answer
-            self._story.fields["token"] = answer.lease.token
+            self._story.fields["token"] = max([lease.token for lease in answer.leases])
             self._acquisition.renewer.add(answer)
         except BaseException:
             # It may have been granted all the same: the answer was lost, or an exception from outside came in between.
@@ -349,10 +365,14 @@ class Lock:
         return self._release(own, hold_for, remember_for, task)
 
     def _release(self, own: OwnLease, hold_for: float, remember_for: float, task: bool) -> bool:
-        lease = own.lease
+        first, *others = own.leases
 
         def release(store: Store) -> bool:
-            return store.locks.release(lease, hold_for=hold_for, remember_for=remember_for, task=task)
+            if others:
+                return store.locks.release_all(
+                    (first, *others), hold_for=hold_for, remember_for=remember_for, task=task
+                )
+            return store.locks.release(first, hold_for=hold_for, remember_for=remember_for, task=task)
 
         try:
             released = release(self._store)

@@ -16,7 +16,7 @@ import os
 import threading
 import traceback
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Protocol
 
 from celery_lockbeat import threads
@@ -49,8 +49,8 @@ class Renewable(Protocol):
         """Whether the next action is an extension, or just to notice that the lease has run out."""
 
     @property
-    def lease(self) -> Lease:
-        """What the store has granted."""
+    def leases(self) -> Sequence[Lease]:
+        """What the store has granted, of each of its keys."""
 
     @property
     def attempt(self) -> float:
@@ -262,24 +262,28 @@ class Renewer:
         store = self._twin or self._home()
         if store is None:  # not while somebody holds a lock in it
             return
-        batch = [(lock, lock.lease, lock.ttl) for lock in due if lock.auto_extend and lock.next_action is not None]
+        batch = [(lock, lock.leases, lock.ttl) for lock in due if lock.auto_extend and lock.next_action is not None]
         if not batch:
             return
         started = self._clock()
         try:
             with self._watched([lock for lock, _, _ in batch]):
                 within = min(lock.attempt for lock, _, _ in batch)
-                answers = store.locks.extend([(lease, ttl) for _, lease, ttl in batch], within=within)
+                wanted = [(lease, ttl) for _, leases, ttl in batch for lease in leases]
+                answers = iter(store.locks.extend(wanted, within=within))
         except StoreUnavailable as exc:
             self._fail([lock for lock, _, _ in batch], started, exc)
             return
-        for (lock, _, ttl), extended in zip(batch, answers, strict=True):
-            if isinstance(extended, StoreUnavailable):
-                lock.extend_failed(started, extended, RETRY_EVERY)
-            elif extended:
-                lock.extended(started, ttl)
-            else:
+        for lock, leases, ttl in batch:
+            extended = [next(answers) for _ in leases]
+            error = next((each for each in extended if isinstance(each, StoreUnavailable)), None)
+            if False in extended:
+                # who has lost one of its keys has lost all
                 lock.extend_refused()
+            elif error is not None:
+                lock.extend_failed(started, error, RETRY_EVERY)
+            else:
+                lock.extended(started, ttl)
 
     @contextlib.contextmanager
     def _watched(self, locks: list[Renewable]) -> Iterator[None]:

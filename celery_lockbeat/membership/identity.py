@@ -89,7 +89,7 @@ def locks_of_tasks(app: Any) -> dict[str, str]:
 def _key_of(key: Any, name: str) -> str:
     if callable(key):
         return f"by {getattr(key, '__module__', '?')}.{getattr(key, '__qualname__', type(key).__qualname__)}"
-    return ascii(name if key is None else key)
+    return ascii(name if key is None else sorted(key) if isinstance(key, tuple) else key)
 
 
 def digest_of(mapping: Mapping[str, str]) -> str:

@@ -115,7 +115,8 @@ class Story:
         """Return who the run is, for whoever writes in its place that its process has died."""
         if self._journal is None or not self.fields.get("task_name"):
             return ()
-        who = [(name, str(self.fields[name])) for name in _WHO if self.fields.get(name) is not None]
+        names = (*_WHO, "lock_key") if self.fields.get("lock_keys") else _WHO
+        who = [(name, str(self.fields[name])) for name in names if self.fields.get(name) is not None]
         return (*who, ("streak", self.streak)) if self.streak else tuple(who)
 
     def flush(self) -> None:

@@ -75,7 +75,8 @@ def _why_skipped(fields: Fields) -> str:
     if reason == "superseded":
         return "a later one has taken its place in line"
     why = {"waited": "it has waited for too long, ", "queued": "others wait, "}.get(str(reason), "")
-    return f"{why}held by " + _short(fields)
+    which = f"{fields['held_key']} " if fields.get("held_key") else ""
+    return f"{why}{which}held by " + _short(fields)
 
 
 def _short(fields: Fields) -> str:

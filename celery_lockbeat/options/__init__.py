@@ -14,8 +14,10 @@ from celery_lockbeat.options.lock import (
     LockKeywords,
     LockOptions,
     check_key,
+    check_keys,
     check_options,
     check_unprefixed,
+    shown_keys,
 )
 from celery_lockbeat.options.refusals import refusal, spelling, unit, written
 from celery_lockbeat.options.rules import LONGEST
@@ -32,9 +34,11 @@ __all__ = [
     "LockKeywords",
     "LockOptions",
     "check_key",
+    "check_keys",
     "check_options",
     "check_unprefixed",
     "refusal",
+    "shown_keys",
     "spelling",
     "timeouts",
     "unit",

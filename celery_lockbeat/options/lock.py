@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from string import Formatter
 from typing import Any, Final, Literal, TypedDict
@@ -21,8 +21,10 @@ __all__ = [
     "LockKeywords",
     "LockOptions",
     "check_key",
+    "check_keys",
     "check_options",
     "check_unprefixed",
+    "shown_keys",
 ]
 
 TASK_PREFIX: Final = "lock_"
@@ -48,6 +50,9 @@ DELIVERS_AGAIN: Final = {
     "pyamqp": 1800.0,
 }
 
+#: As many keys one run may have: each costs the store as much as a run of one key.
+KEYS_AT_MOST: Final = 100
+
 #: What has a run wait whose key is held, and who waits then, for the store.
 WAITS: Final = {"wait": "all", "wait_one": "one", "wait_latest": "latest"}
 
@@ -64,7 +69,7 @@ class LockOptions:
     """How one task, or one :class:`~celery_lockbeat.Lock`, takes its lock. Durations are seconds."""
 
     enabled: bool = True
-    key: str | Callable[..., str] | None = None
+    key: str | tuple[str, ...] | Callable[..., str | Iterable[str]] | None = None
     driver: str = "auto"
     connection: str = "default"
     ttl: float = 30.0
@@ -229,11 +234,37 @@ def check_key(setting: str, key: Any) -> str:
     return key
 
 
+def check_keys(setting: str, keys: Any) -> tuple[str, ...]:
+    """Return keys that can be locked, sorted and each once, of one key or of several. Raises ConfigurationError."""
+    if isinstance(keys, str):
+        return (check_key(setting, keys),)
+    found = set(keys) if isinstance(keys, (list, tuple, set, frozenset)) and all(map(_is_text, keys)) else set()
+    if not 0 < len(found) <= KEYS_AT_MOST:
+        raise refusal(setting, keys, f"a non-empty string, or a list of 1 to {KEYS_AT_MOST} of them")
+    return tuple(sorted(found))
+
+
+def shown_keys(keys: Sequence[str]) -> str:
+    """Write the keys of one hold in one text."""
+    return ", ".join(keys)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
 def _key(setting: str, value: Any) -> Any:
     if callable(value):
         return value
-    if not isinstance(value, str) or not value:
-        raise refusal(setting, value, "a non-empty string, or a callable of the task's arguments")
+    if isinstance(value, (list, tuple)) and 0 < len(value) <= KEYS_AT_MOST and all(map(_is_text, value)):
+        return tuple(_template(setting, each) for each in value)
+    if not _is_text(value):
+        several = f"a list of 1 to {KEYS_AT_MOST} of them"
+        raise refusal(setting, value, f"a non-empty string, {several}, or a callable of the task's arguments")
+    return _template(setting, value)
+
+
+def _template(setting: str, value: str) -> str:
     try:
         list(Formatter().parse(value))
     except ValueError as exc:

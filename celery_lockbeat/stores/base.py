@@ -5,6 +5,7 @@ They share a client. Promises, each a test in ``test_contract.py``, ``test_beat_
 
 - each operation is atomic, and at most one lease per key is live at any moment of the store's own clock, or as many as those
   who ask for it agree on (``limit``);
+- of several keys that are asked for at once one has all, or none;
 - tokens only grow per key: after expiry, after a release, and after the store has forgotten the key;
 - only the lease that was granted can be extended or released, and only while it is live;
 - of all messages of a task for one key one is reserved, and what is reserved only its own message ends, or its time;
@@ -21,7 +22,7 @@ import abc
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any, ClassVar, Final, NamedTuple
 
@@ -73,6 +74,7 @@ __all__ = [
     "Waiter",
     "Waiting",
     "is_request",
+    "of_key",
     "request_key",
 ]
 
@@ -159,7 +161,7 @@ class Held:
     ``same_run``: the other holder executes the very run that was asked for (a redelivered copy of its message).
     ``description`` is what that holder says of itself, ``run`` what it executes ("" for none, and once released).
     ``why`` there is no place in line either, for who has asked for one: "waited" for as long as it would, "queued" behind
-    the one that may wait, "full", or "superseded" by one that came later.
+    the one that may wait, "full", or "superseded" by one that came later. ``key``: of several that were asked for, this one.
     """
 
     description: str
@@ -167,6 +169,7 @@ class Held:
     same_run: bool
     run: str = ""
     why: str = ""
+    key: str = ""
 
 
 class Place(NamedTuple):
@@ -196,6 +199,7 @@ class Waiting:
     """A place in line, behind ``before`` others; the rest is of the holder whose lease ends first.
 
     ``copy`` is the number of the message that is to come next, sent by who got this answer; 0: that is on its way already.
+    ``key``: of several that were asked for, it waits for this one.
     """
 
     since: int
@@ -205,6 +209,7 @@ class Waiting:
     description: str
     remaining: float
     run: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -459,6 +464,11 @@ class StoredRecord:
     text: str
 
 
+def of_key(answer: Held | Finished | Waiting, key: str) -> Held | Finished | Waiting:
+    """Return a refusal of one of several keys, with that key."""
+    return answer if isinstance(answer, Finished) else replace(answer, key=key)
+
+
 def _untold(_key: str, _texts: Sequence[str]) -> None:
     """Nobody is there who could tell them; they look for themselves."""
 
@@ -496,6 +506,47 @@ class LockStore(abc.ABC):
         somebody who asks while others wait is refused; with a ``place`` it waits, too -> :class:`Waiting`.
         """
 
+    def acquire_all(
+        self,
+        keys: Sequence[tuple[str, str]],
+        *,
+        ttl: float,
+        run: str | None = None,
+        task: str | None = None,
+        description: str = "",
+        limit: int = 1,
+        reservation: Reservation | None = None,
+        place: Place | None = None,
+    ) -> list[Lease] | Held | Finished | Waiting:
+        """Take each of these keys, given with its holder, as :meth:`acquire` does, or none: then say why, of the first that is refused.
+
+        They are sorted, and different. ``reservation``, which is of the first, is over with the last of the leases.
+
+        Atomic, where the store can do it in one call. Where it cannot, for the keys are on several servers, they are taken one after
+        the other in their order, and what was taken is given back when one is refused. So of all that ask at once for some of
+        them somebody gets all: who has the last one that anybody has is refused none that comes after it.
+        """
+        leases: list[Lease] = []
+        for key, holder in keys:
+            answer = self.acquire(
+                key,
+                holder=holder,
+                ttl=ttl,
+                run=run,
+                task=task,
+                description=description,
+                limit=limit,
+                place=place,
+            )
+            if not isinstance(answer, Lease):
+                for lease in reversed(leases):
+                    self.free(lease.key, holder=lease.holder)
+                return of_key(answer, key)
+            leases.append(answer)
+        if reservation is not None:
+            self.unreserve(reservation)
+        return leases
+
     @abc.abstractmethod
     def extend(
         self, leases: Sequence[tuple[Lease, float]], *, within: float = math.inf
@@ -515,6 +566,14 @@ class LockStore(abc.ABC):
         attempt of ``lease.task``; ignored where that is None or the lease was lost. Releasing again gives the first release's
         answer, at least as long as the token or the run is remembered and nobody else has taken the key.
         """
+
+    def release_all(
+        self, leases: Sequence[Lease], *, hold_for: float = 0, remember_for: float = 0, task: bool = False
+    ) -> bool:
+        """End leases, each as :meth:`release` does; False: one of them was lost before."""
+        # all, whatever became of the first
+        released = [self.release(each, hold_for=hold_for, remember_for=remember_for, task=task) for each in leases]
+        return all(released)
 
     @abc.abstractmethod
     def free(self, key: str, *, holder: str) -> bool:

@@ -1,7 +1,8 @@
-"""The lock key of a call: ``lock_key`` of its task, filled with the call's arguments.
+"""The lock keys of a call: ``lock_key`` of its task, filled with the call's arguments.
 
-Promises: calls with equal arguments have the same key, in whatever way the arguments were given; a placeholder for which
-the task has no argument is refused when the task is defined, and a key that is empty or no string when it is made.
+Promises: calls with equal arguments have the same keys, in whatever way the arguments were given; a placeholder for which
+the task has no argument is refused when the task is defined, and a key that is empty or no string when it is made. Several keys
+are sorted, and each is there once.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ import string
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Final
 
-from celery_lockbeat.options import LockOptions, check_key, refusal
+from celery_lockbeat.options import LockOptions, check_key, check_keys, refusal
 from celery_lockbeat.tasks.keytext import PLAIN, Nameless, text_of
 
-__all__ = ["KeyOf", "bound_key"]
+__all__ = ["KeysOf", "bound_keys"]
 
 _FORMATTER: Final = string.Formatter()
 
-KeyOf = Callable[[Any, tuple[Any, ...], dict[str, Any]], str]
+KeysOf = Callable[[Any, tuple[Any, ...], dict[str, Any]], tuple[str, ...]]
+_KeyOf = Callable[[Any, tuple[Any, ...], dict[str, Any]], str]
 
 
-def bound_key(options: LockOptions, run: Callable[..., Any], *, owner: str) -> KeyOf:
-    """Make the function of (task, args, kwargs) that tells a call's lock key, for a task ``owner`` with the body ``run``.
+def bound_keys(options: LockOptions, run: Callable[..., Any], *, owner: str) -> KeysOf:
+    """Make the function of (task, args, kwargs) that tells a call's lock keys, for a task ``owner`` with the body ``run``.
 
     Raises ConfigurationError, now for a placeholder that ``run`` has no argument for, and at the call for a key that
     is empty or no string.
@@ -31,7 +33,15 @@ def bound_key(options: LockOptions, run: Callable[..., Any], *, owner: str) -> K
     template = options.key
     setting = f"lock_key of {owner}"
     if callable(template):
-        return _called_key(setting, template, run)
+        return _called_keys(setting, template, run)
+    if isinstance(template, tuple):
+        several = [_key_of(setting, each, run, owner) for each in template]
+        return lambda *call: check_keys(setting, [key_of(*call) for key_of in several])
+    key_of = _key_of(setting, template, run, owner)
+    return lambda *call: (key_of(*call),)
+
+
+def _key_of(setting: str, template: str | None, run: Callable[..., Any], owner: str) -> _KeyOf:
     if template is None or all(field is None for _, field, _, _ in _FORMATTER.parse(template)):
         # format() all the same: {{ and }} are its way to write a brace
         key = owner if template is None else check_key(setting, template.format())
@@ -60,10 +70,10 @@ def bound_key(options: LockOptions, run: Callable[..., Any], *, owner: str) -> K
     return formatted
 
 
-def _called_key(setting: str, function: Callable[..., Any], run: Callable[..., Any]) -> KeyOf:
+def _called_keys(setting: str, function: Callable[..., Any], run: Callable[..., Any]) -> KeysOf:
     """Of a ``lock_key`` that is a function of the task's arguments, or of the task and them."""
     if inspect.iscoroutinefunction(function):
-        raise refusal(setting, function, "a function that returns the key, not a coroutine")
+        raise refusal(setting, function, "a function that returns the key, or keys, not a coroutine")
     try:
         signature = inspect.signature(function)
     except (ValueError, TypeError):  # one of C, which does not tell
@@ -72,14 +82,14 @@ def _called_key(setting: str, function: Callable[..., Any], run: Callable[..., A
     before = (None,) if takes_task else ()
     _check_parameters(setting, function, signature, inspect.signature(run), before)
 
-    def called(task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    def called(task: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, ...]:
         try:
-            key = function(task, *args, **kwargs) if takes_task else function(*args, **kwargs)
+            keys = function(task, *args, **kwargs) if takes_task else function(*args, **kwargs)
         except TypeError as exc:
             if _takes(signature, (*before, *args), kwargs):
                 raise  # its own
             raise refusal(setting, function, f"a function of the arguments of this call ({exc})") from exc
-        return check_key(setting, key)
+        return check_keys(setting, keys)
 
     return called
 

@@ -1,4 +1,4 @@
-"""What all attempts of a task share: the options of its lock, and how the key of a call is made.
+"""What all attempts of a task share: the options of its lock, and how the keys of a call are made.
 
 Promises: it is right, or a ConfigurationError says what is not, before the task runs for the first time.
 """
@@ -13,7 +13,7 @@ from celery.utils.functional import firstmethod
 
 from celery_lockbeat.options import TASK_PREFIX, AppOptions, LockOptions
 from celery_lockbeat.stores import Stores
-from celery_lockbeat.tasks.keys import KeyOf, bound_key
+from celery_lockbeat.tasks.keys import KeysOf, bound_keys
 
 __all__ = ["LockPlan"]
 
@@ -24,7 +24,7 @@ _annotated: Final = firstmethod("annotate")
 class LockPlan:
     """The lock of a task, or of a class of tasks, as ``app`` configures it. Raises ConfigurationError."""
 
-    __slots__ = ("is_contended", "key_of", "options")
+    __slots__ = ("is_contended", "keys_of", "options")
 
     def __init__(self, task: Task | type[Task], app: Any) -> None:
         #: whether the last run that asked for its key found it held: then the next asks for a place in line at once
@@ -46,7 +46,7 @@ class LockPlan:
         stores.choose(self.options.driver, self.options.connection)  # which refuses what it cannot be made of
         # Celery makes a staticmethod of a decorated function, but for bind=True; a method gets the task first
         body = inspect.getattr_static(task_class, "run").__get__(object(), task_class)
-        self.key_of: Final[KeyOf] = bound_key(self.options, body, owner=owner)
+        self.keys_of: Final[KeysOf] = bound_keys(self.options, body, owner=owner)
 
 
 def _is_celerys(task_class: type[Task], app: Any) -> bool:

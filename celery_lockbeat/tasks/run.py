@@ -43,7 +43,7 @@ from celery_lockbeat.tasks.answers import answer_skipped
 from celery_lockbeat.tasks.copies import name_of, names_of, postpone, task_of, unhide_headers
 from celery_lockbeat.tasks.plan import LockPlan
 from celery_lockbeat.tasks.report import Report, ends_well, has_failed, ms_since
-from celery_lockbeat.tasks.unique import give_back, reserved_by
+from celery_lockbeat.tasks.unique import OF_SEVERAL, ends_with_acquire, give_back, reserved_by
 from celery_lockbeat.tasks.waiting import COMES_WITHIN, has_waited, is_superfluous, is_told, place_of, send_again
 from celery_lockbeat.threads import off_the_loop
 
@@ -97,7 +97,7 @@ class _Steps:
         self.task = task
         self.plan = plan
         self.options = plan.options
-        self.key_of = plan.key_of
+        self.keys_of = plan.keys_of
         self.request = request
         self.body = body
         self.args = args
@@ -110,12 +110,14 @@ class _Steps:
     # -- acquire -------------------------------------------------------------------------------------------------------
 
     def _acquire(self) -> None:
-        key = self.key_of(self.task, self.args, self.kwargs)
-        description = f"{self._hostname()} pid {this_process.pid} {self.task.name}[{self.request and self.request.id}]"
-        reserved = self.reservation if self.reservation is not None and self.reservation.key == key else None
+        keys = self.keys_of(self.task, self.args, self.kwargs)
+        which = OF_SEVERAL if len(keys) > 1 else ""
+        who = f"{self.task.name}[{self.request and self.request.id}]"
+        description = f"{self._hostname()} pid {this_process.pid}{which} {who}"
+        reserved = self.reservation if ends_with_acquire(self.reservation, self.task, self.options, keys) else None
         run, task = names_of(self.request)
         asker = Asker(description, run, task, reserved)
-        lock = Lock.of_run(key, self.options, stores_of(self.task.app), self.report.story, asker)
+        lock = Lock.of_run(keys, self.options, stores_of(self.task.app), self.report.story, asker)
         self.lock = lock
         if self.request is not None and self.request.is_eager:
             _eager[self.request] = lock
@@ -125,11 +127,11 @@ class _Steps:
         finally:
             self.report.acquire_ms = ms_since(began)
         if refusal is not None:
-            raise self._refused(key, refusal)
+            raise self._refused(lock.key, refusal)
         if reserved is not None and lock.is_at_home:
             self.reservation = None
         elif self.options.unique != "until_finished":
-            # it is of another key, or in another store
+            # it is of other keys, or in another store
             self._give_back(later=True)
 
     def _give_back(self, *, later: bool) -> None:
@@ -174,6 +176,8 @@ class _Steps:
             # that next attempt, come before its predecessor has ended. It is about to, whatever is left of its lease. Or
             # it was sent anew under the id of a run that still goes on, whose reply this one may not overwrite.
             return _GoesOnElsewhere(0.0)
+        if refusal.key:  # of several
+            self.report.story.fields["held_key"] = key = refusal.key
         held = f"lock {key!r} is held by {refusal.description}"
         if self.options.if_held == "fail":
             return LockNotAcquired(held, key=key, holder=refusal.description)
@@ -199,7 +203,10 @@ class _Steps:
             if waiting is None:
                 return Ignore("a copy of what has waited: its run goes on, or has ended")
             if waiting.copy == 1:
-                self.report.story.emit("task_waiting", holder=waiting.description, count=waiting.before)
+                held_key = waiting.key or None
+                self.report.story.emit(
+                    "task_waiting", holder=waiting.description, held_key=held_key, count=waiting.before
+                )
             return send_again(self.task, self.request, self.options, waiting)
         return postpone(self.task, self.request, other.remaining)
 

@@ -13,13 +13,14 @@ the lock decides when it runs. The next attempt of a run, by ``self.retry()`` or
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 import socket
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from celery import signals, uuid
 from celery._state import get_current_worker_task
@@ -31,7 +32,7 @@ from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
 from celery_lockbeat.journal.writer import journal_of
 from celery_lockbeat.locks.renewal import renewer_of
 from celery_lockbeat.observe.events import Story
-from celery_lockbeat.options import LockOptions
+from celery_lockbeat.options import LockOptions, shown_keys
 from celery_lockbeat.stores import Held, Reservation, Store, stores_of
 from celery_lockbeat.tasks.answers import answer_refused
 from celery_lockbeat.tasks.copies import (
@@ -45,7 +46,7 @@ from celery_lockbeat.tasks.copies import (
 )
 from celery_lockbeat.tasks.plan import LockPlan
 
-__all__ = ["give_back", "reserved_by", "send_once"]
+__all__ = ["OF_SEVERAL", "ends_with_acquire", "give_back", "reserved_by", "send_once"]
 
 logger: Final = logging.getLogger("celery_lockbeat")
 
@@ -54,6 +55,9 @@ ASKED_FOR: Final = 60.0
 
 #: What needs no serializer to be as it arrives.
 _PLAIN: Final = frozenset({str, int, float, bool, type(None)})
+
+#: In what a run that has more than one key says of itself, before its task's name.
+OF_SEVERAL: Final = " (several keys)"
 
 #: Of so many refusals the journal is told once each: that of a message stands for all that it is the reason of.
 TOLD_AT_MOST: Final = 1000
@@ -81,20 +85,29 @@ def send_once(
         # nothing is queued; or it is a copy of a message that has reserved what it can
         return send(args, kwargs, task_id, **options)
     args, kwargs = tuple(args or ()), {**(kwargs or {})}
-    key = plan.key_of(task, *_as_they_arrive(task, args, kwargs, options))
+    keys = plan.keys_of(task, *_as_they_arrive(task, args, kwargs, options))
     sent_as = task_id or uuid()
-    reservation = Reservation(key, task.name, sent_as, _token(run, key, headers))
+    key, name = keys[0], _name_of(task, keys)
+    reservation = Reservation(key, name, sent_as, _token(run, key, headers))
     store = stores_of(task.app).choose(plan.options.driver, plan.options.connection)[0]
-    there = _reserve(store, reservation, plan.options, _lasts(task, options, _may_wait(plan.options)), run)
+    there = _reserve(task, store, reservation, plan.options, _lasts(task, options, _may_wait(plan.options)), run)
     if there is not None and run is None:
-        return _refused(task, plan.options, store, reservation, there, task_id, {**options, "headers": headers})
+        message = {**options, "headers": headers}
+        return _refused(task, plan.options, store, keys, there, task_id, message)
     headers[RESERVED] = {"key": key, "token": reservation.token}
+    if len(keys) > 1:
+        headers[RESERVED]["name"] = name
     try:
         return send(args, kwargs, sent_as, **{**options, "headers": headers})
     except BaseException:
         # no broker has it, for all that is known
         give_back(task, plan.options, reservation)
         raise
+
+
+def _name_of(task: Any, keys: Sequence[str]) -> str:
+    """Name the task in what a message reserves of the first of its keys: messages with the same keys, and only these, have one name."""
+    return str(task.name) if len(keys) == 1 else f"{task.name} {json.dumps(keys[1:])}"
 
 
 def _run_that_goes_on(task: Any, task_id: str | None) -> Any:
@@ -118,16 +131,22 @@ def _token(run: Any, key: str, headers: Mapping[str, Any]) -> str:
 
 
 def _reserve(
-    store: Store, reservation: Reservation, options: LockOptions, ttl: float, run: Any
+    task: Any, store: Store, reservation: Reservation, options: LockOptions, ttl: float, run: Any
 ) -> Reservation | Held | None:
     """Ask for the place; None: it is had, or nobody can tell."""
-    # as a run describes itself to whoever finds its key held (run.py)
-    unless_run_by = f" {reservation.name}[" if options.unique == "until_finished" and run is None else None
+    # As a run describes itself to whoever finds its key held (run.py). Of several keys its lock does not tell whether it has them all:
+    # there the reservation lasts as long as the run (ends_with_acquire).
+    by_its_lock = options.unique == "until_finished" and run is None and reservation.name == task.name
+    unless_run_by = f" {task.name}[" if by_its_lock else None
     try:
-        return store.locks.reserve(reservation, ttl=ttl, unless_run_by=unless_run_by)
+        there = store.locks.reserve(reservation, ttl=ttl, unless_run_by=unless_run_by)
+        if isinstance(there, Held) and f"{OF_SEVERAL}{unless_run_by}" in there.description:
+            # it has other keys besides, so it does not stand for what this message asks for
+            there = store.locks.reserve(reservation, ttl=ttl)
+        return there  # noqa: TRY300  an else would be read as belonging to the if
     except StoreUnavailable as exc:
         text = "whether %s is queued already under lock %r is not known, and it is sent: %s"
-        logger.warning(text, reservation.name, reservation.key, exc)
+        logger.warning(text, task.name, reservation.key, exc)
         return None
 
 
@@ -135,7 +154,7 @@ def _refused(
     task: Any,
     options: LockOptions,
     store: Store,
-    reservation: Reservation,
+    keys: Sequence[str],
     there: Reservation | Held,
     asked_for: str | None,
     message: Mapping[str, Any],
@@ -144,11 +163,11 @@ def _refused(
     if isinstance(there, Held):
         task_id, holder = task_of(there.run) or there.run, there.description
     else:
-        task_id, holder = there.task_id, f"{there.name}[{there.task_id}]"
+        task_id, holder = there.task_id, f"{task.name}[{there.task_id}]"
     headers = message["headers"]
-    _tell(task, options, store, reservation, holder, asked_for, headers)
+    _tell(task, options, store, keys, holder, asked_for, headers)
     if asked_for is not None and asked_for != task_id:
-        text = f"unique: lock {reservation.key!r} is reserved by {holder}"
+        text = f"unique: lock {shown_keys(keys)!r} is reserved by {holder}"
         answer_refused(task, asked_for, message, text, anybody_waits=TICK not in headers)
     result = task.AsyncResult(task_id)
     result.already_queued = True
@@ -159,14 +178,14 @@ def _tell(
     task: Any,
     options: LockOptions,
     store: Store,
-    reservation: Reservation,
+    keys: Sequence[str],
     holder: str,
     asked_for: str | None,
     headers: Mapping[str, Any],
 ) -> None:
     tick = headers.get(TICK)
     tick = tick if isinstance(tick, Mapping) else {}
-    which = reservation.name, reservation.key, holder
+    which = task.name, shown_keys(keys), holder
     journal = journal_of(task.app) if tick or which not in _told else None
     _told[which] = None
     if len(_told) > TOLD_AT_MOST:
@@ -182,7 +201,8 @@ def _tell(
         tick=tick.get("due"),
         run=tick.get("run"),
         hostname=_hostname(),
-        lock_key=reservation.key,
+        lock_key=shown_keys(keys),
+        lock_keys=keys if len(keys) > 1 else None,
         connection=options.connection,
         driver=store.driver,
     )
@@ -258,10 +278,19 @@ def reserved_by(task: Any, request: Any) -> Reservation | None:
     told = headers_of(request).get(RESERVED) or vars(request).get(RESERVED)
     if told is None or not isinstance(told, Mapping):
         return None
-    key, token = told.get("key"), told.get("token")
-    if not isinstance(key, str) or not key or not is_nonce(token):
+    key, token, name = told.get("key"), told.get("token"), told.get("name", task.name)
+    if not isinstance(key, str) or not key or not is_nonce(token) or not isinstance(name, str):
         return None
-    return Reservation(key, task.name, str(request.id), str(token))
+    return Reservation(key, name, str(request.id), str(token))
+
+
+def ends_with_acquire(
+    reservation: Reservation | None, task: Any, options: LockOptions, keys: Sequence[str]
+) -> TypeGuard[Reservation]:
+    """Whether what a message has reserved is over with the call that takes these keys, for from then on their lock tells of its run."""
+    if reservation is None or reservation[:2] != (keys[0], _name_of(task, keys)):
+        return False
+    return len(keys) == 1 or options.unique != "until_finished"
 
 
 def give_back(task: Any, options: LockOptions, reservation: Reservation, *, later: bool = False) -> None:

@@ -27,6 +27,7 @@ WRITERS = (
     "beat/controls.py",
     "beat/silence.py",
     "control/acts.py",
+    "control/locks.py",
     "control/schedules.py",
     "journal/writer.py",
     "locks/children.py",

@@ -17,6 +17,8 @@ CONTRACT = "tests/stores/test_contract.py::"
 LIMIT = "tests/stores/test_limit_contract.py::"
 RESERVED = "tests/stores/test_reservation_contract.py::"
 LINE = "tests/stores/test_line_contract.py::"
+ALL = "tests/stores/test_several_contract.py::"
+SEVERAL = "tests/test_several_keys.py::"
 REDIS = "tests/stores/test_redis.py::"
 BEATS = "tests/stores/test_beat_contract.py::"
 REPLICAS = "tests/test_scheduler_replicas.py::"
@@ -781,7 +783,7 @@ MUTANTS = [
     Mutant(
         "a run that was skipped runs all the same",
         "tasks/run.py",
-        "        if refusal is not None:\n            raise self._refused(key, refusal)\n",
+        "        if refusal is not None:\n            raise self._refused(lock.key, refusal)\n",
         "",
         (TASK + "test_a_direct_call_takes_the_lock_and_a_held_one_raises_task_skipped",),
     ),
@@ -1364,5 +1366,104 @@ MUTANTS = [
         "return min(self.since + self.hold.ttl * (1 - MARGIN), self.hold.until)",
         "return self.since + self.hold.ttl * (1 - MARGIN)",
         (BUSY + "test_a_child_that_has_held_its_lock_for_as_long_as_it_may_is_renewed_no_more",),
+    ),
+    # -- several keys --------------------------------------------------------------------------------------------------
+    Mutant(
+        "what was taken of several keys is kept where one is refused, in Redis",
+        "stores/redis/lua/all.lua",
+        "for j = i - 1, 1, -1 do",
+        "for j = 0, 1, -1 do",
+        (ALL + "test_one_that_is_held_refuses_all_and_nothing_is_left_of_the_others",),
+    ),
+    Mutant(
+        "what was taken of several keys is kept where one is refused, in a Cluster",
+        "stores/base.py",
+        "                for lease in reversed(leases):\n",
+        "                for lease in leases[:0]:\n",
+        (ALL + "test_one_that_is_held_refuses_all_and_nothing_is_left_of_the_others",),
+    ),
+    Mutant(
+        "what was taken of several keys is kept where one is refused, in SQLite",
+        "stores/sqlite/locks.py",
+        "                    for lease in reversed(leases):\n",
+        "                    for lease in leases[:0]:\n",
+        (ALL + "test_one_that_is_held_refuses_all_and_nothing_is_left_of_the_others",),
+    ),
+    Mutant(
+        "what was taken of several keys is kept where one is refused, in PostgreSQL",
+        "contrib/django/migrations/0012_postgresql.sql",
+        "FOR j IN REVERSE i - 1 .. 0 LOOP",
+        "FOR j IN REVERSE -1 .. 0 LOOP",
+        (ALL + "test_one_that_is_held_refuses_all_and_nothing_is_left_of_the_others",),
+    ),
+    Mutant(
+        "who waits for what is given back of several keys is not called",
+        "stores/redis/lua/all.lua",
+        "      tell(type(freed) == 'table' and freed[2])\n",
+        "",
+        (ALL + "test_what_is_given_back_goes_to_who_waits_for_it",),
+    ),
+    Mutant(
+        "what a message has reserved of several keys is over where it is refused",
+        "stores/redis/lua/all.lua",
+        "for i = 1, count do\n",
+        "if reservation then redis.call('DEL', reservation) end\nfor i = 1, count do\n",
+        (ALL + "test_what_their_message_has_reserved_is_over_with_the_last_of_them_and_not_before",),
+    ),
+    Mutant(
+        "what a message has reserved of several keys is not over with them",
+        "stores/redis/lua/all.lua",
+        "if reservation and get(reservation) == reserved then",
+        "if false then",
+        (ALL + "test_what_their_message_has_reserved_is_over_with_the_last_of_them_and_not_before",),
+    ),
+    Mutant(
+        "several keys are taken in the order in which they are said",
+        "options/lock.py",
+        "    return tuple(sorted(found))\n",
+        "    return tuple(dict.fromkeys(keys))\n",
+        (SEVERAL + "test_the_keys_of_a_call_are_the_same_in_whatever_order_they_are_said",),
+    ),
+    Mutant(
+        "who has lost one of several keys goes on",
+        "locks/renewal.py",
+        "            if False in extended:\n",
+        "            if True not in extended:\n",
+        (SEVERAL + "test_all_keys_of_a_lock_are_renewed_in_one_call_or_it_is_lost",),
+    ),
+    Mutant(
+        "of several keys the first one alone is released",
+        "locks/lock.py",
+        "            if others:\n",
+        "            if False:\n",
+        (SEVERAL + "test_with_a_lock_of_several_keys_each_has_a_token_and_the_greatest_is_the_locks",),
+    ),
+    Mutant(
+        "a parent frees one of several keys of a dead child",
+        "locks/acquisition.py",
+        'f"{name}.{count}" if count else name',
+        "name",
+        (BUSY + "test_of_several_keys_each_is_noted_and_the_parent_must_have_renewed_all",),
+    ),
+    Mutant(
+        "what a parent has renewed of one key counts for all",
+        "locks/child.py",
+        "return min(known) if len(known) == len(since) else None",
+        "return min(known) if known else None",
+        (BUSY + "test_of_several_keys_each_is_noted_and_the_parent_must_have_renewed_all",),
+    ),
+    Mutant(
+        "messages that share one of their keys are one",
+        "tasks/unique.py",
+        'return str(task.name) if len(keys) == 1 else f"{task.name} {json.dumps(keys[1:])}"',
+        "return str(task.name)",
+        (SEVERAL + "test_a_message_with_the_same_keys_is_not_sent_and_one_with_others_is",),
+    ),
+    Mutant(
+        "a run of several keys is queued once more while it goes on",
+        "tasks/unique.py",
+        '    return len(keys) == 1 or options.unique != "until_finished"\n',
+        "    return True\n",
+        (SEVERAL + "test_until_it_has_finished_none_with_its_keys_is_queued_and_those_with_others_are",),
     ),
 ]

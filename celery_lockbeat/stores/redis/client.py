@@ -78,13 +78,15 @@ class Client:
         *,
         replicated: bool = False,
         within: float | None = None,
-        released: int = 0,
     ) -> Any:
         """Run one script; return its answer. Raises StoreUnavailable.
 
-        ``replicated``: it counts only once ``min_replicas`` have it. ``released``: see :class:`Call`.
+        ``replicated``: it counts only once ``min_replicas`` have it.
         """
-        call = Call(script, keys, args, released)
+        return self.carry_out(Call(script, keys, args), replicated=replicated, within=within)
+
+    def carry_out(self, call: Call, *, replicated: bool = False, within: float | None = None) -> Any:
+        """Do as ``call`` does."""
         within = self.servers.time_allowed if within is None else within
         if replicated and self.min_replicas:
             (answer,) = self.servers.ask([call], within, min_replicas=self.min_replicas)

@@ -25,6 +25,7 @@ class Cluster(Servers):
     """Which node has which slot is asked for at the first key, and again where a node does not answer or says that it moved."""
 
     own_options = ("address_remap", "cluster")
+    is_parted = True
 
     def _open(self, url: str) -> None:
         self._remap = self._arguments.pop("address_remap", None) or (lambda address: address)

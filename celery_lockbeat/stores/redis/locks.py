@@ -30,6 +30,7 @@ from celery_lockbeat.stores.base import (
     Served,
     Waiter,
     Waiting,
+    of_key,
 )
 from celery_lockbeat.stores.redis.client import Client
 from celery_lockbeat.stores.redis.names import exact, mark, ms, plain, read, seconds, shown, unquoted
@@ -68,6 +69,8 @@ class RedisLocks(LockStore):
         self._seen: tuple[float, int] | None = None
         self._acquire = Script.of("lock", "wide", "line", "among", "acquire")
         self._acquire_reserved = Script.of("lock", "wide", "line", "among", "reserved", "acquire", "granted")
+        acquire, free = ("wide", "line", "among", "acquire"), ("wide", "line", "free")
+        self._acquire_all = Script.of("lock", "each", *acquire, "or_free", *free, "all")
         self._extend, self._reserve, self._unreserve = (
             Script.of("lock", "wide", name) for name in ("extend", "reserve", "unreserve")
         )
@@ -106,31 +109,87 @@ class RedisLocks(LockStore):
                 self._seen = (asked, answer // 1000)
                 return Lease(key, holder, run, answer, task)
             kind, *answer = answer
-            if kind == b"finished":
-                return Finished(bool(answer[0]), _WHY.get(answer[1], "") if len(answer) > 1 else "")
-            if kind == b"unreadable":
-                where, what, begins = map(shown, answer)
-                raise UnreadableKey(
-                    f"key {where!r} in Redis is no lock of ours, but a {what} ({begins!r}...): nothing runs under lock {key!r}"
-                    f" until that key is deleted, and nothing that holds it may be running then"
-                )
-            if kind == b"held":
-                remaining, same_run, their_run, described, *rest = answer
-                self._call(key, rest[1:])
-                their_run, described = unquote(their_run, errors="replace"), _described(described)
-                return Held(described, remaining / 1000, bool(same_run), their_run, rest[0].decode() if rest else "")
-            if kind == b"waiting":
-                since, began, copy, before, remaining, their_run, described, *rest = answer
-                self._call(key, rest)
-                their_run, described = unquote(their_run, errors="replace"), _described(described)
-                return Waiting(int(since), began / 1000, copy, before, described, remaining / 1000, their_run)
+            refusal = self._refusal(key, kind, answer)
+            if refusal is not None:
+                return refusal
             self._seen = (asked, answer[0])
             if kind == b"granted":
                 self._call(key, answer[2:])
                 return Lease(key, holder, run, answer[1], task)
-            # Late: the answer took too long, or the server's clock was set forward; its time is known now.
+        raise self._late()
+
+    def _refusal(self, key: str, kind: bytes, answer: Sequence[Any]) -> Held | Finished | Waiting | None:
+        """Read why a key is refused; None: it is granted, or the answer took too long, or the server's clock was set forward."""
+        if kind == b"finished":
+            return Finished(bool(answer[0]), _WHY.get(answer[1], "") if len(answer) > 1 else "")
+        if kind == b"unreadable":
+            where, what, begins = map(shown, answer)
+            raise UnreadableKey(
+                f"key {where!r} in Redis is no lock of ours, but a {what} ({begins!r}...): nothing runs under lock {key!r}"
+                f" until that key is deleted, and nothing that holds it may be running then"
+            )
+        if kind == b"held":
+            remaining, same_run, their_run, described, *rest = answer
+            self._call(key, rest[1:])
+            their_run, described = unquote(their_run, errors="replace"), _described(described)
+            return Held(described, remaining / 1000, bool(same_run), their_run, rest[0].decode() if rest else "")
+        if kind == b"waiting":
+            since, began, copy, before, remaining, their_run, described, *rest = answer
+            self._call(key, rest)
+            their_run, described = unquote(their_run, errors="replace"), _described(described)
+            return Waiting(int(since), began / 1000, copy, before, described, remaining / 1000, their_run)
+        return None
+
+    def _late(self) -> StoreUnavailable:
         msg = f"{self._client.where} takes longer to answer than lockbeat_redis_options['socket_timeout'] allows"
-        raise StoreUnavailable(self._client.spelled(msg))
+        return StoreUnavailable(self._client.spelled(msg))
+
+    def acquire_all(
+        self,
+        keys: Sequence[tuple[str, str]],
+        *,
+        ttl: float,
+        run: str | None = None,
+        task: str | None = None,
+        description: str = "",
+        limit: int = 1,
+        reservation: Reservation | None = None,
+        place: Place | None = None,
+    ) -> list[Lease] | Held | Finished | Waiting:
+        if self._client.servers.is_parted:
+            return super().acquire_all(
+                keys,
+                ttl=ttl,
+                run=run,
+                task=task,
+                description=description,
+                limit=limit,
+                reservation=reservation,
+                place=place,
+            )
+        of_them = [name for key, _ in keys for name in self._keys_of(key, run, task)]
+        of_them += [] if reservation is None else [self._key_of(reservation)]
+        reserved = "" if reservation is None else _written(reservation)
+        who = (f"{plain(run or '')} {_readable(description)}", *(plain(holder) for _, holder in keys))
+        again = _USED_BEFORE if mark(run or "")[1] else ""
+        asked_for = (str(limit),) if place is None else (str(limit), _known_of(place, description))
+        within = min(ttl, self._client.time_allowed)
+        for _ in range(2):
+            asked = monotonic()
+            args = (str(len(keys)), reserved, *who, ms(ttl), self._waits_until(asked, within), again, *asked_for)
+            answer, calls = self._client.call(self._acquire_all, tuple(of_them), args, replicated=True, within=within)
+            which, *answer = answer
+            self._call(keys[0][0], [calls])
+            if which == 0:
+                now, *tokens = answer
+                self._seen = (asked, now)
+                return [Lease(*asked_of, run, token, task) for asked_of, token in zip(keys, tokens, strict=True)]
+            key, (kind, *told) = keys[which - 1][0], answer[0]
+            refusal = self._refusal(key, kind, told)
+            if refusal is not None:
+                return of_key(refusal, key)
+            self._seen = (asked, told[0])
+        raise self._late()
 
     def extend(
         self, leases: Sequence[tuple[Lease, float]], *, within: float = math.inf
@@ -157,16 +216,30 @@ class RedisLocks(LockStore):
         return extended
 
     def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0, task: bool = False) -> bool:
-        run = lease.task if task else lease.run
-        answer = self._client.call(
-            self._release,
-            self._keys_of(lease.key, run),
-            (_digits(lease.token), plain(lease.holder), ms(hold_for), ms(remember_for), mark(run or "")[1]),
-            # a run that is known to have ended must not be forgotten
-            replicated=run is not None and remember_for > 0,
-            released=lease.token,
-        )
+        call = self._releases(lease, hold_for, remember_for, task)
+        # a run that is known to have ended must not be forgotten
+        replicated = (lease.task if task else lease.run) is not None and remember_for > 0
+        answer = self._client.carry_out(call, replicated=replicated)
         return self._is_ours(lease, self._alone(lease.key, answer))
+
+    def _releases(self, lease: Lease, hold_for: float, remember_for: float, task: bool) -> Call:
+        run = lease.task if task else lease.run
+        args = (_digits(lease.token), plain(lease.holder), ms(hold_for), ms(remember_for), mark(run or "")[1])
+        return Call(self._release, self._keys_of(lease.key, run), args, lease.token)
+
+    def release_all(
+        self, leases: Sequence[Lease], *, hold_for: float = 0, remember_for: float = 0, task: bool = False
+    ) -> bool:
+        calls = [self._releases(each, hold_for, remember_for, task) for each in leases]
+        replicas = self._client.min_replicas if any(each.task if task else each.run for each in leases) else 0
+        within = self._client.time_allowed
+        answers = self._client.servers.ask(calls, within, min_replicas=replicas if remember_for > 0 else 0)
+        for call, answer in zip(calls, answers, strict=True):
+            if isinstance(answer, Exception):
+                raise self._client.unavailable(answer, call) from answer
+        each = zip(leases, answers, strict=True)
+        released = [self._is_ours(lease, self._alone(lease.key, answer)) for lease, answer in each]
+        return all(released)
 
     def free(self, key: str, *, holder: str) -> bool:
         answer = self._client.call(self._free, self._keys_of(key), (plain(holder),))

@@ -50,6 +50,8 @@ class Servers:
 
     #: options that are ours
     own_options: tuple[str, ...] = ()
+    #: whether keys with different tags are on different servers, so that no script may have both
+    is_parted = False
 
     def __init__(self, url: str, options: Mapping[str, Any], setting: str) -> None:
         self._settings = url, options, setting

@@ -12,7 +12,7 @@ import math
 import sqlite3
 from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from celery_lockbeat.exceptions import StoreUnavailable
 from celery_lockbeat.stores.base import (
@@ -28,6 +28,7 @@ from celery_lockbeat.stores.base import (
     Served,
     Waiter,
     Waiting,
+    of_key,
 )
 from celery_lockbeat.stores.sqlite import line
 from celery_lockbeat.stores.sqlite.database import NOBODY, Database, Tables, as_blob, as_text
@@ -82,6 +83,17 @@ PURGE: Final = (
 )
 
 
+class _Asked(NamedTuple):
+    """What is asked of each of the keys that somebody wants to have."""
+
+    ttl: float
+    run: str | None
+    task: str | None
+    description: str
+    limit: int
+    place: Place | None
+
+
 class SQLLocks(LockStore):
     """The locks in a database, under its prefix."""
 
@@ -101,53 +113,95 @@ class SQLLocks(LockStore):
         reservation: Reservation | None = None,
         place: Place | None = None,
     ) -> Lease | Held | Finished | Waiting:
+        asked = _Asked(ttl, run, task, description, limit, place)
+
+        def take(connection: sqlite3.Connection, now: float) -> tuple[Lease | Held | Finished | Waiting, Sequence[str]]:
+            answer, calls = self._take(connection, now, key, holder, asked)
+            if reservation is not None and isinstance(answer, Lease):
+                self._unreserve(connection, reservation)
+            return answer, calls
+
+        return self._told(key, *self._database.atomically(take))
+
+    def acquire_all(
+        self,
+        keys: Sequence[tuple[str, str]],
+        *,
+        ttl: float,
+        run: str | None = None,
+        task: str | None = None,
+        description: str = "",
+        limit: int = 1,
+        reservation: Reservation | None = None,
+        place: Place | None = None,
+    ) -> list[Lease] | Held | Finished | Waiting:
+        asked = _Asked(ttl, run, task, description, limit, place)
+
+        def take(
+            connection: sqlite3.Connection, now: float
+        ) -> tuple[list[Lease] | Held | Finished | Waiting, Sequence[str]]:
+            leases: list[Lease] = []
+            told: list[str] = []
+            for key, holder in keys:
+                answer, calls = self._take(connection, now, key, holder, asked)
+                told += calls
+                if not isinstance(answer, Lease):
+                    for lease in reversed(leases):
+                        told += self._free(connection, now, lease.key, lease.holder) or ()
+                    return of_key(answer, key), told
+                leases.append(answer)
+            if reservation is not None:
+                self._unreserve(connection, reservation)
+            return leases, told
+
+        return self._told(keys[0][0], *self._database.atomically(take))
+
+    def _take(
+        self, connection: sqlite3.Connection, now: float, key: str, holder: str, asked: _Asked
+    ) -> tuple[Lease | Held | Finished | Waiting, Sequence[str]]:
+        """Take one key, or say why not; and what is to be told to those who are called."""
+        ttl, run, task, description, limit, place = asked
         row_key, ours, named, described = (
             self._database.row_key(key),
             as_blob(holder),
             as_blob(run or ""),
             _readable(description),
         )
-
-        def take(connection: sqlite3.Connection, now: float) -> tuple[Lease | Held | Finished | Waiting, Sequence[str]]:
-            for mark in (task, run):
-                finished = None if mark is None else _finished_by(connection, row_key, as_blob(mark), now)
-                if finished is not None:
-                    return Finished(mark == task, line.WHY.get(finished, "")), ()
-            micros = int(self._database.wall() * 1_000_000)
-            row = connection.execute(f"SELECT {ROW} FROM lockbeat_lock WHERE key = ?", (row_key,)).fetchone()
-            last, is_wide = (0, False) if row is None else (row[0], row[2] == WIDE)
-            held = self._held(connection, row_key, row, now, ours)
-            own = next((each for each in held if each[2] == ours), None)
-            others = [each for each in held if each is not own]
-            same = next((each for each in others if run is not None and each[3] == named), None)
-            if own is None and same is not None:
-                return _held_by(same, now, same_run=True), ()
-            # nobody waits for a key that one alone may have, and has not
-            looks = is_wide or (place is not None and len(others) >= limit)
-            turn = _Turn(Line(connection, row_key, now) if looks else None, now, micros, place)
-            if own is None and not turn.comes(len(others), limit):
-                first = min([*others, *turn.reserved], key=lambda each: each[1])
-                answer: Held | Waiting = turn.waits(first, described)
-                if isinstance(answer, Waiting) or turn.calls:
-                    _widen(connection, row_key, None if is_wide else others, last, limit)
-                return answer, turn.calls
-            turn.is_taken()
-            token = own[0] if own is not None else max(micros, last + 1)
-            lease = (token, now + ttl, ours, named, described, self._database.process)
-            if reservation is not None:
-                self._unreserve(connection, reservation)
-            if limit > 1 or others or turn.others or (is_wide and own is not None):
-                _widen(connection, row_key, [*others, lease], max(token, last), limit)
-            else:
-                if is_wide:
-                    connection.execute("DELETE FROM lockbeat_wide WHERE key = ?", (row_key,))
-                connection.execute(
-                    "INSERT OR REPLACE INTO lockbeat_lock VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (row_key, *lease, now + ttl + TOKEN_MEMORY),
-                )
-            return Lease(key, holder, run, token, task), turn.calls
-
-        return self._told(key, *self._database.atomically(take))
+        for mark in (task, run):
+            finished = None if mark is None else _finished_by(connection, row_key, as_blob(mark), now)
+            if finished is not None:
+                return Finished(mark == task, line.WHY.get(finished, "")), ()
+        micros = int(self._database.wall() * 1_000_000)
+        row = connection.execute(f"SELECT {ROW} FROM lockbeat_lock WHERE key = ?", (row_key,)).fetchone()
+        last, is_wide = (0, False) if row is None else (row[0], row[2] == WIDE)
+        held = self._held(connection, row_key, row, now, ours)
+        own = next((each for each in held if each[2] == ours), None)
+        others = [each for each in held if each is not own]
+        same = next((each for each in others if run is not None and each[3] == named), None)
+        if own is None and same is not None:
+            return _held_by(same, now, same_run=True), ()
+        # nobody waits for a key that one alone may have, and has not
+        looks = is_wide or (place is not None and len(others) >= limit)
+        turn = _Turn(Line(connection, row_key, now) if looks else None, now, micros, place)
+        if own is None and not turn.comes(len(others), limit):
+            first = min([*others, *turn.reserved], key=lambda each: each[1])
+            answer: Held | Waiting = turn.waits(first, described)
+            if isinstance(answer, Waiting) or turn.calls:
+                _widen(connection, row_key, None if is_wide else others, last, limit)
+            return answer, turn.calls
+        turn.is_taken()
+        token = own[0] if own is not None else max(micros, last + 1)
+        lease = (token, now + ttl, ours, named, described, self._database.process)
+        if limit > 1 or others or turn.others or (is_wide and own is not None):
+            _widen(connection, row_key, [*others, lease], max(token, last), limit)
+        else:
+            if is_wide:
+                connection.execute("DELETE FROM lockbeat_wide WHERE key = ?", (row_key,))
+            connection.execute(
+                "INSERT OR REPLACE INTO lockbeat_lock VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (row_key, *lease, now + ttl + TOKEN_MEMORY),
+            )
+        return Lease(key, holder, run, token, task), turn.calls
 
     def _told(self, key: str, answer: _T, calls: Sequence[str]) -> _T:
         """Return an answer, having had told to those who are called that they are."""
@@ -281,20 +335,22 @@ class SQLLocks(LockStore):
         return waiting.calls
 
     def free(self, key: str, *, holder: str) -> bool:
-        row_key = self._database.row_key(key)
-
         def end(connection: sqlite3.Connection, now: float) -> tuple[bool, Sequence[str]]:
-            last = _last_of_wide(connection, row_key)
-            table = "lockbeat_lock" if last is None else "lockbeat_wide"
-            row = connection.execute(
-                f"SELECT token FROM {table} WHERE key = ? AND holder = ? AND until > ?", (row_key, as_blob(holder), now)
-            ).fetchone()
-            if row is None:
-                return False, ()
-            # as in release: the token stays, without a holder
-            return True, self._end(connection, row_key, row[0], last, now)
+            calls = self._free(connection, now, key, holder)
+            return calls is not None, calls or ()
 
         return self._told(key, *self._database.atomically(end))
+
+    def _free(self, connection: sqlite3.Connection, now: float, key: str, holder: str) -> Sequence[str] | None:
+        """End a holder's lease; return what is to be told to those who are called then. None: it has none."""
+        row_key = self._database.row_key(key)
+        last = _last_of_wide(connection, row_key)
+        table = "lockbeat_lock" if last is None else "lockbeat_wide"
+        row = connection.execute(
+            f"SELECT token FROM {table} WHERE key = ? AND holder = ? AND until > ?", (row_key, as_blob(holder), now)
+        ).fetchone()
+        # as in release: the token stays, without a holder
+        return None if row is None else self._end(connection, row_key, row[0], last, now)
 
     def reserve(
         self, reservation: Reservation, *, ttl: float, unless_run_by: str | None = None

@@ -25,6 +25,7 @@ from celery_lockbeat.stores.base import (
     Served,
     Waiter,
     Waiting,
+    of_key,
 )
 
 __all__ = ["PostgresLocks"]
@@ -67,23 +68,70 @@ class PostgresLocks(LockStore):
             else:
                 _, name, task_id, token = self._written(reservation)
                 kind, *answer = self._client.call("lockbeat_acquire_reserved", *asked_for, name, task_id, token)
-            if kind == "finished":
-                return Finished(answer[0], _WHY.get(answer[1], "") if len(answer) > 1 else "")
-            if kind == "held":
-                remaining, same_run, their_run, described, *rest = answer
-                self._call(key, rest[1:])
-                return Held(readable(described), remaining / 1e6, same_run, readable(their_run), *rest[:1])
-            if kind == "waiting":
-                since, began, copy, before, remaining, their_run, described, calls = answer
-                self._call(key, [calls])
-                told = readable(described), remaining / 1e6, readable(their_run)
-                return Waiting(since, began / 1e6, copy, before, *told)
+            refusal = self._refusal(key, kind, answer)
+            if refusal is not None:
+                return refusal
             self._seen = (asked, answer[0])
             if kind == "granted":
                 self._call(key, answer[2:])
                 return Lease(key, holder, run, answer[1], task)
-            # late: the answer took too long, or the server's clock was set forward; its time is known now
-        raise self._client.unavailable("it takes longer than its time limit")
+        raise self._late()
+
+    def _refusal(self, key: str, kind: str, answer: Sequence[Any]) -> Held | Finished | Waiting | None:
+        """Read why a key is refused; None: it is granted, or the answer took too long, or the server's clock was set forward."""
+        if kind == "finished":
+            return Finished(answer[0], _WHY.get(answer[1], "") if len(answer) > 1 else "")
+        if kind == "held":
+            remaining, same_run, their_run, described, *rest = answer
+            self._call(key, rest[1:])
+            return Held(readable(described), remaining / 1e6, same_run, readable(their_run), *rest[:1])
+        if kind == "waiting":
+            since, began, copy, before, remaining, their_run, described, calls = answer
+            self._call(key, [calls])
+            told = readable(described), remaining / 1e6, readable(their_run)
+            return Waiting(since, began / 1e6, copy, before, *told)
+        return None
+
+    def _late(self) -> StoreUnavailable:
+        return self._client.unavailable("it takes longer than its time limit")
+
+    def acquire_all(
+        self,
+        keys: Sequence[tuple[str, str]],
+        *,
+        ttl: float,
+        run: str | None = None,
+        task: str | None = None,
+        description: str = "",
+        limit: int = 1,
+        reservation: Reservation | None = None,
+        place: Place | None = None,
+    ) -> list[Lease] | Held | Finished | Waiting:
+        of_them = json.dumps([(self._client.row_key(key).hex(), exact(holder).hex()) for key, holder in keys])
+        named, tried = (None if name is None else exact(name) for name in (run, task))
+        fixed = (of_them, named, tried, us(ttl), us(TOKEN_MEMORY), description.encode("utf-8", "backslashreplace"))
+        waits = None if place is None else _known_of(place)
+        reserved = (None, None, None) if reservation is None else self._written(reservation)[1:]
+        for _ in range(2):
+            asked = monotonic()
+            answer, *more = self._client.call(
+                "lockbeat_take_all", *fixed, self._waits_until(asked), limit, waits, *reserved
+            )
+            if answer == "late":
+                self._seen = (asked, more[0])
+                continue
+            self._call(keys[0][0], more)
+            if answer[0] == 0:
+                _, now, tokens = answer
+                self._seen = (asked, now)
+                return [Lease(*asked_of, run, token, task) for asked_of, token in zip(keys, tokens, strict=True)]
+            which, (kind, *told) = answer
+            key = keys[which - 1][0]
+            refusal = self._refusal(key, kind, told)
+            if refusal is not None:
+                return of_key(refusal, key)
+            self._seen = (asked, told[0])
+        raise self._late()
 
     def extend(
         self,
@@ -93,14 +141,16 @@ class PostgresLocks(LockStore):
     ) -> list[bool | StoreUnavailable]:
         if not leases:
             return []
+        # in the order in which several keys are taken: else each could have the row that the other waits for
+        order = sorted(range(len(leases)), key=lambda each: leases[each][0].key)
         told = [
             (self._client.row_key(lease.key).hex(), lease.token, exact(lease.holder).hex(), us(ttl))
-            for lease, ttl in leases
+            for lease, ttl in (leases[each] for each in order)
         ]
-        answers: list[bool | StoreUnavailable] = self._client.call(
-            "lockbeat_prolong", json.dumps(told), us(TOKEN_MEMORY), within=within
-        )
-        return answers
+        function = "lockbeat_prolong" if len(told) == 1 else "lockbeat_prolong_all"
+        answers = self._client.call(function, json.dumps(told), us(TOKEN_MEMORY), within=within)
+        extended: dict[int, bool | StoreUnavailable] = dict(zip(order, answers, strict=True))
+        return [extended[each] for each in range(len(leases))]
 
     def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0, task: bool = False) -> bool:
         mark = lease.task if task else lease.run
@@ -115,6 +165,22 @@ class PostgresLocks(LockStore):
             us(TOKEN_MEMORY),
         )
         return self._alone(lease.key, answer)
+
+    def release_all(
+        self, leases: Sequence[Lease], *, hold_for: float = 0, remember_for: float = 0, task: bool = False
+    ) -> bool:
+        told = [(self._client.row_key(each.key).hex(), each.token, exact(each.holder).hex()) for each in leases]
+        mark = leases[0].task if task else leases[0].run
+        answers = self._client.call(
+            "lockbeat_end_all",
+            json.dumps(told),
+            None if mark is None else exact(mark),
+            us(hold_for),
+            us(remember_for),
+            us(TOKEN_MEMORY),
+        )
+        released = [self._alone(lease.key, answer) for lease, answer in zip(leases, answers, strict=True)]
+        return all(released)
 
     def free(self, key: str, *, holder: str) -> bool:
         answer = self._client.call("lockbeat_drop", self._client.row_key(key), exact(holder), us(TOKEN_MEMORY))
