@@ -23,6 +23,7 @@ from celery_lockbeat.admin.words import at, shown
 from celery_lockbeat.contrib.django.models import Entry
 from celery_lockbeat.control.schedules import ScheduledEntry, Schedules, schedules_of
 from celery_lockbeat.exceptions import ConfigurationError, LockbeatError
+from celery_lockbeat.insight.plain import every
 from celery_lockbeat.insight.redaction import redactor
 from celery_lockbeat.insight.times import coming_of, time_of
 from celery_lockbeat.journal import read
@@ -40,7 +41,7 @@ RUNS: Final = 100
 RECORDS_OF_A_RUN: Final = 6
 
 #: Next moments that are told, and names of what something was done with.
-DUES: Final = 10
+DUES: Final = 5
 TOLD: Final = 5
 
 
@@ -192,7 +193,7 @@ ACTS: Final = (
 class EntryAdmin(Listed):
     """By their names."""
 
-    columns = ("entry", "wanted", "beats", "published", "last published")
+    columns = ("entry", "state", "beats", "published", "last published")
     finds = "a part of a name"
     acts = ACTS
 
@@ -268,7 +269,7 @@ def _facts(entry: ScheduledEntry) -> list[tuple[str, str]]:
         ("task", "" if definition is None else definition.task),
         ("schedule", "" if definition is None else _schedule(definition.schedule)),
         ("kept in", "" if definition is None else definition.where),
-        ("wanted", _wanted(entry.flag_now())),
+        ("state", _wanted(entry.flag_now())),
         ("beats that list it", str(entry.beats)),
         ("published", "" if known is None else str(known.published)),
         ("next due", ", ".join(map(at, entry.next(DUES)))),
@@ -280,8 +281,8 @@ def _facts(entry: ScheduledEntry) -> list[tuple[str, str]]:
 
 
 def _schedule(when: Any) -> str:
-    every = getattr(when, "run_every", None)
-    return str(when).strip("<>") if every is None else f"every {took(every.total_seconds())}"
+    interval = getattr(when, "run_every", None)
+    return str(when).strip("<>") if interval is None else every(interval.total_seconds())
 
 
 def _runs_of(app: Any, name: str) -> list[Sequence[str]]:

@@ -61,6 +61,7 @@ class Act:
     #: tells what is called so in a list
     named: Callable[[str], str]
     form: type[forms.Form] = forms.Form
+    is_grave: bool = False
 
 
 class Listed(admin.ModelAdmin):  # type: ignore[misc]

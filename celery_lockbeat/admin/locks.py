@@ -59,15 +59,16 @@ def _release(app: Any, values: Sequence[str], _asked: Mapping[str, Any], who: st
 class LockAdmin(Listed):
     """Those first that are held for longest."""
 
-    columns = ("key", "held by", "since", "lease left", "token", "waiting", "store")
+    columns = ("key", "held by", "since", "lease left", "token", "waiting")
     finds = "a part of a key or of a holder"
-    acts = (Act("release", "Release selected locks", "Yes, take them away", WARNS, _release, _named),)
+    acts = (Act("release", "Release selected locks", "Yes, take them away", WARNS, _release, _named, is_grave=True),)
 
     def listed(self, app: Any, wanted: str) -> tuple[Sequence[Row], Sequence[str]]:
         """Return the locks of each store of the app."""
         part, said = wanted.casefold(), []
         found: dict[tuple[str, str, str], LiveLock] = {}
-        for used in stores_in_use(app):
+        stores = stores_in_use(app)
+        for used in stores:
             try:
                 held = used.store.locks.held(limit=LISTED_AT_MOST)
                 if len(held) >= LISTED_AT_MOST:
@@ -79,7 +80,9 @@ class LockAdmin(Listed):
             found |= {(used.name, lock.key, lock.holder): lock for lock in held if _contains(lock, part)}
         # the token is made of the time
         sorted_ = sorted(found.items(), key=lambda each: each[1].token)
-        return [_row_of(lock, store) for (store, _, _), lock in sorted_], said
+        # where there is but one store, nobody needs its name with each
+        is_one = len(stores) == 1
+        return [_row_of(lock, "" if is_one else store) for (store, _, _), lock in sorted_], said
 
 
 def _contains(lock: LiveLock, part: str) -> bool:
@@ -89,5 +92,6 @@ def _contains(lock: LiveLock, part: str) -> bool:
 def _row_of(lock: LiveLock, store: str) -> Row:
     holder = lock.description or lock.holder or "nobody: it is kept held after its run"
     waiting = str(lock.waiting) if lock.waiting else ""
-    cells = (shown(holder), at(lock.held_since), took(max(lock.remaining, 0.0)), str(lock.token), waiting, shown(store))
+    where = f"{holder}, in {store}" if store else holder
+    cells = (shown(where), at(lock.held_since), took(max(lock.remaining, 0.0)), str(lock.token), waiting)
     return Row(_value_of(lock), shown(lock.key), cells)

@@ -17,12 +17,14 @@ __all__ = ["runs"]
 def runs(row: Any) -> str:
     """Return the link; a row that is being added has none."""
     try:
-        return link_to_runs(row.name, "what became of its ticks") if row.pk is not None else ""
+        return link_to_runs(row.name, "runs") if row.pk is not None else ""
     except NoReverseMatch:  # a project's own site, without our pages
         return ""
 
 
 # each admin of rows is this one, or made of it
-PeriodicTaskAdmin.list_display = (*PeriodicTaskAdmin.list_display, runs)
+_first, *_others = PeriodicTaskAdmin.list_display
+# the others may be scrolled out of sight
+PeriodicTaskAdmin.list_display = (_first, runs, *_others)
 PeriodicTaskAdmin.readonly_fields = (*PeriodicTaskAdmin.readonly_fields, runs)
-PeriodicTaskAdmin.fieldsets = (*PeriodicTaskAdmin.fieldsets, ("Runs", {"fields": (runs,)}))
+PeriodicTaskAdmin.fieldsets = (*PeriodicTaskAdmin.fieldsets, ("What became of its ticks", {"fields": (runs,)}))

@@ -458,7 +458,7 @@ def beats(known: Known, request: Request, now: datetime) -> Mapping[str, Any]:  
         shares = {share.name: share for share in model.shares()}
         silent = {beat.name: (seconds_, len(beat.entries)) for beat, seconds_ in model.replicas()}
         found = [
-            _beat_row(name, told.get(name, ({}, 0.0))[0], silent.get(name), shares.get(name), model.clock_of(name), now)
+            _beat_row(name, told.get(name), silent.get(name), shares.get(name), model.clock_of(name), now)
             for name in {*shares, *silent}
         ]
         rows = sorted(found, key=lambda row: (not row.is_alive, -row.share, row.name))
@@ -490,18 +490,21 @@ def beats(known: Known, request: Request, now: datetime) -> Mapping[str, Any]:  
 
 def _beat_row(
     name: str,
-    fields: Mapping[str, Any],
+    told: tuple[Mapping[str, Any], float] | None,
     silent: tuple[float, int] | None,
     share: Any,
     ahead: float | None,
     now: datetime,
 ) -> BeatRow:
     silent_for, entries = silent if silent is not None else (float("inf"), 0)
+    fields, announced_for = told if told is not None else ({}, float("inf"))
+    # another beat takes one that is gone off the list; what it said of itself last is there for longer
+    heard_for = min(silent_for, announced_for)
     offset = "" if ahead is None else f"{ahead:+.1f} s" if abs(ahead) >= 0.05 else "right"  # noqa: PLR2004  what would be 0.0
     return BeatRow(
         name=cut(name, 120),
         is_alive=silent_for < ALIVE,
-        heard=now.timestamp() - silent_for if silent_for < float("inf") else 0.0,
+        heard=now.timestamp() - heard_for if heard_for < float("inf") else 0.0,
         silent_for=silent_for,
         entries=entries,
         share=share.share if share else 0.0,

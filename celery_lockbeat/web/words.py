@@ -10,7 +10,7 @@ from typing import Any, Final
 from celery.schedules import crontab, schedule, solar
 from cron_descriptor import Options, get_description
 
-from celery_lockbeat.insight.plain import printable
+from celery_lockbeat.insight.plain import every, printable
 from celery_lockbeat.journal.sentences import in_zone, nearest_second
 from celery_lockbeat.observe.vocabulary import took
 from celery_lockbeat.schedules.when import Once, Timeout
@@ -20,7 +20,6 @@ __all__ = ["clock", "cut", "expression_of", "full", "is_interval", "same_but_for
 #: Characters that are shown of a text of somebody else's.
 LONGEST: Final = 300
 
-_UNITS: Final = ((86400, "day"), (3600, "hour"), (60, "minute"), (1, "second"))
 _NUMBER: Final = re.compile(r"0x[0-9a-f]+|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d+", re.IGNORECASE)
 
 
@@ -60,19 +59,11 @@ def is_interval(when: Any) -> bool:
 def words_of(when: Any) -> str:
     """Say when an entry is due."""
     if is_interval(when):
-        return _interval(when.run_every.total_seconds())
+        return every(when.run_every.total_seconds())
     expression = expression_of(when)
     if isinstance(when, crontab) or isinstance(getattr(when, "expression", None), str):
         return _crontab(expression)
     return cut(expression)
-
-
-def _interval(every: float) -> str:
-    for size, name in _UNITS:
-        count = every / size
-        if count >= 1 and count == int(count):
-            return f"every {name}" if count == 1 else f"every {int(count)} {name}s"
-    return f"every {took(every)}"
 
 
 @lru_cache(maxsize=2000)

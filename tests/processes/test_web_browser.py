@@ -123,17 +123,45 @@ def test_what_happens_is_shown_while_it_does_and_nothing_moves(shop, browser):
         assert page.complaints == []
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_axe_finds_nothing_serious(shop, browser, dark):
-    page = page_of(browser, dark=dark)
-    for view in ("", "entry?name=slow", "runs", "locks", "beats", "health", "nowhere", "?q=nothing+like+this"):
+#: What is shown, and what has to be there first.
+VIEWS = {
+    "": "#rows tr",
+    "entry?name=slow": "#runs summary",
+    "runs": "#runs summary",
+    "locks": "#held tbody",
+    "beats": "#members tr",
+    "health": ".findings",
+    "act?act=pause&name=works": "form",
+    "act?act=release&key=k&holder=h": "form",
+    "nowhere": ".failed",
+    "?q=nothing+like+this": "#none",
+}
+
+
+# a narrow window has places of its own for all there is, and in the dark only the colours are others; the soak looks at all of it
+@pytest.mark.parametrize(
+    ("width", "dark", "rules"),
+    [
+        (360, False, ()),
+        (1280, False, ()),
+        (1280, True, ("color-contrast",)),
+        *(
+            pytest.param(width, dark, (), marks=pytest.mark.soak)
+            for width, dark in ((360, True), (768, False), (768, True), (1280, True), (3840, False), (3840, True))
+        ),
+    ],
+)
+def test_axe_finds_nothing_serious_and_nothing_is_wider_than_the_window(shop, browser, width, dark, rules):
+    page = page_of(browser, dark=dark, width=width, height=2160 if width > 2000 else 800)
+    for view, selector in VIEWS.items():
         page.goto(shop.url + view)
-        if view.startswith("entry"):
-            page.click("#runs summary")
-        if view == "health":
-            page.wait_for_selector(".findings")
-        # in the dark only the colours are others
-        assert violations(page, *(["color-contrast"] if dark else [])) == [], view
+        page.wait_for_selector(selector)
+        for opened in ("#runs summary", ".beside summary"):
+            if page.locator(opened).count():
+                page.locator(opened).first.click()
+        assert violations(page, *rules) == [], view
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), view
+    page.context.close()
 
 
 def test_it_is_used_by_the_keyboard_alone(shop, browser):

@@ -134,6 +134,18 @@ def test_each_view_shows_what_there_is(client):
     assert "Failures, by error" in story
 
 
+def test_a_beat_that_others_have_taken_off_the_list_is_silent_since_it_was_heard_from(client_of, make_app):
+    app = make_app(lockbeat_driver="redis")
+    day = days.Day(app)
+    day.announce("dead.beat", "beat")
+    tick = {"entry": "e", "task_name": "t", "late": 0.1, "hostname": "dead.beat"}
+    day.journal([("tick_published", 20, {**tick, "due": datetime.now(timezone.utc).isoformat()})])
+    told = Elements(client_of(app).get("/beats").text)
+    assert "silent since" in told.text
+    (ago,) = [each["data-ago"] for each in told.all("span") if "data-ago" in each]
+    assert 0 <= time.time() - float(ago) < 60
+
+
 def test_who_else_holds_a_lock_and_who_waits_for_it_is_shown(client):
     page = client.get("/locks").text
     told = " ".join(Elements(page).text.split())
