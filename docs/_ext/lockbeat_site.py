@@ -30,6 +30,9 @@ from celery_lockbeat.options.lock import LOCK_NAMES, LockOptions
 
 DOCS: Final = Path(__file__).parents[1]
 
+#: So many fit into a block of code, beside the contents.
+COLUMNS: Final = 90
+
 _LINK: Final = re.compile(r"\[([^\[\]]*)\]\((?!https?://|#|mailto:)([^()\s]+)\)")
 
 
@@ -108,9 +111,16 @@ def commands() -> str:
     for name in lockbeat.list_commands(top):
         command = lockbeat.get_command(top, name)
         assert command is not None  # noqa: S101
-        context = click.Context(command, info_name=name, parent=top, max_content_width=100, terminal_width=100)
+        context = click.Context(command, info_name=name, parent=top, max_content_width=COLUMNS, terminal_width=COLUMNS)
         parts.append(f"## {name}\n\n```text\n{command.get_help(context)}\n```\n")
     return "\n".join(parts)
+
+
+def members_of_a_lock() -> list[str]:
+    """Return what its page names; the rest is for the package's own use."""
+    page = (DOCS / "reference" / "lock.md").read_text("utf-8")
+    named = set(re.findall(r"`(?:await )?(?:lock\.|Lock\.)?(\w+)[`(]", page))
+    return [name for name in vars(celery_lockbeat.Lock) if not name.startswith("_") and name in named]
 
 
 def api() -> str:
@@ -122,8 +132,8 @@ def api() -> str:
         if name == "__version__":
             continue
         # of the others the members are Celery's
-        members = "\n   :members:" if what in (celery_lockbeat.Lock, celery_lockbeat.signals) else ""
-        shown.append(f".. {kind}:: celery_lockbeat.{name}{members}\n")
+        members = {celery_lockbeat.Lock: ", ".join(members_of_a_lock()), celery_lockbeat.signals: ""}.get(what)
+        shown.append(f".. {kind}:: celery_lockbeat.{name}" + f"\n   :members: {members}" * (members is not None) + "\n")
     shown += [f".. autoclass:: celery_lockbeat.schedules.{name}\n" for name in schedules.__all__]
     return "```{eval-rst}\n" + "\n".join(shown) + "```\n"
 
