@@ -6,6 +6,7 @@ import itertools
 import random
 import time
 from datetime import datetime, timedelta, timezone
+from uuid import NAMESPACE_OID, uuid5
 
 import pytest
 from celery.schedules import crontab, schedule
@@ -247,6 +248,10 @@ def test_a_backfill_is_each_tick_of_its_time_once_and_in_order(simulation, rever
     simulation.world.run(*beats, seconds=20)
     dues = [float(due) for due in range(-3600, -599, 300)]
     assert told(simulation) == [("backfill", due) for due in (dues[::-1] if reverse else dues)]
+    # whichever beat is asked for one, and however often
+    assert [each.id for each in simulation.messages] == [
+        str(uuid5(NAMESPACE_OID, f"r:{number}")) for number in range(1, len(dues) + 1)
+    ]
     headers = [each.headers["lockbeat"] for each in simulation.messages]
     for header in headers:
         apart = datetime.fromisoformat(header["due"]) - datetime.fromisoformat(header["previous_due"])

@@ -5,6 +5,8 @@ Time is simulated. A crontab is due every two minutes here, or in the first of e
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import pytest
 from simulation import let_them_sleep
 
@@ -339,6 +341,21 @@ def test_what_was_missed_runs_at_once_where_that_is_asked_for(seen_changes, what
         seen_changes.do(EDITS["another crontab"], at=[250])
     first = 120 if what == "enabled" else 60
     assert world.times() == pytest.approx([first, 250], abs=2)
+
+
+@pytest.mark.parametrize(("catchup", "made_up"), [("all", [240, 360]), ("latest", []), ("none", [])])
+def test_what_was_due_while_a_row_was_off_is_made_up_for_where_its_policy_says_all(changes, catchup, made_up):
+    from celery_lockbeat.contrib.django.policies.models import EntryPolicy
+
+    world = changes.world
+    EntryPolicy.objects.create(task=world.create(crontab=cron()), catchup=catchup)
+    changes.start()
+    world.run(130)
+    changes.do(*OFF_AND_ON["saved"], at=[140, 400])
+    world.run(100)
+    dues = [datetime.fromisoformat(each.headers["lockbeat"]["due"]).timestamp() for each in world.messages()]
+    start = world.simulation.world.start.timestamp()
+    assert [due - start for due in dues] == [120, *made_up, 480]
 
 
 def test_a_wrong_setting_is_refused(make_world):

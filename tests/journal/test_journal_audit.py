@@ -103,8 +103,11 @@ def test_what_was_paused_and_run_after_all_is_one_tick_and_no_hole():
         published(None, 180, task_id="c", kind="catchup"),
         of_run("task_succeeded", 400, 3, 180, duration_ms=1.0),
     ]
-    account = account_of([*some(1, 4), paused(2, 120), paused(3, 180), *caught_up])
+    records = [*some(1, 4), paused(2, 120), paused(3, 180), *caught_up]
+    account = account_of(records)
     assert (account.due, account.counts["paused"], account.gaps) == (4, 1, [])
+    # it has the number of the one that was passed over, and the task id of the one that ran
+    assert [(tick.run, tick.task_id) for tick in ticks_of(records) if tick.due == at(180)] == [(3, "c")]
 
 
 def test_numbers_that_begin_anew_in_a_store_that_was_emptied_are_no_hole():

@@ -31,6 +31,7 @@ WRITERS = (
     "control/schedules.py",
     "journal/writer.py",
     "locks/children.py",
+    "locks/streaks.py",
     "journal/records.py",
     "web/acts.py",
 )

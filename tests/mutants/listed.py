@@ -1084,6 +1084,27 @@ MUTANTS = [
         (CONTROLS + "test_an_overdue_claim_of_what_is_paused_is_forgotten_by_whoever_would_take_it_over",),
     ),
     Mutant(
+        "a claim does not ask SQLite whether its entry is paused",
+        "stores/sqlite/controls.py",
+        "now_paused = paused and (until is None or until > wall)",
+        "now_paused = False",
+        (CONTROLS + "test_a_paused_tick_is_passed_over_by_one_replica_and_the_entry_goes_on",),
+    ),
+    Mutant(
+        "a claim does not ask PostgreSQL whether its entry is paused",
+        "contrib/django/migrations/0007_postgresql.sql",
+        "WHEN f.paused AND coalesce(f.until > p_now, true) THEN 'paused'",
+        "WHEN false THEN 'paused'",
+        (CONTROLS + "test_a_paused_tick_is_passed_over_by_one_replica_and_the_entry_goes_on",),
+    ),
+    Mutant(
+        "PostgreSQL counts a run as often as it is told of",
+        "contrib/django/migrations/0011_postgresql.sql",
+        "IF p_run <> ALL (v_runs) THEN",
+        "IF true THEN",
+        (CONTROLS + "test_a_run_is_counted_once_and_what_it_has_caused_is_told_again",),
+    ),
+    Mutant(
         "a pause has no end",
         "stores/redis/lua/flags.lua",
         "flag.p == 1 and (flag.u or math.huge) > now",

@@ -1,8 +1,8 @@
 """Since when the ticks of each row count, so that what was due while it was disabled, or had another crontab, is not made up for.
 
 Promises: a row that was enabled, or whose crontab was changed, counts from that change on, also where no beat was there to see
-it: beats announce to those after them how they knew each row. A row that is as it was still runs what it has missed. Nothing
-of it happens with ``lockbeat_django_run_missed_when_changed``.
+it: beats announce to those after them how they knew each row. A row that is as it was still runs what it has missed, and so does
+one that was enabled and whose policy says ``catchup="all"``. Nothing of it happens with ``lockbeat_django_run_missed_when_changed``.
 """
 
 from __future__ import annotations
@@ -29,19 +29,29 @@ MOST_ROWS: Final = 1_000_000
 class History:
     """How one beat, and those before it, have known the rows. ``store`` returns the store in which they announce it.
 
-    ``forgets``: whether what is missed by a change is not made up for.
+    ``forgets``: whether what is missed by a change is not made up for; ``makes_up(entry)``: whether what was due while its row was
+    disabled is, all the same.
     """
 
     def __init__(
-        self, app: Any, store: Callable[[], Store], replica: Replica, clock: Callable[[], float], *, forgets: bool
+        self,
+        app: Any,
+        store: Callable[[], Store],
+        replica: Replica,
+        clock: Callable[[], float],
+        *,
+        forgets: bool,
+        makes_up: Callable[[Any], bool],
     ) -> None:
         self._app = app
         self._store = store
         self._replica = replica
         self._clock = clock
         self._forgets = forgets
+        self._makes_up = makes_up
         #: when any row was changed last, by the last look at all of them
         self.last_change: Any = None
+        self._off: dict[int, str] = {}  # when rows that were disabled since, and make up for that, were due last
         self._before: dict[str, str] | None = {}  # how beats before this one knew the rows; None: it has looked itself
         self._unannounced: dict[str, str] = {}
         self._announced_all_at: float | None = None
@@ -59,9 +69,12 @@ class History:
         self.last_change = last_change
         self._before = None
 
-    def lose(self, pk: int) -> None:
-        """Note that a row was disabled, or deleted."""
-        self._unannounced[str(pk)] = OFF
+    def lose(self, pk: int, entry: Any) -> None:
+        """Note that a row was disabled, or deleted; of ``entry``, if it was one, and if that is made up for, when it was due last."""
+        last = entry.last_run_at.isoformat() if entry is not None and self._makes_up(entry) else ""
+        self._unannounced[str(pk)] = f"{OFF} {last}".strip()
+        if last:
+            self._off[pk] = last
 
     def announce(self, entries: Iterable[tuple[int, Any]]) -> None:
         """Announce what is noted; now and then ``entries``, all that there are by primary keys. Raises StoreUnavailable."""
@@ -98,6 +111,7 @@ class History:
             and own_times(entry.schedule) is not None
             and changed is not None
             and entry.last_run_at > max(by_the_clock(changed), entry.lockbeat_since or by_the_clock(changed))
+            and not self._makes_up(entry)
         )
 
     def begin_anew(self, entry: Any) -> None:
@@ -108,6 +122,7 @@ class History:
     def _since(self, entry: Any, known: Any, last_change: Any) -> datetime | None:
         """Return since when the ticks of an entry count, though it has not run since; None: since its last run."""
         times = own_times(entry.schedule)
+        was_off, last = known is None, self._off.pop(entry.model.pk, "")
         if known is not None:
             earlier: datetime | None = known.lockbeat_since
             if times is None or times == own_times(known.schedule):
@@ -119,6 +134,12 @@ class History:
             digest, _, since = before.partition(" ")
             if digest != OFF and (times is None or digest == _digest(times)):
                 return datetime.fromisoformat(since) if since else None
+            was_off, last = digest == OFF, since
+        if was_off and self._makes_up(entry):
+            if last:
+                # its row has lost it, and the store, if other beats were there meanwhile
+                entry.last_run_at = entry.lockbeat_last_run_at = datetime.fromisoformat(last)
+            return None
         # enabled, or its crontab changed, since it was last looked at
         changed = entry.model.date_changed
         if self.last_change is not None and changed is not None and changed > self.last_change:

@@ -137,8 +137,9 @@ class Rows:
 
     def lose(self, pk: int) -> None:
         """Know a row no more, if it was known: it was disabled, or deleted."""
-        if self._rows.pop(pk, None) is not None:
-            self._history.lose(pk)
+        row = self._rows.pop(pk, None)
+        if row is not None:
+            self._history.lose(pk, row.entry)
 
     # -- read ----------------------------------------------------------------------------------------------------------
 

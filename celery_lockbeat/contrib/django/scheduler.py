@@ -30,7 +30,7 @@ from celery_lockbeat.contrib.django.rows import Rows, pks_of
 from celery_lockbeat.contrib.django.runs import Runs
 from celery_lockbeat.contrib.django.statics import Statics
 from celery_lockbeat.contrib.versions import refuse_older
-from celery_lockbeat.exceptions import StoreUnavailable
+from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
 
 __all__ = ["LockedDatabaseScheduler"]
 
@@ -66,11 +66,20 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
             self._replica,
             self._clock,
             forgets=not self._options.django_run_missed_when_changed,
+            makes_up=self._makes_up,
         )
         self._rows = Rows(
             app, self.Entry, self.enabled_models_qs, self._database, self._history, self._complaints, self._clock
         )
         self._runs = Runs(self._database, self._rows, self._complaints)
+
+    def _makes_up(self, entry: Any) -> bool:
+        """Whether an entry says that all is made up for that was due; the default, one run for all, says nothing of a row that was off."""
+        try:
+            policy, _ = self._planner.rules.policy_of(entry.name, entry.schedule, entry.lockbeat_policy)
+        except ConfigurationError:  # it goes on without it, and that is said
+            return False
+        return policy is not None and policy.catchup == "all"
 
     # -- the schedule --------------------------------------------------------------------------------------------------
 
@@ -188,11 +197,17 @@ class LockedDatabaseScheduler(LockedSchedulerMixin, DatabaseScheduler):  # type:
             if self._history.is_reset(entry):
                 self._history.begin_anew(entry)
                 entry.last_run_at = entry.lockbeat_last_run_at
-            elif not (self._planner.rules.concern(entry) and entry.last_run_at > entry.lockbeat_last_run_at):
-                # by a policy the store may know of ticks that were passed over since, which are no runs
+            elif not self._store_knows_better(entry):
                 entry.last_run_at = entry.lockbeat_last_run_at
         pass_over(entry)
         model.last_run_at, model.total_run_count = entry.last_run_at, entry.total_run_count
+
+    def _store_knows_better(self, entry: Any) -> bool:
+        """Whether the store has the last tick of an entry by a policy: one that was passed over, which is no run; or a row that was off has lost it."""
+        if not self._planner.rules.concern(entry):
+            return False
+        is_lost = entry.lockbeat_stored_at is None and entry.lockbeat_run > 0
+        return entry.last_run_at > entry.lockbeat_last_run_at or (is_lost and self._makes_up(entry))
 
     def record_runs(self, keys: Sequence[str]) -> None:
         """Write down last runs and counts, and disable what was to run once; what cannot be written now is with the next look."""
