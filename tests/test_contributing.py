@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 
@@ -23,19 +24,39 @@ ELSEWHERE = {
 }
 
 
-def tried(command: str) -> list[str] | None:
-    """The cheap form of a command: which tests it would run, or what it says of itself."""
+def tried(command: str) -> bool:
+    """Whether its cheap form is: which tests it would run, or what it says of itself."""
     words = shlex.split(command)
     if words[:3] == [".venv/bin/python", "-m", "pytest"]:
-        return [*words[1:], "--collect-only", "-q", "-n", "0"] if any("tests/" in word for word in words) else None
-    return [*words[1:], "--help"] if words[0] in (".venv/bin/python", ".venv/bin/mypy") else None
+        return any("tests/" in word for word in words)
+    return words[0] in (".venv/bin/python", ".venv/bin/mypy")
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if tried(command)])
-def test_a_command_finds_what_it_names(command):
-    program = [] if command.startswith(".venv/bin/python") else ["-m", "mypy"]
-    done = subprocess.run([sys.executable, *program, *tried(command)], cwd=ROOT, capture_output=True, text=True)
+@pytest.mark.parametrize("command", [command for command in COMMANDS if tried(command) and " pytest " not in command])
+def test_a_command_says_of_itself_what_it_does(command):
+    words = shlex.split(command)
+    program = words[1:] if words[0] == ".venv/bin/python" else ["-m", *words[:1], *words[1:]]
+    program = [word.removeprefix(".venv/bin/") for word in program]
+    done = subprocess.run([sys.executable, *program, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def not_found(command: str) -> list[str]:
+    """What a command of pytest names, and its paths have not: a test, a word in the names of tests, a mark."""
+    words = shlex.split(command)[3:]
+    paths = [word for word in words if word.startswith("tests/")]
+    files = [ROOT / path.partition("::")[0] for path in paths]
+    sources = [each.read_text("utf-8") for file in files for each in ([file] if file.is_file() else file.rglob("*.py"))]
+    wanted = [rf"^def {test}\(" for _, _, test in (path.partition("::") for path in paths) if test]
+    wanted += [rf"^def test_\w*{after}" for word, after in pairwise(words) if word == "-k"]
+    wanted += [rf"pytest\.mark\.{after}\b" for word, after in pairwise(words) if word == "-m"]
+    missing = [str(file) for file in files if not file.exists()]
+    return missing + [each for each in wanted if not any(re.search(each, text, re.MULTILINE) for text in sources)]
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if tried(command) and " pytest " in command])
+def test_a_command_finds_the_tests_that_it_names(command):
+    assert not_found(command) == []
 
 
 def test_every_other_command_is_tried_elsewhere():
@@ -49,6 +70,7 @@ def test_every_other_command_is_tried_elsewhere():
 
 
 def test_a_command_that_names_what_is_not_there_would_be_noticed():
-    command = ".venv/bin/python -m pytest -n 0 tests/test_lock.py::test_that_nobody_has_written"
-    done = subprocess.run([sys.executable, *tried(command)], cwd=ROOT, capture_output=True)
-    assert done.returncode != 0
+    command = ".venv/bin/python -m pytest -n 0 tests/test_lock.py"
+    assert not_found(f"{command}::test_that_nobody_has_written")
+    assert not_found(f"{command} -k nobody_has_written")
+    assert not_found(f"{command} tests/test_that_nobody_has_written.py")
