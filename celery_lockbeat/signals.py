@@ -18,6 +18,7 @@ __all__ = [
     "lock_extend_failed",
     "lock_extended",
     "lock_released",
+    "lock_replaced",
     "run_overdue",
     "task_failed",
     "task_finished",
@@ -39,6 +40,7 @@ task_finished = Signal(name="lockbeat_task_finished")
 lock_acquired = Signal(name="lockbeat_lock_acquired")
 lock_extended = Signal(name="lockbeat_lock_extended")
 lock_released = Signal(name="lockbeat_lock_released")
+lock_replaced = Signal(name="lockbeat_lock_replaced")
 lock_extend_failed = Signal(name="lockbeat_lock_extend_failed")
 lock_expired_before_finish = Signal(name="lockbeat_lock_expired_before_finish")
 driver_fallback = Signal(name="lockbeat_driver_fallback")

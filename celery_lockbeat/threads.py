@@ -9,13 +9,14 @@ import asyncio
 import contextlib
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextvars import copy_context
 from typing import Any, TypeVar
 
 from celery_lockbeat.clock import monotonic
 
-__all__ = ["Recurrent", "gevent_has_patched", "new_lock", "off_the_loop", "start"]
+__all__ = ["Recurrent", "gevent_has_patched", "new_lock", "off_the_loop", "one_thread", "start"]
 
 _Result = TypeVar("_Result")
 
@@ -110,15 +111,34 @@ class Recurrent:
                 self._beginning.release()
 
 
-async def off_the_loop(function: Callable[..., _Result], *args: Any) -> _Result:
-    """Do what waits for a store in another thread, in this context. A cancellation waits for it: what it does has an owner."""
-    doing = asyncio.get_running_loop().run_in_executor(None, copy_context().run, function, *args)
+@contextlib.contextmanager
+def one_thread() -> Iterator[Executor]:
+    """A thread for what takes long, beside those of an event loop."""
+    thread = ThreadPoolExecutor(1, "lockbeat-waiter")
+    try:
+        yield thread
+    finally:
+        thread.shutdown(wait=False)
+
+
+async def off_the_loop(
+    function: Callable[..., _Result],
+    *args: Any,
+    thread: Executor | None = None,
+    when_cancelled: Callable[[], object] = lambda: None,
+) -> _Result:
+    """Do what waits for a store in another thread, in this context. A cancellation waits for it: what it does has an owner.
+
+    ``when_cancelled`` is called then, in the loop, to make an end of it.
+    """
+    doing = asyncio.get_running_loop().run_in_executor(thread, copy_context().run, function, *args)
     cancelled = None
     while not doing.done():
         try:
             await asyncio.wait([doing])
         except asyncio.CancelledError as exc:  # noqa: PERF203  once, mostly
             cancelled = exc
+            when_cancelled()
     if cancelled is not None:
         doing.exception()  # which nobody will ask for
         raise cancelled

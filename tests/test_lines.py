@@ -9,7 +9,8 @@ import pytest
 from celery import states
 from celery.app.trace import build_tracer, reset_worker_optimizations, setup_worker_optimizations
 
-from celery_lockbeat import Lock, LockedTask
+from celery_lockbeat import Lock, LockedTask, journal
+from celery_lockbeat.journal.writer import journal_of
 from celery_lockbeat.tasks.copies import LINE, NONCE
 
 RAN = []
@@ -91,6 +92,21 @@ def test_a_waiting_message_goes_back_to_its_queue_once(app, queue, caplog):
     assert not RAN
     assert len(caplog.records) == told
     assert [json.loads(record.getMessage())["event"] for record in caplog.records].count("task_waiting") == 1
+
+
+def test_who_waits_and_behind_whom_is_in_the_journal_once(app, queue):
+    task = waits(app)
+    with Lock("k", app=app):
+        holder = Lock.holder_of("k", app=app)
+        deliver(task, id="first")
+        deliver(task)
+        deliver(task)
+    assert journal_of(app).write(within=10)
+    told = [record for record in journal.read(app) if record.event == "task_waiting"]
+    assert [(each.task_id, each.count, each.holder, each.lock_key) for each in told] == [
+        ("first", 0, holder, "k"),
+        ("id", 1, holder, "k"),
+    ]
 
 
 def test_a_run_that_has_waited_is_remembered_though_its_task_says_not_to(app, queue):

@@ -108,12 +108,14 @@ def _clock(at: datetime, due: datetime | None, app: Any) -> str:
 
 
 def _why(tick: Tick, app: Any) -> str | None:
-    last = tick.last
+    last, waits = tick.last, tick.waits
     if tick.is_missed and tick.run is None:
         since = f" after {date_of(tick.due_after, app)}" if tick.due_after is not None else ""
         return f"{tick.count} {'tick' if tick.count == 1 else 'ticks'}{since}"
     if tick.is_missed:
         return tick.why
+    if waits is not None:
+        return f"waits since {_clock(waits.since, tick.due, app)}: {waits.behind()}"
     if last is None:
         return tick.why
     if last.holder is not None and last.status == "skipped":

@@ -75,7 +75,10 @@ def sentence_of(tick: Tick, others: Iterable[Tick], write: Writing) -> str:
 
 
 def _fate(tick: Tick, others: Iterable[Tick], write: Writing) -> str:
-    last = tick.last
+    last, waits = tick.last, tick.waits
+    if waits is not None:
+        key = f" for its lock {waits.lock_key!r}" if waits.lock_key else ""
+        return f"{_published(tick, write)}, and waits in line{key}{_since(waits.since, tick.due, write)}: for {waits.behind()}"
     if last is None and tick.tells:
         return f"{_published(tick, write)}, and no worker has begun to run it"
     if last is None:
@@ -116,6 +119,10 @@ def _ran(last: Attempt, tick: Tick, write: Writing) -> str:
         error = f": {last.error}" if last.error else ""
         return f"{which}ended{where}{_at(last.ended, due, write)}, to be tried again{error}"
     return f"{which}{last.status}{where}{_at(last.ended, due, write)}{took}{began}{why}"
+
+
+def _since(at: datetime, beside: datetime | None, write: Writing) -> str:
+    return f" since {write.clock(at, beside)}"
 
 
 def _at(at: datetime | None, beside: datetime | None, write: Writing) -> str:

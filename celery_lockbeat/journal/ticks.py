@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from celery_lockbeat.journal.records import Record
 
-__all__ = ["OUTCOMES", "Attempt", "Tick", "ticks_of"]
+__all__ = ["OUTCOMES", "Attempt", "Tick", "Wait", "ticks_of"]
 
 #: What may become of a tick, or a run. ``published``: its task tells nothing of its runs.
 OUTCOMES: Final = (
@@ -82,6 +82,21 @@ class Attempt:
         return self.started or self.ended
 
 
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """That a run waits in line: since when, for which key, who held that, and how many others came before it."""
+
+    since: datetime
+    lock_key: str | None
+    holder: str | None
+    before: int
+
+    def behind(self) -> str:
+        """Say for whom it waits."""
+        others = {0: "", 1: ", and behind another"}.get(self.before, f", and behind {self.before} others")
+        return f"{self.holder or 'another run'}{others}"
+
+
 @dataclass(slots=True)
 class Tick:
     """One tick of an entry and what became of it; without an ``entry``, a run that no tick has asked for.
@@ -116,6 +131,8 @@ class Tick:
     kind: str | None = None
     #: whether its task tells of its runs
     tells: bool = True
+    #: how its run waited in line last, if it did
+    waited: Wait | None = None
 
     @property
     def last(self) -> Attempt | None:
@@ -124,11 +141,23 @@ class Tick:
         return next((each for each in real if each.status == "success"), real[-1] if real else None)
 
     @property
+    def waits(self) -> Wait | None:
+        """How its run waits in line now; None: it does not, or nothing is told of that."""
+        waited, last = self.waited, self.last
+        if waited is None or last is None:
+            return waited
+        # what is to come again waits anew; of all else the run has begun since, or has ended
+        before = last.first_seen if last.status in ("retry", "died") else None
+        return waited if before is not None and before <= waited.since else None
+
+    @property
     def outcome(self) -> str:
         """One of :data:`OUTCOMES`."""
         if self.is_missed:
             return "paused" if self.is_paused else "missed"
         last = self.last
+        if self.waits is not None:
+            return "queued"
         if last is not None:
             return _OUTCOME_OF[last.status]
         if self.expired is not None:
@@ -138,7 +167,9 @@ class Tick:
     @property
     def reason(self) -> str | None:
         """Why it ended so."""
-        last = self.last
+        last, waits = self.last, self.waits
+        if waits is not None and not self.is_missed:
+            return f"waits in line: {waits.behind()}"
         if last is None or self.is_missed:
             return self.expired or self.why
         if last.status == "retry":
@@ -158,7 +189,7 @@ class Tick:
 
     def fields(self) -> dict[str, Any]:
         """Return what applies, as JSON can write it: times in ISO 8601, durations in seconds."""
-        last = self.last
+        last, waits = self.last, self.waits
         told: dict[str, Any] = {
             "entry": self.entry,
             "task_name": self.task_name,
@@ -191,6 +222,13 @@ class Tick:
                 "lock_lost": last.lost_at,
                 "signal": last.signal,
             }
+        if waits is not None:
+            told |= {
+                "waits_since": waits.since,
+                "waits_behind": waits.before,
+                "holder": waits.holder,
+                "lock_key": waits.lock_key,
+            }
         return {
             name: value.isoformat() if isinstance(value, datetime) else value
             for name, value in told.items()
@@ -207,14 +245,14 @@ def ticks_of(records: Iterable[Record], tells: Callable[[str], bool] | None = No
     known = list(records)
     join = _Join()
     # a tick may be written after its run: each by a thread of its own
-    for take in (join.published, join.missed, join.run):
+    for take in (join.published, join.missed, join.run, join.waits):
         for record in known:
             take(record)
     ticks = join.ended()
     if tells is None:
         tells = {tick.task_name for tick in ticks if tick.attempts}.__contains__
     for tick in ticks:
-        tick.tells = bool(tick.attempts) or (tick.task_name is not None and tells(tick.task_name))
+        tick.tells = bool(tick.attempts or tick.waited) or (tick.task_name is not None and tells(tick.task_name))
     return ticks
 
 
@@ -283,6 +321,13 @@ class _Join:
 
     # -- runs ----------------------------------------------------------------------------------------------------------
 
+    def waits(self, record: Record) -> None:
+        if record.event != "task_waiting" or record.task_name is None:
+            return
+        tick = self._tick_of(record) if record.entry is not None else self._waiting_run_of(record)
+        if tick.waited is None or tick.waited.since <= record.at:
+            tick.waited = Wait(record.at, record.lock_key, record.holder, max(record.count or 0, 0))
+
     def run(self, record: Record) -> None:
         if record.status is None and record.event not in _OF_RUNS:
             return
@@ -337,13 +382,23 @@ class _Join:
     def _run_of(self, record: Record) -> Tick:
         if record.task_id in self._by_id:
             return self._by_id[record.task_id]
-        name = record.task_id or record.execution_id or record.position
-        run = self._free.get(name)
+        run = self._free.get(_name_of(record))
         again = run is not None and run.attempts[-1].status in _OVER and not _is_copy(record)
-        if run is None or again:
-            run = Tick(None, record.task_name, record.task_id, recorded=record.at)
-            self._ticks.append(run)
-            self._free[name] = run
+        return self._new_run(record) if run is None or again else run
+
+    def _waiting_run_of(self, record: Record) -> Tick:
+        """As _run_of, for what is known after all runs: one that has ended since has waited before."""
+        if record.task_id in self._by_id:
+            return self._by_id[record.task_id]
+        run = self._free.get(_name_of(record))
+        last = run.last if run is not None else None
+        again = last is not None and last.status in _OVER and last.ended is not None and last.ended < record.at
+        return self._new_run(record) if run is None or again else run
+
+    def _new_run(self, record: Record) -> Tick:
+        run = Tick(None, record.task_name, record.task_id, recorded=record.at)
+        self._ticks.append(run)
+        self._free[_name_of(record)] = run
         return run
 
     # -- all of them ---------------------------------------------------------------------------------------------------
@@ -379,6 +434,10 @@ class _Join:
             if attempt.status == "running" and (after.token or 0) > (attempt.token or 0):
                 attempt.status = "died"
                 attempt.reason = f"nobody has recorded its end, and {after.worker or 'another'} had its lock after it"
+
+
+def _name_of(record: Record) -> str:
+    return record.task_id or record.execution_id or record.position
 
 
 def _is_copy(record: Record) -> bool:

@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, Final
 
-__all__ = ["Abort"]
+__all__ = ["SIGNAL", "Abort", "when_signalled"]
 
 #: Ignored by default, so it can do no harm where it comes late; Go's runtime preempts with it for the same reason.
 SIGNAL: Final = getattr(signal, "SIGURG", None)
@@ -55,12 +55,14 @@ class Abort:
                 self._fired.wait()
                 self._let_it_come()
 
-    def fire(self) -> None:
-        """Raise ``error`` in the body, unless that has ended."""
+    def fire(self, because: str = "") -> None:
+        """Raise ``error`` in the body, unless that has ended, or it has been raised before."""
         try:
             throw = self._armed.pop()
         except IndexError:
             return
+        if because:
+            self.error.args = (f"{self.error}: {because}",)
         throw()
         self._fired.set()
 
@@ -97,7 +99,18 @@ _due: Final[list[Abort]] = []
 _before: Final[list[Any]] = []
 
 
+#: What else the signal may be meant for. It is done between two lines of whatever the main thread does: it takes no lock.
+_signalled: Final[list[Callable[[], None]]] = []
+
+
+def when_signalled(do: Callable[[], None]) -> None:
+    """Call ``do`` in the main thread whenever the signal comes, once a body has been armed there."""
+    _signalled.append(do)
+
+
 def _raise_what_is_due(number: int, frame: Any) -> None:
+    for do in _signalled:
+        do()
     # in the main thread, as the bodies are: none can end between the look and the raise
     while _due:
         abort = _due.pop()

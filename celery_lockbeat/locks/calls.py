@@ -75,7 +75,7 @@ def _broker_of(app: Any) -> str:
     return str(known)
 
 
-def _send(app: Any, texts: Sequence[str]) -> None:
+def _send(app: Any, _store: object, _key: str, texts: Sequence[str]) -> None:
     try:
         messages = [json.loads(text) for text in texts]
         ours = [message for message in messages if message["to"] == _broker_of(app)]

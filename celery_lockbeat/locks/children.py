@@ -13,6 +13,7 @@ Receivers only start, stop and report: Celery swallows what they raise, so nothi
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import sys
@@ -23,14 +24,16 @@ from celery import signals
 
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.locks import child
+from celery_lockbeat.locks.abort import SIGNAL
 from celery_lockbeat.locks.deaths import Deaths, end_of
 from celery_lockbeat.locks.keeping import Keeper
 from celery_lockbeat.locks.orphans import OrphanedLocks
 from celery_lockbeat.locks.page import Page
+from celery_lockbeat.locks.renewal import hurry
 from celery_lockbeat.process import stopping, this_process, worker_has_ended
 from celery_lockbeat.stores import Store, stores_of
 
-__all__ = ["events_wanted"]
+__all__ = ["events_wanted", "renew_at_once"]
 
 logger: Final = logging.getLogger("celery_lockbeat")
 
@@ -111,6 +114,17 @@ class _Parent:
             except Exception:
                 logger.exception("a look after the children of the pool failed")
 
+    def signal_holders(self, key: str, number: int) -> None:
+        """Send a signal to the children that hold a key."""
+        for page in list(self.pages):
+            try:
+                held = page.held() if page.pid else {}
+            except (ValueError, TypeError, EOFError):
+                continue  # it is written just now, or broken
+            if any(hold.key == key for hold in held.values()):
+                with contextlib.suppress(OSError):
+                    os.kill(page.pid, number)
+
     def close(self) -> None:
         """The worker has shut down: it forks no more, and the thread ends with what the last of its children held."""
         self._closed = True
@@ -135,6 +149,14 @@ def events_wanted() -> bool:
     """Whether this worker sends Celery's task events now: ``-E``, or switched on by remote control, as Flower does."""
     page = child.page()
     return _dispatches() if page is None else page.events_wanted
+
+
+def renew_at_once(key: str) -> None:
+    """Have whoever holds a key in this worker ask the store at once what has become of it."""
+    hurry()
+    if _parent is not None and SIGNAL is not None:
+        # whose bodies cannot be ended so ignore it
+        _parent.signal_holders(key, SIGNAL)
 
 
 def _dispatches() -> bool:

@@ -24,7 +24,7 @@ from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
 from celery_lockbeat.locks.page import Hold, Page
 from celery_lockbeat.options import MARGIN, RETRY_EVERY
-from celery_lockbeat.stores.base import Lease, Store
+from celery_lockbeat.stores.base import Lease, Stop, Store
 
 __all__ = ["Keeper", "can_run"]
 
@@ -117,7 +117,7 @@ class Keeper:
     def _extend(self, driver: str, connection: str, wards: list[_Ward]) -> None:
         started = self._clock()
         within = max(0.01, min(ward.ends - started for ward in wards) / 2)
-        answers: list[bool | StoreUnavailable]
+        answers: list[bool | Stop | StoreUnavailable]
         try:
             store = self._store_of(driver, connection)
             answers = store.locks.extend([(ward.lease, ward.hold.ttl) for ward in wards], within=within)
@@ -128,7 +128,8 @@ class Keeper:
             if isinstance(answer, StoreUnavailable):
                 ward.again_at = self._clock() + min(RETRY_EVERY, ward.hold.ttl / 10)
             else:
-                self._answered(ward, started, extended=answer)
+                # who is to stop hears of it when it is extended in the child
+                self._answered(ward, started, extended=bool(answer))
         for page in {id(ward.page): ward.page for ward in wards}.values():
             page.keep(
                 {

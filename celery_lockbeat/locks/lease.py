@@ -5,7 +5,8 @@ trusted until ``t + ttl - margin`` on the local monotonic clock, for the store's
 the margin covers two clocks that do not run at quite the same rate. After that moment it is lost, whatever else is
 known: when you cannot know whether you still hold it, you do not. In a pool's child, ``t`` may be its parent's, who asks in the
 child's place while the GIL is held there (``keeping.py``). What has been held for ``hold_at_most`` is lost, too: it is renewed no
-more, and what was granted last ends with its body, or runs out.
+more, and what was granted last ends with its body, or runs out. What another waits to replace stays ours, and is renewed, until its
+body ends: it is only told to.
 
 The renewer (``renewal.py``) says what becomes of it. No observer runs on the renewer's time: its events are delivered later.
 """
@@ -54,6 +55,8 @@ class OwnLease:
     _kept_until = 0.0
     #: why it is lost
     why_lost: str | None = None
+    #: who waits to replace it, as that one says of itself
+    replaced_by: str | None = None
     #: it is over by both; what the parent may still hear of the store comes too late
     _ran_out = False
     #: whether it lasts for as long as it may be held, so that it is renewed no more
@@ -170,6 +173,16 @@ class OwnLease:
             self._trust_from(started, ttl)
         self._story.later("lock_extended")
 
+    def be_replaced(self, by: str) -> None:
+        """It is ours until its body has ended, which is told, once, that another waits for that."""
+        with self._mutex:
+            if self.state != "held" or self.replaced_by is not None:
+                return
+            self.replaced_by, self.why_lost = by, f"replaced by {by}"
+            # before its end can be told, by a body that has seen it
+            self._story.later("lock_replaced", holder=by)
+        self.abort_if_due()
+
     def extend_refused(self) -> None:
         """The store says that the lock is another's, or nobody's."""
         self.lose("the store says that the lock is not ours any more")
@@ -215,9 +228,14 @@ class OwnLease:
                 self._asked.answer, self._asked = False, None
             self._note.unrenewed()  # before it is told
         self.report_loss(why)
-        if self.abort is not None:
-            self.abort.error.args = (f"{self.abort.error}: {why}",)
-            self.abort.fire()
+        self.abort_if_due()
+
+    def abort_if_due(self) -> None:
+        """End the body, where there is one, and that is wanted of what has become of the lease."""
+        how = self._options.on_lost if self.state == "lost" else self._options.on_replaced if self.replaced_by else None
+        abort = self.abort
+        if abort is not None and how == "abort":
+            abort.fire(because=str(self.why_lost))
 
     # -- its end -------------------------------------------------------------------------------------------------------
 

@@ -32,12 +32,23 @@ from celery_lockbeat.journal.writer import journal_of
 from celery_lockbeat.locks.abort import Abort
 from celery_lockbeat.locks.acquisition import Acquisition, Asker
 from celery_lockbeat.locks.lease import OwnLease
+from celery_lockbeat.locks.lookout import look_after
 from celery_lockbeat.locks.scope import Scope, innermost
+from celery_lockbeat.locks.waiter import Waiter
 from celery_lockbeat.observe.events import Story
-from celery_lockbeat.options import LOCK_NAMES, LockKeywords, LockOptions, check_key, check_keys, shown_keys, written
+from celery_lockbeat.options import (
+    LOCK_NAMES,
+    LockKeywords,
+    LockOptions,
+    check_key,
+    check_keys,
+    check_wait,
+    shown_keys,
+    written,
+)
 from celery_lockbeat.process import this_process
 from celery_lockbeat.stores import Finished, Held, Lease, Place, Store, Stores, Waiting, stores_of
-from celery_lockbeat.threads import off_the_loop
+from celery_lockbeat.threads import off_the_loop, one_thread
 
 if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
@@ -65,7 +76,7 @@ class Lock:
 
     ``options`` (:class:`LockKeywords`) are a task's lock options without their ``lock_``, in seconds; the default of each is
     the app's setting, and the app is the current one where none is given. Entering raises :class:`LockNotAcquired` when the
-    key is held by another (after ``retry_attempts``) and :class:`StoreUnavailable`. Leaving raises :class:`LockLost` when
+    key is held by another (after ``wait`` seconds in its line, or ``retry_attempts``) and :class:`StoreUnavailable`. Leaving raises :class:`LockLost` when
     the lock was lost meanwhile and the block did not raise, unless ``on_lost="warn"``. Wrong options are a :class:`ConfigurationError`. Not reentrant; one hold a Lock.
     ``async with`` does the same, and keeps no event loop waiting.
     """
@@ -76,11 +87,18 @@ class Lock:
     refusal: Held | Finished | Waiting | None = None
     #: seconds for which its end is remembered at least
     remembered_at_least = 0.0
+    #: seconds for which it waits in line where it is not said otherwise
+    _wait = 0.0
+    #: whether who waits for it is to wait no longer
+    _is_given_up = False
 
-    def __init__(self, key: str | Iterable[str], *, app: Any = None, **options: Unpack[LockKeywords]) -> None:
+    def __init__(
+        self, key: str | Iterable[str], *, app: Any = None, wait: float | None = None, **options: Unpack[LockKeywords]
+    ) -> None:
         app = app or current_app
         keys = check_keys("the key of Lock", key)
         key = shown_keys(keys)
+        self._wait = check_wait(f"wait of Lock({key!r})", wait)
         resolved = LockOptions.read(app.conf, options, owner=f"Lock({key!r})", without=_OF_TASKS_ONLY)
         # a weak reference: once nobody has the lock any more it is not renewed, without waiting for a garbage collection
         story = Story(weakref.ref(self), resolved.logging, journal_of(app), kind=None)
@@ -157,8 +175,13 @@ class Lock:
 
     @property
     def lost(self) -> bool:
-        """Whether the lock was held and is not ours any more; a process forked from its holder never holds it."""
-        return self._own is not None and self._own.lost
+        """Whether it was held and is not ours any more, or not ours to go on with; a process forked from its holder never holds it."""
+        return self._own is not None and (self._own.lost or self._own.replaced_by is not None)
+
+    @property
+    def replaced_by(self) -> str | None:
+        """What the run says of itself that waits to take the place of this one; None: nobody does. The key is ours until the end."""
+        return None if self._own is None else self._own.replaced_by
 
     @property
     def why_lost(self) -> str | None:
@@ -168,7 +191,7 @@ class Lock:
     @property
     def remaining(self) -> float:
         """Seconds for which the lock is surely ours without another renewal; 0.0 when it is not ours."""
-        return 0.0 if self._own is None else self._own.remaining
+        return 0.0 if self._own is None or self._own.replaced_by is not None else self._own.remaining
 
     @property
     def released(self) -> bool:
@@ -209,12 +232,12 @@ class Lock:
         finally:
             self._scope.leave()
             self.abandon()  # what the release was kept from
-        if not released:
+        if not released or self.replaced_by is not None:
             self._fail_if_lost(exc)
 
     async def __aenter__(self) -> Self:
         try:
-            if not await off_the_loop(self.acquire):
+            if not await self._acquire_beside_the_loop():
                 raise self._not_acquired()
             self._scope = Scope(self)
             self.arm(awaited=True)
@@ -239,8 +262,19 @@ class Lock:
             if task is not None and sys.version_info >= (3, 11):
                 task.uncancel()
             raise abort.error from exc
-        if not released:
+        if not released or self.replaced_by is not None:
             self._fail_if_lost(exc)
+
+    async def _acquire_beside_the_loop(self) -> bool:
+        if not self._wait:
+            return await off_the_loop(self.acquire)
+        self._is_given_up = False
+        # the threads of a loop are few, and who holds the key needs one of them to release it
+        with one_thread() as thread:
+            return await off_the_loop(self.acquire, thread=thread, when_cancelled=self._give_up)
+
+    def _give_up(self) -> None:
+        self._is_given_up = True
 
     def _not_acquired(self) -> LockNotAcquired:
         refusal = self.refusal
@@ -253,17 +287,16 @@ class Lock:
             raise LockLost(f"lock {self.key!r} was lost before the block ended{because}")
 
     def arm(self, *, awaited: bool = False) -> Abort | None:
-        """With ``on_lost="abort"``: from now on, raise LockLost in this thread as soon as the lock is lost.
+        """With ``on_lost="abort"``: from now on, raise LockLost in this thread as soon as the lock is lost, or replaced.
 
         ``awaited``: what runs under it is the coroutine that runs here, which is cancelled instead.
         """
-        if self._options.on_lost != "abort" or self._own is None:
+        if "abort" not in (self._options.on_lost, self._options.on_replaced) or self._own is None:
             return None
         error = LockLost(f"lock {self.key!r} was lost, which ends what runs under it")
         self._own.abort = abort = Abort(error)
         abort.arm(awaited=awaited)
-        if self._own.state == "lost":
-            abort.fire()
+        self._own.abort_if_due()
         return abort
 
     def disarm(self) -> None:
@@ -271,13 +304,14 @@ class Lock:
         if self._own is not None and self._own.abort is not None:
             self._own.abort.disarm()
 
-    def acquire(self) -> bool:
+    def acquire(self, wait: float | None = None) -> bool:
         """Take the key, trying ``retry_attempts`` more times while it is held; False: it is another's (see ``refusal``).
 
-        Whoever has no ``with`` block must call ``release``. Raises StoreUnavailable, when there is no store to fall back to,
+        With ``wait``, or that of the Lock, it waits in line instead, for so many seconds at most. Whoever has no ``with`` block must call ``release``. Raises StoreUnavailable, when there is no store to fall back to,
         and RuntimeError for a lock that was held before.
         """
-        self.refusal = self.take()
+        wait = self._wait if wait is None else check_wait(f"wait of Lock({self.key!r}).acquire", wait)
+        self.refusal = self._take_in_line(wait) if wait else self.take()
         if self.refusal is None:
             try:
                 self.report_acquired()
@@ -286,6 +320,12 @@ class Lock:
                 self.end()
                 raise
         return self.refusal is None
+
+    def _take_in_line(self, wait: float) -> Held | Finished | Waiting | None:
+        waiter = Waiter(self._options, wait, lambda: self._is_given_up)
+        while isinstance(refusal := self.take(waiter.place), Waiting):
+            waiter.wait(self._store, refusal.key or self.key, refusal)
+        return refusal
 
     def take(self, place: Place | None = None) -> Held | Finished | Waiting | None:
         """As ``acquire``, for a task's attempt, which may want a ``place`` in line: None, or why it is not ours."""
@@ -297,6 +337,9 @@ class Lock:
             answer = self._acquisition.ask()
             if not isinstance(answer, OwnLease):
                 self._acquisition.settle()
+                if isinstance(answer, Waiting) and place is not None and place.text:
+                    # its message is put off, and nobody here listens
+                    look_after(self._store, answer.key or self.key, ends_in=answer.remaining, lasts=place.wait_for)
                 return answer
             self._own = answer
             self._story.fields["token"] = max([lease.token for lease in answer.leases])
@@ -383,6 +426,10 @@ class Lock:
             self._acquisition.ask_later(release, until=own.until())
             return True
         self._acquisition.settle()
+        if hold_for and self._options.waits:
+            # nobody frees it then
+            for lease in own.leases:
+                look_after(self._store, lease.key, ends_in=hold_for, lasts=hold_for + 1)
         if released:
             self._story.emit("lock_released")
         else:

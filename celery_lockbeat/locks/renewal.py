@@ -22,14 +22,15 @@ from typing import Final, Protocol
 from celery_lockbeat import threads
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError, StoreUnavailable
+from celery_lockbeat.locks.abort import when_signalled
 from celery_lockbeat.locks.child import orphaned
 from celery_lockbeat.observe.observers import finish, renewing_thread
 from celery_lockbeat.options import RETRY_EVERY
 from celery_lockbeat.process import when_a_worker_has_ended
 from celery_lockbeat.stores import on_close
-from celery_lockbeat.stores.base import Lease, Store
+from celery_lockbeat.stores.base import Lease, Stop, Store
 
-__all__ = ["Renewer", "close_renewer_of", "renewer_of"]
+__all__ = ["Renewer", "close_renewer_of", "hurry", "renewer_of"]
 
 logger: Final = logging.getLogger("celery_lockbeat")
 
@@ -62,6 +63,9 @@ class Renewable(Protocol):
 
     def extended(self, started: float, ttl: float) -> None:
         """An extension by ``ttl`` that was asked for at ``started`` has been granted."""
+
+    def be_replaced(self, by: str) -> None:
+        """It has been extended, and another waits to replace its holder."""
 
     def extend_refused(self) -> None:
         """The store says that the lease is lost."""
@@ -108,6 +112,7 @@ class Renewer:
         self._running = False
         self._closed = False
         self._resting = False
+        self._hurries = False
         self._join: Callable[[float], None] = _nobody
 
     def add(self, lock: Renewable) -> None:
@@ -132,6 +137,11 @@ class Renewer:
                 errand.until = now
         if errand.until == now:
             self._run_errand(errand)
+
+    def hurry(self) -> None:
+        """Renew all that is held, at once. It takes no lock: a signal handler calls it, too."""
+        self._hurries = True
+        self._ring()
 
     def close(self) -> None:
         """The app is closed: the thread ends once nothing is held any more. What is held later starts it again, for as long."""
@@ -221,9 +231,14 @@ class Renewer:
                 actions = [action for _, action in planned if action is not None]
                 now = self._clock()
                 errand = next((each for each in self._errands if each.at <= now), None)
-                if errand is not None or any(action <= now for action in actions):
+                hurries, self._hurries = self._hurries, False
+                if errand is not None or (hurries and actions) or any(action <= now for action in actions):
                     # whoever is due soon comes along: one round trip for all
-                    due = [lock for lock, action in planned if action is not None and action <= now + lock.ttl / 20]
+                    due = [
+                        lock
+                        for lock, action in planned
+                        if action is not None and (hurries or action <= now + lock.ttl / 20)
+                    ]
                     return due, errand
                 del planned  # a reference from here would keep a dropped lock alive
                 actions += [each.at for each in self._errands]
@@ -275,15 +290,7 @@ class Renewer:
             self._fail([lock for lock, _, _ in batch], started, exc)
             return
         for lock, leases, ttl in batch:
-            extended = [next(answers) for _ in leases]
-            error = next((each for each in extended if isinstance(each, StoreUnavailable)), None)
-            if False in extended:
-                # who has lost one of its keys has lost all
-                lock.extend_refused()
-            elif error is not None:
-                lock.extend_failed(started, error, RETRY_EVERY)
-            else:
-                lock.extended(started, ttl)
+            _tell(lock, started, ttl, [next(answers) for _ in leases])
 
     @contextlib.contextmanager
     def _watched(self, locks: list[Renewable]) -> Iterator[None]:
@@ -304,6 +311,20 @@ class Renewer:
     def _fail(self, locks: list[Renewable], started: float, error: BaseException) -> None:
         for lock in locks:
             lock.extend_failed(started, error, RETRY_EVERY)
+
+
+def _tell(lock: Renewable, started: float, ttl: float, answers: Sequence[bool | Stop | StoreUnavailable]) -> None:
+    """Tell a lock what became of the extension of its leases: who has lost one of its keys has lost all."""
+    error = next((each for each in answers if isinstance(each, StoreUnavailable)), None)
+    stop = next((each for each in answers if isinstance(each, Stop)), None)
+    if False in answers:
+        lock.extend_refused()
+    elif error is not None:
+        lock.extend_failed(started, error, RETRY_EVERY)
+    else:
+        lock.extended(started, ttl)
+        if stop is not None:
+            lock.be_replaced(stop.by)
 
 
 def _nobody(_timeout: float) -> None:
@@ -353,6 +374,15 @@ def _rest() -> None:
 
 
 on_close(close_renewer_of)
+
+
+def hurry() -> None:
+    """Renew all that this process holds, at once."""
+    for renewer in list(_renewers.values()):
+        renewer.hurry()
+
+
+when_signalled(hurry)
 
 
 def _forget_the_parents() -> None:

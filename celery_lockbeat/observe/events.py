@@ -46,7 +46,10 @@ _ONCE: Final = frozenset(event for event in EVENTS if event.startswith("task_"))
 
 #: The events that go into the journal, whatever is logged; an end of an attempt says all that ``task_finished`` does.
 _JOURNALED: Final = frozenset(
-    {"task_started", *ENDINGS, "lock_expired_before_finish", "driver_fallback", "run_overdue"}
+    {
+        *("task_waiting", "task_started", *ENDINGS, "run_overdue"),
+        *("lock_expired_before_finish", "lock_replaced", "driver_fallback"),
+    }
 )
 
 #: The fields that say who a run is.

@@ -114,6 +114,9 @@ EVENTS: Final[Mapping[str, Event]] = {
         ERROR, _BY_ALL, "lock not extended: %s: %s", lambda fields: (_key(fields), _error(fields))
     ),
     "lock_expired_before_finish": Event(ERROR, _BY_ALL, "lock lost: %s", lambda fields: (_key(fields),)),
+    "lock_replaced": Event(
+        INFO, _BY_ALL, "lock to be handed over: %s, replaced by %s", lambda fields: (_key(fields), _short(fields))
+    ),
     "lock_released": Event(INFO, _BY_VERBOSE, "lock released: %s", lambda fields: (_key(fields),)),
     "task_succeeded": Event(INFO, _BY_ALL, "%s succeeded in %s", lambda fields: (_who(fields), _ran(fields))),
     "task_failed": Event(WARNING, _BY_ALL, "%s failed%s", lambda fields: (_who(fields), _failure(fields))),

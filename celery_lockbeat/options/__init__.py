@@ -17,6 +17,7 @@ from celery_lockbeat.options.lock import (
     check_keys,
     check_options,
     check_unprefixed,
+    check_wait,
     shown_keys,
 )
 from celery_lockbeat.options.refusals import refusal, spelling, unit, written
@@ -37,6 +38,7 @@ __all__ = [
     "check_keys",
     "check_options",
     "check_unprefixed",
+    "check_wait",
     "refusal",
     "shown_keys",
     "spelling",

@@ -24,6 +24,7 @@ __all__ = [
     "check_keys",
     "check_options",
     "check_unprefixed",
+    "check_wait",
     "shown_keys",
 ]
 
@@ -54,7 +55,7 @@ DELIVERS_AGAIN: Final = {
 KEYS_AT_MOST: Final = 100
 
 #: What has a run wait whose key is held, and who waits then, for the store.
-WAITS: Final = {"wait": "all", "wait_one": "one", "wait_latest": "latest"}
+WAITS: Final = {"wait": "all", "wait_one": "one", "wait_latest": "latest", "replace": "replace"}
 
 #: Seconds for which a finished run is remembered, unless copies of its message may come later.
 REMEMBERED: Final = 3600.0
@@ -96,6 +97,11 @@ class LockOptions:
     def waits(self) -> str | None:
         """Which of those who find the key held wait for it; None: nobody does."""
         return WAITS.get(self.if_held)
+
+    @property
+    def on_replaced(self) -> str:
+        """What becomes of a body when another run wants its place: as when its lock is lost, or at once where its own kind does so."""
+        return "abort" if self.if_held == "replace" else self.on_lost
 
     @property
     def extends_every(self) -> float:
@@ -251,6 +257,11 @@ def shown_keys(keys: Sequence[str]) -> str:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
+
+
+def check_wait(setting: str, wait: Any) -> float:
+    """Return the seconds for which a key is waited for; None is 0. Raises ConfigurationError."""
+    return 0.0 if wait is None else float(seconds(0)(setting, wait))
 
 
 def _key(setting: str, value: Any) -> Any:

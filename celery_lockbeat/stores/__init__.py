@@ -74,13 +74,13 @@ class Stores:
 
     def _listen_to(self, store: Store | None) -> None:
         if store is not None:
-            store.locks.called = self._called
+            store.locks.called = partial(self._called, weakref.ref(store))
 
-    def _called(self, _key: str, texts: Sequence[str]) -> None:
+    def _called(self, store: Callable[[], Store | None], key: str, texts: Sequence[str]) -> None:
         """Somebody is called who waited for a lock."""
-        app = None if self._app is None else self._app()
-        for callback in _on_called if app is not None else ():
-            callback(app, texts)
+        app, here = None if self._app is None else self._app(), store()
+        for callback in _on_called if app is not None and here is not None else ():
+            callback(app, here, key, texts)
 
     def opened(self) -> list[Store]:
         """Tell those that have been opened so far."""
@@ -168,12 +168,15 @@ def home_store_of(app: Any) -> Store:
     return stores_of(app).choose(locks.driver, locks.connection)[0]
 
 
-#: What is done, with an app and texts, where those are called who waited for a lock.
-_on_called: Final[list[Callable[[Any, Sequence[str]], object]]] = []
+#: What is done where those are called who waited for a lock.
+_on_called: Final[list[Callable[[Any, Any, str, Sequence[str]], object]]] = []
 
 
-def on_called(callback: Callable[[Any, Sequence[str]], object]) -> None:
-    """Call ``callback`` with an app, and what is to be told to those who waited, whenever that app has freed a key for them."""
+def on_called(callback: Callable[[Any, Any, str, Sequence[str]], object]) -> None:
+    """Call ``callback`` whenever an app has freed a key for who waits: with the app, the store, the key, and what is to be told.
+
+    It is told nothing where all listen.
+    """
     _on_called.append(callback)
 
 

@@ -10,7 +10,7 @@ They share a client. Promises, each a test in ``test_contract.py``, ``test_beat_
 - only the lease that was granted can be extended or released, and only while it is live;
 - of all messages of a task for one key one is reserved, and what is reserved only its own message ends, or its time;
 - every operation can be repeated after a lost answer and then gives the same answer;
-- who waits for a key gets it in the order of arrival, and is called by whatever frees it;
+- who waits for a key gets it in the order of arrival, and is called by whatever frees it; who is to be replaced is told so, and keeps it;
 - of all beats that claim one tick one gets it, and a claim that is not settled can be taken over, under its own task id.
 
 Not promised: renewal (``locks/renewal.py``), or who is *alive*, but by the memory store.
@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any, ClassVar, Final, NamedTuple
 
+from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import StoreUnavailable
 
 __all__ = [
@@ -68,12 +69,14 @@ __all__ = [
     "Requests",
     "Reservation",
     "Served",
+    "Stop",
     "Store",
     "StoredEntry",
     "StoredRecord",
     "Waiter",
     "Waiting",
     "is_request",
+    "look_out",
     "of_key",
     "request_key",
 ]
@@ -176,7 +179,7 @@ class Place(NamedTuple):
     """What is asked for where a key is held: a place in line, for ``wait_for`` seconds from the first asking on.
 
     ``ticket`` is the name of the task that waits (:attr:`Lease.task`), or of another waiter. ``kind``: "all" wait; only "one" does;
-    the "latest" does, of its kind. At most ``room`` wait. Once it is called it has ``grace`` seconds to come. ``text`` is what
+    the "latest" does, of its kind; so does who would "replace" a holder, which is told to :class:`Stop`. At most ``room`` wait. Once it is called it has ``grace`` seconds to come. ``text`` is what
     is told then, by whoever calls it: opaque, but for :data:`SINCE`; "" for who listens. ``since`` and ``began`` are those of an earlier answer: who came first
     is first, however often its place was lost. ``copy`` is the number of the message that asks, ``again`` whether it has been
     delivered before.
@@ -210,6 +213,13 @@ class Waiting:
     remaining: float
     run: str = ""
     key: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A lease is extended, and its holder is to end: one waits that would replace it, and says ``by`` of itself."""
+
+    by: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -476,7 +486,8 @@ def _untold(_key: str, _texts: Sequence[str]) -> None:
 class LockStore(abc.ABC):
     """Who holds which key, and who waits for it. Keys, holders, runs, tickets and descriptions are non-empty text of any content and length.
 
-    Whatever an operation frees is given to who is first in line; what is to be told to it, ``called`` gets with the key.
+    Whatever an operation frees is given to who is first in line: ``called`` gets the key, and what is to be told to those, which is
+    nothing where they listen.
     """
 
     called: Callable[[str, Sequence[str]], object] = staticmethod(_untold)
@@ -550,9 +561,10 @@ class LockStore(abc.ABC):
     @abc.abstractmethod
     def extend(
         self, leases: Sequence[tuple[Lease, float]], *, within: float = math.inf
-    ) -> list[bool | StoreUnavailable]:
+    ) -> list[bool | Stop | StoreUnavailable]:
         """Set each (lease, ttl) to end ``ttl`` seconds from now, in one round trip; False: that lease is lost.
 
+        While somebody waits to replace a holder, of several the one that has the key longest is told to :class:`Stop`.
         A lease that has run out is lost even if nobody else has taken its key since. Nobody waits for an answer for longer
         than ``within`` seconds; where only a part of the store gives none, its leases have StoreUnavailable in its place.
         """
@@ -615,9 +627,20 @@ class LockStore(abc.ABC):
     def clear_line(self, key: str, *, remember_for: float = 3600.0) -> int:
         """Send all away who wait for ``key`` and are not called yet; return how many. Each is told, and finds itself finished."""
 
-    def listen(self, key: str, ticket: str, within: float) -> None:  # noqa: ARG002  it looks from time to time
-        """Wait until ``ticket`` may have been called, for so many seconds at most."""
-        time.sleep(min(within, LOOKS_EVERY))
+    @abc.abstractmethod
+    def listen(self, key: str, ticket: str, within: float) -> bool:
+        """Wait until it may be the turn of ``ticket``, whose place has no text, for so many seconds at most; whether it may be."""
+
+
+def look_out(may_be_called: Callable[[], bool], within: float, *, every: float = LOOKS_EVERY) -> bool:
+    """Ask now and again for so many seconds: for stores that cannot tell who listens."""
+    until = monotonic() + within
+    while not may_be_called():
+        left = until - monotonic()
+        if left <= 0:
+            return False
+        time.sleep(min(left, every))
+    return True
 
 
 class BeatStore(abc.ABC):

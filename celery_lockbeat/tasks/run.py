@@ -38,7 +38,7 @@ from celery_lockbeat.locks.lock import Lock
 from celery_lockbeat.locks.scope import Scope
 from celery_lockbeat.process import this_process
 from celery_lockbeat.stores import Finished, Held, Place, Reservation, Waiting, stores_of
-from celery_lockbeat.tasks import limits
+from celery_lockbeat.tasks import limits, replacing
 from celery_lockbeat.tasks.answers import answer_skipped
 from celery_lockbeat.tasks.copies import name_of, names_of, postpone, task_of, unhide_headers
 from celery_lockbeat.tasks.plan import LockPlan
@@ -77,6 +77,8 @@ class _Steps:
     task_is_over = False
     #: whether the lock was still ours at the release; None: it is not yet released
     held: bool | None = None
+    #: whether it has been told to stop by then, since another waits to replace it
+    is_replaced = False
     is_answered = False
     #: what its end was counted as among those of its entry: whether it failed; None: it is not counted yet
     counted: bool | None = None
@@ -207,6 +209,8 @@ class _Steps:
                 self.report.story.emit(
                     "task_waiting", holder=waiting.description, held_key=held_key, count=waiting.before
                 )
+                if self.options.if_held == "replace" and self.lock is not None:
+                    replacing.tell(self.task.app, waiting.key or self.lock.key, waiting.description)
             return send_again(self.task, self.request, self.options, waiting)
         return postpone(self.task, self.request, other.remaining)
 
@@ -264,7 +268,10 @@ class _Steps:
         # its queue (Reject), or whose worker is going down (SystemExit), is to run again. With self.retry() this attempt
         # is over, and a late copy of it would start a second chain; but its task, whose next attempt comes, is not.
         over = exc is None or (isinstance(exc, Exception) and not isinstance(exc, Reject))
-        task_is_over = over and not isinstance(exc, Retry)
+        if self.lock is not None and self.lock.replaced_by is not None and self.options.on_replaced != "warn":
+            # it must not come again, and replace in turn: autoretry_for has sent its next attempt by now
+            self.is_replaced, self.lock.remembered_at_least = True, REMEMBERED_AT_LEAST
+        task_is_over = over and (self.is_replaced or not isinstance(exc, Retry))
         began = time.monotonic()
         self.held = self.lock is None or self.lock.end(finished=over, hold=task_is_over, task=task_is_over)
         if self.lock is not None and self.lock.lease is not None:
@@ -273,12 +280,14 @@ class _Steps:
     def _ending(self, exc: BaseException | None) -> BaseException | None:
         """What the attempt ends with, whose body, or lock, has raised this."""
         ending, lock = exc, self.lock
-        if lock is not None and not self.held and lock.lost and self.options.on_lost != "warn" and ends_well(exc):
+        lost = lock is not None and not self.held and lock.lost and self.options.on_lost != "warn"
+        if (lost and ends_well(exc)) or (self.is_replaced and (ends_well(exc) or isinstance(exc, Retry))):
+            assert lock is not None  # noqa: S101
             ending = LockLost(f"lock {lock.key!r} was lost before the run ended{_because(lock)}")
         if type(ending) is LockLost and lock is not None and not ending.args:
             # raised in a thread, where only a class can be (see abort.py)
             ending.args = (f"lock {lock.key!r} was lost, which ended the run{_because(lock)}",)
-        if isinstance(ending, LockbeatError) and self.request is not None:
+        if isinstance(ending, LockbeatError) and self.request is not None and not self.is_replaced:
             ending = self._autoretried(ending)
         return ending
 

@@ -258,6 +258,8 @@ def _why(tick: Tick) -> str:
     last = tick.last
     if tick.is_missed and tick.count > 1:
         return f"{tick.count} ticks: {tick.why or 'nobody has recorded why'}"
+    if tick.waits is not None:
+        return f"waits in line: {held_by(tick.waits.behind(), tick.task_name)}"
     if last is not None and last.lost_at is not None:
         return f"lost its lock; {tick.reason or ''}".rstrip("; ")
     if last is not None and last.holder is not None and last.status == "skipped":

@@ -173,6 +173,57 @@ def test_a_clock_that_jumps_back_between_two_ticks_loses_neither():
     assert sorted((tick.run, tick.outcome) for tick in ticks) == [(1, "succeeded"), (2, "succeeded")]
 
 
+HELD = "celery@w1 pid 812 jobs.report[other-1]"
+
+
+def waits(seconds, run=1, due=0, **more):
+    told = {"holder": HELD, "count": 3, "attempt": f"waits-{seconds}", "hostname": "celery@w2", **more}
+    return of_run("task_waiting", seconds, run, due, **told)
+
+
+def test_a_tick_whose_run_waits_is_queued_since_when_and_behind_whom():
+    tick = only([published(1, 0), waits(0.5), waits(1.5, count=2)])
+    assert (tick.outcome, tick.reason) == ("queued", f"waits in line: {HELD}, and behind 2 others")
+    assert tick.waits.since == at(1.5)
+    assert {name: tick.fields()[name] for name in ("waits_since", "waits_behind", "holder", "lock_key")} == {
+        "waits_since": at(1.5).isoformat(),
+        "waits_behind": 2,
+        "holder": HELD,
+        "lock_key": "jobs:report",
+    }
+    assert sentence_of(tick, [], Writing(timezone.utc, took)) == (
+        "The tick of 'report' at 2026-03-01 12:00:00 UTC was published 100 ms late by the beat beat-1, and waits in line for its lock "
+        f"'jobs:report' since 12:00:01.5: for {HELD}, and behind 2 others."
+    )
+
+
+def test_what_has_waited_is_what_it_became():
+    for status in ("succeeded", "failed", "skipped"):
+        assert only([waits(0.5), *ran(1, 0, status=status)]).outcome == status
+    # the last record of a process may be written after the first of another
+    started = [published(1, 0), of_run("task_started", 0.7, 1)]
+    assert only([*started, waits(0.5)]).outcome == "running"
+    assert only([*ran(1, 0), waits(0.5)]).waits is None
+
+
+def test_the_next_try_of_a_run_waits_anew():
+    retried = of_run("task_retried", 1, 1, duration_ms=500, error_name="OSError")
+    tick = only([published(1, 0), waits(0.2), retried])
+    assert (tick.waits, tick.outcome) == (None, "queued")
+    assert only([published(1, 0), retried, waits(3)]).waits.since == at(3)
+    died = of_run("task_died", 1, 1, signal=9, reason="killed")
+    assert only([published(1, 0), of_run("task_started", 0.2, 1), died, waits(3)]).outcome == "queued"
+
+
+def test_a_run_that_no_tick_has_asked_for_and_that_waits_is_one_with_what_it_becomes():
+    assert only([waits(0.5, None, None)]).outcome == "queued"
+    ended = of_run("task_succeeded", 5, 1, None, duration_ms=10)
+    for records in ([waits(0.5, 1, None), ended], [ended, waits(0.5, 1, None)]):
+        assert only(records).outcome == "succeeded"
+    before, after = ticks_of([ended, waits(9, 1, None)])
+    assert (before.outcome, after.outcome) == ("succeeded", "queued")
+
+
 VALUES = st.one_of(
     st.none(),
     st.booleans(),
@@ -183,7 +234,15 @@ VALUES = st.one_of(
     st.just("2026-03-01T12:00:00"),
 )
 EVENTS = ["tick_published", "tick_late", "tick_missed", "task_started", "task_succeeded", "task_skipped", "task_died"]
-EVENTS += ["lock_expired_before_finish", "run_overdue", "records_dropped", "unreadable", "of a later release"]
+EVENTS += [
+    "task_waiting",
+    "lock_replaced",
+    "lock_expired_before_finish",
+    "run_overdue",
+    "records_dropped",
+    "unreadable",
+    "of a later release",
+]
 TEXTS = st.dictionaries(st.sampled_from(["ago", *WRITTEN_AS.values()]), VALUES).map(
     lambda fields: {"entry": "e", **fields}
 )

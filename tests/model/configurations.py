@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .beats import Beats
 from .checker import Model
+from .lines import Lines
 from .locks import Locks
 
 #: Searched whole in each run of the suite, in seconds.
@@ -19,6 +20,8 @@ HOLD: dict[str, Model] = {
     "2 beats, 2 entries that are paused, 2 ticks": Beats(beats=2, ticks=2, pauses=True),
     "3 workers, 2 runs, 2 copies of each": Locks(runs=2),
     "3 workers, 2 runs, a key for two, and one worker that knows of one": Locks(runs=2, copies=1, ttl=1, limits=(1, 2)),
+    "2 workers, 3 runs in line, 2 deaths": Lines(),
+    "3 workers, 4 runs in the line of a key for two, 2 deaths": Lines(workers=3, runs=4, limit=2, copies=1),
 }
 
 #: These take a minute each.
@@ -34,6 +37,8 @@ WHOLE: dict[str, Model] = {
     ),
     "3 workers, 3 runs, 2 copies of each": Locks(),
     "3 workers, 3 runs, a key for two, and one worker that knows of one": Locks(copies=1, ttl=1, limits=(1, 2)),
+    "2 workers, 4 runs in line, 3 deaths": Lines(runs=4, deaths=3),
+    "2 workers, 3 runs in line, 3 copies of each, leases of two ages": Lines(copies=3, ttl=2, grace=2, deaths=3),
 }
 
 
@@ -43,6 +48,10 @@ def _beats(*without: str, **more: int | bool) -> Beats:
 
 def _locks(*without: str, **more: int | tuple[int, ...]) -> Locks:
     return Locks(**more, without=frozenset(without))
+
+
+def _lines(*without: str, **more: int) -> Lines:
+    return Lines(**more, without=frozenset(without))
 
 
 #: Each with the beginning of what it breaks.
@@ -82,6 +91,14 @@ MUTATED: dict[str, tuple[Model, str]] = {
         "P1: two bodies of one run",
     ),
     "an orphan renews": (_locks("a look for the parent"), "P6: the child"),
+    "no place is kept for who is called": (_lines("the place that is kept"), "order: run"),
+    "what is free is for whoever asks": (_lines("a look at who came before"), "order: run"),
+    "who waits has no copy that comes by itself": (_lines("a copy of its own"), "P2: run 2 is nowhere"),
+    "a copy that died before it sent the next counts as sent": (
+        _lines("a look at what was delivered before"),
+        "P2: run 2 is nowhere",
+    ),
+    "who has waited is not remembered": (_lines("memory of who has waited"), "P2: run 2 is brought to its end twice"),
 }
 
 #: What the protocol assumes: without it, it breaks.

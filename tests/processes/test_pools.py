@@ -36,7 +36,9 @@ def fleet(pool, broker, witness_server, locks, tmp_path_factory):
     """A worker with the pool, and a prefork one beside it."""
     directory = tmp_path_factory.mktemp(pool)
     with contextlib.closing(
-        Fleet(broker, witness_server, directory, lockbeat_redis_url=locks.url, include=["ending_tasks"])
+        Fleet(
+            broker, witness_server, directory, lockbeat_redis_url=locks.url, include=["ending_tasks", "waiting_tasks"]
+        )
     ) as fleet:
         fleet.workers("one", pool=pool, concurrency=1 if pool == "solo" else 4)
         fleet.workers("other", concurrency=2)
@@ -93,6 +95,29 @@ def test_a_body_whose_lock_is_lost_is_ended_at_once_with_lock_on_lost_abort(flee
             wait_until(lambda: store.delete(f"lockbeat:lock:{{{key}-bystander}}"))
         witness.wait_for(f"{key}-bystander", "aborted", bystander)
     assert fleet.send("hold", key, 0, to="one").get(timeout=10) == f"held {key}"
+
+
+def test_a_body_is_replaced_in_every_pool(fleet, pool, witness, key):
+    run = fleet.send("replace", key, 0.05 if pool == "threads" else 60.0, to="one")
+    witness.wait_for(key, "enter", run)
+    newcomer = fleet.send("replace", key, 0.0, to="other")
+    assert newcomer.get(timeout=20) == f"held {key}"
+    with pytest.raises(LockLost, match="replaced by"):
+        run.get(timeout=10)
+    assert names(fleet.told(run)) == ["task_started", "lock_replaced", "task_failed", "task_finished"]
+    assert witness.never_overlapped(key)
+
+
+def test_whoever_is_to_be_replaced_hears_of_it_at_once_where_its_worker_listens(fleet, pool, witness, key):
+    if pool == "solo":
+        pytest.skip("it listens between two tasks")
+    run = fleet.send("replace_at_once", key, 0.05 if pool == "threads" else 60.0, to="one")
+    witness.wait_for(key, "enter", run)
+    newcomer = fleet.send("replace_at_once", key, 0.0, to="other")
+    # its lease is of 300 s
+    assert newcomer.get(timeout=20) == f"held {key}"
+    with pytest.raises(LockLost, match="replaced by"):
+        run.get(timeout=10)
 
 
 @pytest.mark.parametrize("driver", ["redis", "memory"])

@@ -14,6 +14,7 @@ from celery.exceptions import TaskRevokedError
 from fleet import Fleet
 from servers import wait_until
 
+from celery_lockbeat import LockLost
 from celery_lockbeat.tasks.waiting import COMES_WITHIN
 
 
@@ -76,6 +77,22 @@ def test_a_killed_childs_key_goes_to_who_waits_and_its_own_run_comes_after(fleet
     assert len(witness.entered(key, run)) == 1
 
 
+def test_a_dead_hosts_key_goes_to_who_waits_when_its_lease_ends(make_fleet, locks, witness, key):
+    fleet = make_fleet(lockbeat_redis_url=locks.url, include=["waiting_tasks"])
+    doomed, _ = fleet.workers("doomed", "lives")
+    held = fleet.send("wait_shortly", key, to="doomed")
+    witness.wait_for(key, "enter", held)
+    run = fleet.send("wait_shortly", key, 0, to="lives")
+    told_to_wait(fleet, run)
+    doomed.kill()
+    killed = time.time()
+    assert run.get(timeout=COMES_WITHIN) == f"held {key}"
+    began = witness.entered(key, run)[0]["at"]
+    print(f"{began - killed:.2f} s after the death of a worker whose lease was of 3 s")
+    assert began < killed + COMES_WITHIN / 3, "it was called: it has not come by itself"
+    witness.let_go(held)
+
+
 def test_in_memory_a_killed_childs_key_goes_to_who_waits_too(fleet, witness, key):
     killed = fleet.send("wait_in_memory", key)
     entered = witness.wait_for(key, "enter", killed)
@@ -118,6 +135,33 @@ def test_who_has_waited_for_too_long_is_answered(fleet, witness, key):
     with pytest.raises(TaskRevokedError, match="waited"):
         run.get(timeout=20)
     witness.let_go(first)
+
+
+def test_a_newcomer_replaces_the_run_that_has_the_key_and_begins_when_that_has_really_ended(fleet, witness, key):
+    stubborn = fleet.send("replace", key, 60.0, 4.0)
+    witness.wait_for(key, "enter", stubborn)
+    superseded, newcomer = line_of(fleet, key, 2, task="replace", seconds=0)
+    with pytest.raises(TaskRevokedError, match="superseded"):
+        superseded.get(timeout=20)
+    told = witness.wait_for(key, "replaced", stubborn)
+    assert "replaced by" in told["error"]
+    assert superseded.id in told["error"], "it is told once, at once, and that one came first"
+    assert newcomer.get(timeout=30) == f"held {key}"
+    with pytest.raises(LockLost, match="replaced by"):
+        stubborn.get(timeout=20)
+    assert witness.never_overlapped(key)
+    left, entered = witness.lines(key, "leave")[0], witness.entered(key, newcomer)[0]
+    assert left["id"] == stubborn.id
+    assert left["at"] > told["at"] + 3.9, "for more than two leases it did not stop, and had the key"
+    assert entered["token"] > witness.entered(key, stubborn)[0]["token"]
+    assert [event["event"] for event in fleet.told(stubborn)] == [
+        "task_started",
+        "lock_replaced",
+        "task_failed",
+        "task_finished",
+    ]
+    (event,) = fleet.events(event="lock_replaced", task_id=stubborn.id)
+    assert superseded.id in event["holder"]
 
 
 @pytest.mark.soak

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from test_contract import take
 
-from celery_lockbeat.stores.base import Finished, Held, Lease, Place, Reservation, Waiting
+from celery_lockbeat.stores.base import Finished, Held, Lease, Place, Reservation, Stop, Waiting
 
 
 class Line:
@@ -348,6 +348,80 @@ def test_a_hundred_who_wait_are_served_in_their_order(store, line):
         lease = line.comes(name)
 
 
+def test_who_is_to_be_replaced_is_told_when_it_is_extended_and_keeps_its_key(store):
+    line = Line(store, kind="replace")
+    held = take(store, holder="x", run="rx")
+    assert store.locks.extend([(held, 30)]) == [True]
+    answer = line.waits("a")
+    assert answer.before == 0
+    assert line.told == [], "nothing is free"
+    assert store.locks.extend([(held, 30)]) == [Stop("by a")]
+    # what does not stop keeps it: it has been extended, and goes on to be
+    assert store.locks.extend([(held, 30), (held._replace(token=1), 30)]) == [Stop("by a"), False]
+    assert isinstance(store.locks.acquire("key", holder="thief", ttl=30), Held)
+    assert line.waits("a", **again(answer)).before == 0
+    assert store.locks.release(held, remember_for=30)
+    assert line.told == ["come, a"]
+    lease = line.comes("a")
+    assert store.locks.extend([(lease, 30)]) == [True]
+    assert store.locks.release(lease)
+    assert store.locks.extend([(take(store, holder="y"), 30)]) == [True]
+
+
+def test_who_waits_to_replace_is_replaced_by_a_later_one_and_leaves_others_in_line(store):
+    line = Line(store, kind="replace")
+    held = take(store, holder="x", run="rx")
+    line.waits("w", kind="all")
+    line.waits("l", kind="latest")
+    line.waits("a")
+    answer = line.waits("b")
+    assert line.names() == ["w", "l", "b"]
+    assert line.told == ["come, a"]
+    assert line.ask("a") == Finished(task=True, why="superseded")
+    assert answer.before == 2
+    assert store.locks.extend([(held, 30)]) == [Stop("by b")]
+
+
+def test_who_no_longer_waits_to_replace_stops_nobody(store, kind):
+    line = Line(store, kind="replace", wait_for=0.5)
+    held = take(store, holder="x", run="rx", ttl=300)
+    line.waits("a")
+    kind.later(0.5)
+    assert store.locks.extend([(held, 300)]) == [True]
+    line.waits("b", wait_for=60)
+    assert store.locks.extend([(held, 300)]) == [Stop("by b")]
+    assert store.locks.clear_line("key") >= 1
+    assert store.locks.extend([(held, 300)]) == [True]
+    line.waits("c", wait_for=60)
+    assert store.locks.release(held)
+    # c is called, and not yet here: whoever may hold the key beside it is not in its way
+    beside = take(store, holder="y", limit=2)
+    assert store.locks.extend([(beside, 30)]) == [True]
+
+
+def test_of_several_holders_the_one_that_has_the_key_longest_is_told(store):
+    line = Line(store, kind="replace")
+    first, second = (take(store, holder=holder, limit=2) for holder in ("x", "y"))
+    line.waits("a", limit=2)
+    assert store.locks.extend([(second, 30), (first, 30)]) == [True, Stop("by a")]
+    assert store.locks.release(second)
+    assert store.locks.extend([(first, 30)]) == [True]
+    line.comes("a", limit=2)
+
+
+def test_a_ticket_like_the_end_of_a_lease_does_not_keep_a_key(store, kind):
+    """It stands beside the holders, of which the last one's end is looked for."""
+    line = Line(store, kind="replace")
+    name = "9" * 60
+    held = take(store, holder="x", run="rx", ttl=0.5)
+    line.waits(name, ttl=0.5, grace=0.5, wait_for=0.5)
+    kind.later(0.5)
+    assert not store.locks.extend([(held, 30)])[0]
+    take(store, holder="y", ttl=0.5)
+    kind.later(0.5)
+    take(store, holder="z")
+
+
 RESERVED = Reservation("key", "proj.report", "a", "token-1")
 ANOTHER = RESERVED._replace(task_id="b", token="token-2")
 
@@ -375,3 +449,17 @@ def test_who_waits_or_is_called_is_no_run_that_goes_on(store, line):
     assert store.locks.release(lease)
     assert line.told == ["come, a"]
     assert store.locks.reserve(RESERVED, ttl=30, unless_run_by="by a") is None
+
+
+def test_who_listens_hears_that_it_is_called_and_not_before(store, line):
+    held = take(store)
+    line.waits("a", text="")
+    line.waits("b", text="")
+    assert store.locks.listen("key", "a::0~n", 0.05) is False
+    store.locks.release(held)
+    assert store.locks.listen("key", "b::0~n", 0.05) is False
+    assert store.locks.listen("key", "a::0~n", 30) is True
+    assert line.told == [], "it is there, and need not be told"
+    assert store.locks.release(line.comes("a", text=""))
+    assert store.locks.listen("key", "b::0~n", 30) is True
+    line.comes("b", text="")

@@ -14,7 +14,7 @@ from tls import TlsServer, tls
 from topologies import Member
 
 from celery_lockbeat import ConfigurationError, Lock, LockedTask
-from celery_lockbeat.exceptions import StoreUnavailable, UnreadableKey
+from celery_lockbeat.exceptions import StoreRefused, StoreUnavailable, UnreadableKey
 from celery_lockbeat.options import AppOptions
 from celery_lockbeat.options.refusals import without_passwords
 from celery_lockbeat.stores.base import Claim, EntryState, Held, Lease, Place, Reservation
@@ -201,6 +201,22 @@ def test_what_some_setups_need_in_addition_is_named_too(user, opened, permission
             raise StoreUnavailable("granted")
         assert (permission in str(refused.value)) != bool(more)
     assert f"`+{permission}`" in PAGE
+
+
+def test_who_waits_in_a_thread_listens_where_that_is_permitted(user):
+    _, store, change = user
+    for more in ([], ["+blpop"]):
+        change(*more)
+        store.locks.acquire("key", holder="a", ttl=60)
+        store.locks.acquire("key", holder="b", ttl=60, place=Place("b", 60))
+        if more:
+            assert store.locks.listen("key", "b", 0.01) is False
+            store.locks.free("key", holder="a")
+            assert store.locks.listen("key", "b", 10) is True
+        else:
+            with pytest.raises(StoreRefused, match="blpop"):
+                store.locks.listen("key", "b", 0.01)
+    assert "`+blpop`" in PAGE
 
 
 def test_in_a_cluster_the_user_may_ask_for_its_slots(nodes, opened):

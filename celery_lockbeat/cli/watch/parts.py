@@ -76,6 +76,7 @@ _STYLES: Final = {
     "tick_missed": "magenta",
     "tick_late": "yellow",
     "task_skipped": "yellow",
+    "lock_replaced": "yellow",
     "run_overdue": "yellow",
     "entry_silent": "yellow",
     "records_dropped": "yellow",

@@ -106,14 +106,15 @@ class Client:
         says = "answers" if isinstance(exc, (ResponseError, TooFewReplicas)) else "does not answer"
         return StoreUnavailable(self.spelled(f"{self.where} {says}: {told}"))
 
-    def listen(self, key: str, within: float) -> None:
-        """Wait until there is something in a list, for so many seconds at most. Raises StoreUnavailable."""
+    def listen(self, key: str, within: float) -> bool:
+        """Wait for something in a list, for so many seconds at most, and take it out; whether there was. Raises StoreUnavailable."""
         node = self.node_of(key)
         within = max(LISTENS_AT_LEAST, within)  # 0 is for ever
         try:
-            node.converse([Request.of("BLPOP", key, f"{within:.3f}")], within + self.servers.timeout)
+            (answer,) = node.converse([Request.of("BLPOP", key, f"{within:.3f}")], within + self.servers.timeout)
         except (RedisError, OSError) as exc:
             raise self.unavailable(exc) from exc
+        return self.accepted(answer) is not None
 
     # -- commands of one server, for operators: a script would stop all others meanwhile ----------------------------------
 

@@ -28,6 +28,7 @@ from celery_lockbeat.stores.base import (
     Place,
     Reservation,
     Served,
+    Stop,
     Waiter,
     Waiting,
     of_key,
@@ -71,11 +72,9 @@ class RedisLocks(LockStore):
         self._acquire_reserved = Script.of("lock", "wide", "line", "among", "reserved", "acquire", "granted")
         acquire, free = ("wide", "line", "among", "acquire"), ("wide", "line", "free")
         self._acquire_all = Script.of("lock", "each", *acquire, "or_free", *free, "all")
-        self._extend, self._reserve, self._unreserve = (
-            Script.of("lock", "wide", name) for name in ("extend", "reserve", "unreserve")
-        )
-        self._release, self._free, self._serve, self._clear = (
-            Script.of("lock", "wide", "line", name) for name in ("release", "free", "serve", "clear")
+        self._reserve, self._unreserve = (Script.of("lock", "wide", name) for name in ("reserve", "unreserve"))
+        self._extend, self._release, self._free, self._serve, self._clear = (
+            Script.of("lock", "wide", "line", name) for name in ("extend", "release", "free", "serve", "clear")
         )
 
     def acquire(
@@ -193,7 +192,7 @@ class RedisLocks(LockStore):
 
     def extend(
         self, leases: Sequence[tuple[Lease, float]], *, within: float = math.inf
-    ) -> list[bool | StoreUnavailable]:
+    ) -> list[bool | Stop | StoreUnavailable]:
         calls = [
             Call(
                 self._extend,
@@ -207,7 +206,7 @@ class RedisLocks(LockStore):
         within = min(within, self._client.time_allowed)
         answers = self._client.servers.ask(calls, within, min_replicas=self._client.min_replicas)
         extended = [
-            self._client.unavailable(answer, call) if isinstance(answer, Exception) else self._is_ours(lease, answer)
+            self._client.unavailable(answer, call) if isinstance(answer, Exception) else self._is_kept(lease, answer)
             for (lease, _), call, answer in zip(leases, calls, answers, strict=True)
         ]
         errors = [each for each in extended if isinstance(each, StoreUnavailable)]
@@ -278,9 +277,8 @@ class RedisLocks(LockStore):
             ),
         ][:limit]
 
-    def listen(self, key: str, ticket: str, within: float) -> None:
-        wake = f"{self._client.prefix}wake:{{{plain(key)}}}:{plain(ticket)}"
-        self._client.listen(wake, within)
+    def listen(self, key: str, ticket: str, within: float) -> bool:
+        return self._client.listen(f"{self._client.prefix}wake:{{{plain(key)}}}:{plain(ticket)}", within)
 
     def _alone(self, key: str, answer: Any) -> int:
         """Return an answer without what is to be told to those who are called, and have it told."""
@@ -290,9 +288,9 @@ class RedisLocks(LockStore):
         return int(answer)
 
     def _call(self, key: str, calls: Sequence[list[bytes]]) -> None:
-        texts = [text.decode() for some in calls for text in some if text]
-        if texts:
-            self.called(key, texts)
+        called = [text for some in calls for text in some]
+        if called:
+            self.called(key, [text.decode() for text in called if text])
 
     def reserve(
         self, reservation: Reservation, *, ttl: float, unless_run_by: str | None = None
@@ -312,6 +310,9 @@ class RedisLocks(LockStore):
 
     def unreserve(self, reservation: Reservation) -> bool:
         return bool(self._client.call(self._unreserve, (self._key_of(reservation),), (_written(reservation),)) == 1)
+
+    def _is_kept(self, lease: Lease, answer: int | bytes) -> bool | Stop:
+        return Stop(_described(answer)) if isinstance(answer, bytes) else self._is_ours(lease, answer)
 
     def _is_ours(self, lease: Lease, answer: int) -> bool:
         if answer == -1:

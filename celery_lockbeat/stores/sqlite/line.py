@@ -39,7 +39,7 @@ REMEMBERED: Final = 3600.0
 
 
 class Line:
-    """Those who wait for one key, now; ``calls`` is what is to be told to those that have been called."""
+    """Those who wait for one key, now; ``calls`` is what is to be told to those that have been called, "" to who listens."""
 
     def __init__(self, connection: sqlite3.Connection, key: bytes, now: float) -> None:
         self._connection = connection
@@ -75,9 +75,13 @@ class Line:
         """Keep a place among the holders for one; return it as ``called`` does."""
         self._change("UPDATE lockbeat_line SET called = ? + grace", ticket, self._now)
         text, *row = self._rows("text, ticket, since, called, description", "ticket = ?", ticket)[0]
-        if text:
-            self.calls.append(text)
+        self.calls.append(text)
         return tuple(row)
+
+    def may_be_called(self, ticket: bytes) -> bool:
+        """Whether it waits no more."""
+        rows = self._rows("1", "ticket = ? AND called IS NULL AND until > ?", ticket, self._now)
+        return not rows
 
     def call_back(self, ticket: bytes) -> None:
         """It waits on."""
@@ -113,8 +117,8 @@ class Line:
             why = "waited"
         elif place.kind == "one" and known is None and (others or self.called()):
             why = "queued"
-        elif place.kind == "latest":
-            why = self._supersede(place, since, [row for row in others if row[3] == "latest"])
+        elif place.kind in ("latest", "replace"):
+            why = self._supersede(place, since, [row for row in others if row[3] == place.kind])
         elif known is None and len(others) >= place.room:
             why = "full"
         if why:
@@ -151,13 +155,17 @@ class Line:
             (self._key, ticket, token, remember_for, self._now + remember_for),
         )
 
+    def replaces(self) -> str | None:
+        """Return what the one says of itself that waits to replace a holder; None: nobody does."""
+        rows = self._rows("description", "kind = 'replace' AND called IS NULL AND until > ?", self._now)
+        return rows[0][0] if rows else None
+
     def clear(self, remember_for: float) -> int:
         """Send all away who wait."""
         waiting = self.waiting()
         for ticket, _, text, *_ in waiting:
             self._end(ticket, CLEARED, remember_for)
-            if text:
-                self.calls.append(text)
+            self.calls.append(text)
         return len(waiting)
 
     def told(self) -> list[Waiter]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import sqlite3
 from collections.abc import Callable, Sequence
-from itertools import islice
+from itertools import count, islice
 from typing import Any, Final, NamedTuple, TypeVar
 
 from celery_lockbeat.exceptions import StoreUnavailable
@@ -26,8 +26,10 @@ from celery_lockbeat.stores.base import (
     Place,
     Reservation,
     Served,
+    Stop,
     Waiter,
     Waiting,
+    look_out,
     of_key,
 )
 from celery_lockbeat.stores.sqlite import line
@@ -66,6 +68,9 @@ SCHEMA: Final = (
     "CREATE INDEX IF NOT EXISTS lockbeat_reserved_until ON lockbeat_reserved (until)",
     *line.SCHEMA,
 )
+
+#: Who listens gives away what is free at each of so many looks.
+SERVES_EVERY: Final = 10
 
 _T = TypeVar("_T")
 
@@ -206,7 +211,7 @@ class SQLLocks(LockStore):
     def _told(self, key: str, answer: _T, calls: Sequence[str]) -> _T:
         """Return an answer, having had told to those who are called that they are."""
         if calls:
-            self.called(key, calls)
+            self.called(key, [text for text in calls if text])
         return answer
 
     def _held(self, connection: sqlite3.Connection, key: bytes, row: Any, now: float, ours: bytes = b"") -> list[Any]:
@@ -243,6 +248,18 @@ class SQLLocks(LockStore):
         row_key = self._database.row_key(key)
         return self._database.atomically(lambda connection, now: Line(connection, row_key, now).told())[:limit]
 
+    def listen(self, key: str, ticket: str, within: float) -> bool:
+        row_key, name, looks = self._database.row_key(key), as_blob(ticket), count()
+
+        def look(connection: sqlite3.Connection, now: float) -> tuple[bool, Sequence[str]]:
+            waiting = Line(connection, row_key, now)
+            if next(looks) % SERVES_EVERY == 0:
+                # who held it may be dead, and nobody else would say so
+                waiting, _ = self._serve(connection, row_key, now)
+            return waiting.may_be_called(name), waiting.calls
+
+        return look_out(lambda: self._told(key, *self._database.atomically(look)), within)
+
     def clear_line(self, key: str, *, remember_for: float = 3600.0) -> int:
         row_key = self._database.row_key(key)
 
@@ -257,13 +274,13 @@ class SQLLocks(LockStore):
         leases: Sequence[tuple[Lease, float]],
         *,
         within: float = math.inf,  # noqa: ARG002  it has a time limit of its own
-    ) -> list[bool | StoreUnavailable]:
-        def prolong(connection: sqlite3.Connection, now: float) -> list[bool | StoreUnavailable]:
+    ) -> list[bool | Stop | StoreUnavailable]:
+        def prolong(connection: sqlite3.Connection, now: float) -> list[bool | Stop | StoreUnavailable]:
             return [self._extend(connection, lease, now, ttl) for lease, ttl in leases]
 
         return self._database.atomically(prolong) if leases else []
 
-    def _extend(self, connection: sqlite3.Connection, lease: Lease, now: float, ttl: float) -> bool:
+    def _extend(self, connection: sqlite3.Connection, lease: Lease, now: float, ttl: float) -> bool | Stop:
         row_key, ours = self._database.row_key(lease.key), as_blob(lease.holder)
         alone = connection.execute(
             "UPDATE lockbeat_lock SET until = ?, forget = ? WHERE key = ? AND token = ? AND holder = ? AND until > ?",
@@ -278,9 +295,21 @@ class SQLLocks(LockStore):
             "UPDATE lockbeat_wide SET until = ? WHERE key = ? AND token = ? AND holder = ? AND until > ?",
             (now + ttl, row_key, lease.token, ours, now),
         )
-        if among.rowcount == 1:
-            _summarize(connection, row_key, last)
-        return among.rowcount == 1
+        if among.rowcount != 1:
+            return False
+        _summarize(connection, row_key, last)
+        by = Line(connection, row_key, now).replaces()
+        if by is None or lease.token != self._first_of_wide(connection, row_key, now):
+            return True
+        return Stop(by)
+
+    def _first_of_wide(self, connection: sqlite3.Connection, key: bytes, now: float) -> int:
+        """The token of who has a lock with more than one holder longest."""
+        rows = connection.execute(
+            "SELECT token, process FROM lockbeat_wide WHERE key = ? AND until > ? AND holder <> x'' ORDER BY token",
+            (key, now),
+        )
+        return next(int(token) for token, process in rows if self._database.sees(process))
 
     def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0, task: bool = False) -> bool:
         mark = lease.task if task else lease.run

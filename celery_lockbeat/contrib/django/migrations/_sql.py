@@ -37,5 +37,7 @@ def put_back(schema_editor: Any, number: str, function: str) -> None:
     """Make a function of PostgreSQL again what it was in the file of this number."""
     if schema_editor.connection.vendor == "postgresql":
         sql = Path(__file__).with_name(f"{number}_postgresql.sql").read_text("utf-8")
-        (made,) = re.findall(rf"^CREATE (FUNCTION {function}\(.*?^END \$\$;)", sql, re.MULTILINE | re.DOTALL)
+        (made,) = re.findall(
+            rf"^CREATE (?:OR REPLACE )?(FUNCTION {function}\(.*?^END \$\$;)", sql, re.MULTILINE | re.DOTALL
+        )
         schema_editor.execute(f"CREATE OR REPLACE {made}", params=None)

@@ -23,13 +23,17 @@ from celery_lockbeat.stores.base import (
     Place,
     Reservation,
     Served,
+    Stop,
     Waiter,
     Waiting,
+    look_out,
     of_key,
 )
 
 __all__ = ["PostgresLocks"]
 
+#: Seconds between two looks of one who waits for a key.
+LOOKS_EVERY: Final = 0.05
 
 #: Why a task is over that was never run, by the token that stands for it.
 _WHY: Final = {1: "superseded", 2: "cleared"}
@@ -138,7 +142,7 @@ class PostgresLocks(LockStore):
         leases: Sequence[tuple[Lease, float]],
         *,
         within: float = math.inf,
-    ) -> list[bool | StoreUnavailable]:
+    ) -> list[bool | Stop | StoreUnavailable]:
         if not leases:
             return []
         # in the order in which several keys are taken: else each could have the row that the other waits for
@@ -149,7 +153,10 @@ class PostgresLocks(LockStore):
         ]
         function = "lockbeat_prolong" if len(told) == 1 else "lockbeat_prolong_all"
         answers = self._client.call(function, json.dumps(told), us(TOKEN_MEMORY), within=within)
-        extended: dict[int, bool | StoreUnavailable] = dict(zip(order, answers, strict=True))
+        extended = {
+            each: answer if isinstance(answer, bool) else Stop(readable(answer))
+            for each, answer in zip(order, answers, strict=True)
+        }
         return [extended[each] for each in range(len(leases))]
 
     def release(self, lease: Lease, *, hold_for: float = 0, remember_for: float = 0, task: bool = False) -> bool:
@@ -200,6 +207,10 @@ class PostgresLocks(LockStore):
         told = self._client.call("lockbeat_line_of", self._client.row_key(key), limit)
         return [Waiter(named(ticket), since, readable(described), called) for ticket, since, described, called in told]
 
+    def listen(self, key: str, ticket: str, within: float) -> bool:
+        asked = self._client.row_key(key), cut(exact(ticket))
+        return look_out(lambda: bool(self._client.call("lockbeat_is_called", *asked)), within, every=LOOKS_EVERY)
+
     def _alone(self, key: str, answer: bool | list[Any]) -> bool:
         """Return an answer without what is to be told to those who are called, and have it told."""
         if isinstance(answer, list):
@@ -208,9 +219,9 @@ class PostgresLocks(LockStore):
         return bool(answer)
 
     def _call(self, key: str, calls: Sequence[list[str]]) -> None:
-        texts = [text for some in calls for text in some if text]
-        if texts:
-            self.called(key, texts)
+        called = [text for some in calls for text in some]
+        if called:
+            self.called(key, [text for text in called if text])
 
     def reserve(
         self, reservation: Reservation, *, ttl: float, unless_run_by: str | None = None

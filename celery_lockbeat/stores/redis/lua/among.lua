@@ -17,10 +17,10 @@ local function wait_in_line(now, place, since, is_called)
     return 'waited'
   elseif place.kind == 'one' and not known and (length > 0 or is_called) then
     return 'queued'
-  elseif place.kind == 'latest' then
+  elseif place.kind == 'latest' or place.kind == 'replace' then
     for _, other in ipairs(redis.call('ZRANGE', line, 0, -1)) do
       local theirs = other ~= ticket and waiter(other)
-      if theirs and theirs.kind == 'latest' then
+      if theirs and theirs.kind == place.kind then
         local older = tonumber(redis.call('ZSCORE', line, other)) < since
         redis.call('SET', next_to('done:') .. ':' .. (older and theirs or place).mark, '0000000000000001', 'PX', REMEMBERED)
         if not older then
@@ -129,6 +129,9 @@ local function take_among(lock, now, micros, place, keep_mark)
     end
   end
   redis.call('HSET', wide, '!limit', limit)
+  if copy and place.kind == 'replace' then
+    redis.call('HSET', wide, '!replace', string.format('%29s', '') .. place.ticket)
+  end
   local token = own and tonumber(string.sub(own, 1, 16)) or math.max(micros, last + 1)
   if granted then
     redis.call('HSET', wide, ours, string.format('%016.0f%013.0f', token, now + ARGV[2]) .. ARGV[1])

@@ -1,7 +1,7 @@
 -- Let a live lease end `ttl` from now.
 -- KEYS[1]  the lock (see lock.lua)
 -- ARGV     token, holder, ttl ms
--- Returns  1, or 0 when this lease is lost: run out, released, or followed by another; -1: by what is no lock
+-- Returns  1, or, where one waits to replace this holder, what that one says of itself; or 0 when this lease is lost: run out, released, or followed by another; -1: by what is no lock
 -- Atomic:  between a separate compare and the write another holder could come in, and its lease would be extended.
 local lock = get(KEYS[1])
 if lock and not is_lock(lock) then
@@ -24,6 +24,7 @@ local extended = ARGV[1] .. string.format('%013.0f', now + ARGV[3]) .. string.su
 if wide then
   redis.call('HSET', wide, ARGV[2], extended)
   summarize(wide, last, now)
+  return replaced_by(wide, ARGV[1], now) or 1
 else
   redis.call('SET', KEYS[1], extended, 'PX', ARGV[3] + TOKEN_MEMORY)
 end

@@ -5,6 +5,7 @@
 -- called, and the mark of its task.
 -- Who is called leaves the line, and has a place among the holders by '=<ticket>', so that nobody else takes what is free.
 -- Who does not come in time is passed over: it takes its place again when it comes, by the time of its arrival.
+-- Who waits to replace a holder is named beside the holders by '!replace', where a lock's text has its holder, while it is in the line.
 local function next_to(kind)
   local tag = string.find(KEYS[1], '{', 1, true)
   return string.sub(KEYS[1], 1, tag - 6) .. kind .. string.sub(KEYS[1], tag)
@@ -47,7 +48,7 @@ local function call_next(wide, now)
   local all, count, limit, calls = redis.call('HGETALL', wide), 0, 1, {}
   for i = 1, #all, 2 do
     local name, kind = all[i], string.sub(all[i], 1, 1)
-    if kind == '!' then
+    if name == '!limit' then
       limit = tonumber(all[i + 1])
     elseif ends(all[i + 1]) > now then
       count = count + 1
@@ -63,4 +64,21 @@ local function call_next(wide, now)
     count, calls[#calls + 1] = count + 1, (call_waiter(wide, now, ticket, known, since))
   end
   return calls
+end
+-- Returns what the one says of itself that waits to replace the holder of this token: the one that has the lock longest; nil: nobody.
+local function replaced_by(wide, token, now)
+  local ticket = redis.call('HGET', wide, '!replace')
+  ticket = ticket and string.sub(ticket, 30)
+  local known = ticket and redis.call('ZSCORE', line, ticket) and waiter(ticket)
+  if not known or known['until'] <= now then
+    return nil
+  end
+  local all = redis.call('HGETALL', wide)
+  for i = 1, #all, 2 do
+    local text = all[i + 1]
+    if not string.find(all[i], '^[!=#]') and ends(text) > now and string.sub(text, 1, 16) < token then
+      return nil
+    end
+  end
+  return known.description
 end
