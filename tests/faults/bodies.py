@@ -104,5 +104,7 @@ make(
 make("skip", **{**AGAIN, "lock_on_lost": "fail"}, autoretry_for=(StoreUnavailable, LockLost))
 #: The same under a long lease: a dead child's lock is seen to be freed, not to run out.
 make("skip_long", **{**AGAIN, "lock_on_lost": "fail"}, lock_ttl=8, autoretry_for=(StoreUnavailable, LockLost))
+#: Those that find their key held wait in line. Each is to come to its end once, and they begin in the order in which they began to wait.
+make("wait", **AGAIN, lock_if_held="wait", autoretry_for=(StoreUnavailable, LockLost))
 #: Acknowledged before it runs, as Celery does by default: at most once.
 make("early")

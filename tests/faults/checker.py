@@ -51,6 +51,29 @@ def overlaps(history: History) -> Iterator[Violation]:
             last = max(last, body, key=lambda each: each.held_until)
 
 
+# -- lines -------------------------------------------------------------------------------------------------------------
+
+
+def order(history: History) -> Iterator[Violation]:
+    """Of those that wait for one key, who began to wait first begins first, unless something was harmed meanwhile."""
+    keys = {told["key"] for told in history.setting["entries"].values() if told["kind"] == "wait"}
+    since: dict[str, float] = {}
+    for line in history.of("story"):
+        if "task_waiting" in line["events"]:
+            since[line["id"]] = min(line["at"], since.get(line["id"], line["at"]))
+    slack, grace = history.setting["slack"], history.setting["grace"]
+    harmed = [(fault.at - slack, fault.until + grace + slack) for fault in history.faults]
+    first = {body.id: body for body in reversed(history.bodies) if body.key in keys}
+    waited = sorted(((since[each], first[each]) for each in since.keys() & first.keys()), key=lambda each: each[0])
+    for (_, before), (at, after) in pairwise(waited):
+        # told by two processes, at nearly the same time, they may have come the other way round
+        if after.begun < before.begun and at - since[before.id] > slack / 10:
+            span = (since[before.id], before.begun)
+            if not any(a < span[1] and span[0] < b for a, b in harmed):
+                text = f"{before.key}: {_told(after)} began before {_told(before)}, which had waited for longer"
+                yield violation("order", text, *span, about=(before.key, before.id, after.id))
+
+
 # -- P5: tokens --------------------------------------------------------------------------------------------------------
 
 
@@ -325,6 +348,8 @@ def stories(history: History) -> Iterator[Violation]:
     """Each execution tells of its start, of one ending, and of its end, in this order; a killed one, of a part of it."""
     for line in history.of("story"):
         told = [name for name in line["events"] if name.startswith("task_")]
+        if told == ["task_waiting"]:
+            continue  # what follows is another execution, of another copy of its message
         wholes = [
             ["task_started", f"task_{how}", "task_finished"] for how in ("succeeded", "failed", "retried", "skipped")
         ]
@@ -456,6 +481,7 @@ def leftovers(history: History) -> Iterator[Violation]:
 
 RULES: tuple[Callable[[History], Iterator[Violation]], ...] = (
     overlaps,
+    order,
     tokens,
     ticks_under_one_id,
     ticks_that_were_claimed,
@@ -499,7 +525,10 @@ def counts(history: History) -> dict[str, int]:
         ),
         "skipped, key held": reasons["locked"],
         "skipped, duplicates": reasons["duplicate"],
-        "copies postponed": states["Ignore"],
+        "copies postponed, and put off to wait": states["Ignore"],
+        "runs that waited in line": len(
+            {line["id"] for line in history.of("story") if "task_waiting" in line["events"]}
+        ),
         "marks of the clock that had to have a run": sum(
             len(marks_to_check(history, name)) for name, told in entries.items() if told["marks"]
         ),

@@ -87,6 +87,10 @@ ENTRIES = {
     "long-2": _entry(2.5, "skip", 2.9, key="long-2", task="skip_long", ttl=8.0),
     "memory-1": _entry(1.0, "once", 0.1, key="memory", task="once_in_memory"),
     "memory-2": _entry(1.5, "once", 0.1, key="memory", task="once_in_memory"),
+    # together they have their key for most of the time
+    "line-1": _entry(1.0, "wait", 0.2, key="line"),
+    "line-2": _entry(1.0, "wait", 0.25, key="line"),
+    "line-3": _entry(1.5, "wait", 0.3, key="line"),
     "old": _entry(1.0, "early", 0.05, key="old", of="a"),
     "new": _entry(1.0, "early", 0.05, key="new", of="b"),
     # this one is paused and resumed all the time
@@ -576,7 +580,7 @@ class Reader(_Thread):
                 self.begun[line["pid"]] = line["key"]
             elif line["what"] == "over":
                 self.begun.pop(line["pid"], None)
-                if line["reason"] == "locked":
+                if line["reason"] in ("locked", "waited"):
                     self.done.add(line["id"])
             elif line["accepted"]:
                 self.done.add(line["id"])
@@ -738,13 +742,19 @@ def live(client: redis.Redis) -> dict[str, tuple[int, int]]:
     pipeline.time()
     for key in keys:
         pipeline.get(f"{PREFIX}lock:{{{key}}}")
-    (seconds, micros), *locks = pipeline.execute()
+        # of a lock that somebody waits for the holder is beside it
+        pipeline.hgetall(f"{PREFIX}wide:{{{key}}}")
+    (seconds, micros), *told = pipeline.execute()
     now = seconds * 1000 + micros / 1000
-    return {
-        key: (int(lock[:16]), int(lock.partition(" pid ")[2].split()[0]))
-        for key, lock in zip(keys, locks, strict=True)
-        if lock and int(lock[16:29]) > now and lock[29] != " "
-    }
+    found = {}
+    for key, lock, wide in zip(keys, told[::2], told[1::2], strict=True):
+        holders = (
+            [text for name, text in wide.items() if name[0] not in "!=#"] if lock and lock[29:31] == "# " else [lock]
+        )
+        for text in holders:
+            if text and int(text[16:29]) > now and text[29] != " ":
+                found[key] = int(text[:16]), int(text.partition(" pid ")[2].split()[0])
+    return found
 
 
 class Disk:

@@ -42,6 +42,7 @@ class Past:
                     "early": {**entry, "kind": "early", "key": "e"},
                     "skip": {**entry, "kind": "skip", "key": "s"},
                     "other": {**entry, "key": "other"},
+                    "line": {**entry, "kind": "wait", "key": "l"},
                 },
             }
         ]
@@ -129,6 +130,29 @@ def test_a_history_without_a_violation_has_none(past):
     told = counts(past.history())
     assert told["bodies ended"] == 3 * 29 + 15
     assert told["marks of the clock that had to have a run"] >= 12
+
+
+# -- lines -------------------------------------------------------------------------------------------------------------
+
+
+def wait(past: Past, run: int, since: float, begun: float) -> None:
+    past.tick("line", run, since - 0.1)
+    past.claimed["line"] = max(run, past.claimed.get("line", 0))
+    told = {"execution": f"waits-{run}", "id": f"line-{run}", "pid": 13, "errors": []}
+    past.add("story", since, **told, events=["task_waiting"])
+    past.body("l", f"line-{run}", begun, begun + 0.1)
+
+
+def test_those_that_waited_begin_in_their_order(past):
+    wait(past, 1, 5.0, 7.0)
+    wait(past, 2, 6.0, 7.5)
+    assert "order" not in past.found()
+    wait(past, 3, 8.0, 10.0)
+    wait(past, 4, 9.0, 9.5)
+    assert "order" in past.found()
+    # who was called may have been frozen, and be passed over
+    past.fault(9.0, "freeze worker", "worker", until=9.6, harms=["worker"], frozen=[13])
+    assert "order" not in past.found()
 
 
 # -- exclusion, tokens -------------------------------------------------------------------------------------------------
