@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from commands import running
+from commands import forker, running
 from servers import Server, free_port, wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -265,9 +265,9 @@ class Deployed:
             word.replace(RUN, str(self.directory / "kubernetes")).replace("-lt 30", "-lt 6").replace("30", SILENCE)
             for word in container_of(kind)[which]["exec"]["command"]
         ]
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        environment = {**os.environ, "REDIS_URL": self.url, "PATH": path}
-        return subprocess.run(words, cwd=self.directory, env=environment, capture_output=True).returncode
+        if words[0] == "celery":
+            return forker.run(words[1:], self.directory, {"REDIS_URL": self.url}).returncode
+        return subprocess.run(words, cwd=self.directory, capture_output=True).returncode
 
     def rss(self, pid: int) -> float:
         """MiB of a process and its children, what they share counted once for each."""

@@ -75,6 +75,9 @@ class Project:
         wait_until(is_so, timeout, message)
 
 
+DEPLOY = docs.DOCS.parent / "deploy" / "kubernetes"
+
+
 @pytest.fixture
 def project(server: Server, tmp_path: Path) -> Project:
     return Project(tmp_path, server)
@@ -196,7 +199,7 @@ def test_a_beat_that_waits_for_its_store_is_alive_by_its_file(project, spare_ser
 def test_a_file_that_cannot_be_is_refused_in_one_line(project, value):
     project.set(lockbeat_health_file=value)
     for command in (BEAT, WORKER):
-        done = project.run(sys.executable, "-m", *command)
+        done = forker.run(command[1:], project.directory, project.environment)
         assert done.returncode == 1
         assert f"lockbeat_health_file is {value!r}" in done.stderr
         assert "Traceback" not in done.stderr
@@ -205,7 +208,7 @@ def test_a_file_that_cannot_be_is_refused_in_one_line(project, value):
 def test_a_file_in_a_directory_that_is_not_there_is_refused_at_start(project):
     project.set(lockbeat_health_file="/nonexistent/health")
     for command in (BEAT, WORKER):
-        done = project.run(sys.executable, "-m", *command)
+        done = forker.run(command[1:], project.directory, project.environment)
         assert done.returncode == 1
         assert "lockbeat_health_file is '/nonexistent/health'" in done.stderr
         assert "Traceback" not in done.stderr
@@ -214,45 +217,24 @@ def test_a_file_in_a_directory_that_is_not_there_is_refused_at_start(project):
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
-def containers() -> dict[str, dict]:
-    """The containers of the page's manifests, by the kind of what they run."""
-    text = (docs.DOCS / "how-to" / "health.md").read_text()
-    found = {}
-    for block in re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
-        for manifest in yaml.safe_load_all(block):
-            assert manifest["kind"] == "Deployment"
-            (container,) = manifest["spec"]["template"]["spec"]["containers"]
-            volumes = {volume["name"] for volume in manifest["spec"]["template"]["spec"]["volumes"]}
-            assert {mount["name"] for mount in container["volumeMounts"]} == volumes
-            assert manifest["spec"]["selector"]["matchLabels"] == manifest["spec"]["template"]["metadata"]["labels"]
-            found[container["command"][3]] = container
-    return found
+def pods(text: str) -> dict[str, dict]:
+    """The pods of manifests, by the kind of what they run."""
+    specs = [each["spec"]["template"]["spec"] for each in yaml.safe_load_all(text) if each["kind"] == "Deployment"]
+    return {each["containers"][0]["command"][3]: each for each in specs}
 
 
-def test_the_manifests_probes_tell_a_stopped_beat_and_worker_from_those_that_are_well(project):
+def test_the_pages_manifests_ask_what_those_to_deploy_ask_which_are_tried():
+    """tests/processes/test_deploy.py runs these, and stops what they ask for."""
     page = (docs.DOCS / "how-to" / "health.md").read_text()
-    (setting,) = set(re.findall(r'lockbeat_health_file = "(.*)"', page))
-    assert setting == "/run/lockbeat/{kind}"
-    project.set(lockbeat_health_file=setting.replace("/run/lockbeat", str(project.directory)))
-    made = containers()
-    assert made.keys() == {"beat", "worker"}
-
-    def probe(kind: str, which: str) -> int:
-        command = made[kind][which]["exec"]["command"]
-        words = [
-            word.replace("/run/lockbeat", str(project.directory)).replace("-lt 30", "-lt 6").replace("30", SILENCE)
-            for word in command
-        ]
-        return project.run(*words).returncode
-
-    commands = [made[kind]["command"] for kind in ("beat", "worker")]
-    with project.start(
-        *[[*command, "--pidfile="] if "beat" in command else command for command in commands]
-    ) as started:
-        for kind, process in zip(("beat", "worker"), started, strict=True):
-            wait_until(lambda kind=kind: probe(kind, "readinessProbe") == 0, 60, f"the {kind} is ready")
-            assert probe(kind, "livenessProbe") == 0
-            os.kill(process.process.pid, signal.SIGSTOP)
-            wait_until(lambda kind=kind: probe(kind, "livenessProbe") != 0, 30, f"the {kind} is missed by its file")
-            wait_until(lambda kind=kind: probe(kind, "readinessProbe") != 0, 40, f"the {kind} is missed")
-            os.kill(process.process.pid, signal.SIGCONT)
+    (shown,) = (pods(block) for block in re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+    tried = {kind: pods((DEPLOY / f"{kind}.yaml").read_text())[kind] for kind in ("beat", "worker")}
+    assert shown.keys() == tried.keys()
+    for kind, pod in shown.items():
+        (container,), (of_deploy,) = pod["containers"], tried[kind]["containers"]
+        for probe in ("livenessProbe", "readinessProbe"):
+            assert [word.replace("proj", "tasks") for word in container[probe]["exec"]["command"]] == of_deploy[probe][
+                "exec"
+            ]["command"]
+        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert set(re.findall(r'lockbeat_health_file = "(.*)"', page)) == {"/run/lockbeat/{kind}"}
+    assert {"name": "HEALTH_FILE", "value": "/run/lockbeat/{kind}"} in tried["beat"]["containers"][0]["env"]
