@@ -15,7 +15,7 @@ from celery_lockbeat.journal.ticks import ticks_of
 from celery_lockbeat.options import AppOptions
 from celery_lockbeat.stores.base import Flag
 
-__all__ = ["described"]
+__all__ = ["described", "source_of"]
 
 #: So many records are read for one run, and so many dues are told.
 RECORDS_OF_A_RUN: Final = 6
@@ -49,7 +49,7 @@ def _defined(definition: Definition | None, app: Any) -> dict[str, Any]:
         "kwargs": {str(name): repr(each) for name, each in definition.kwargs.items()},
         "enabled": definition.enabled,
         "where": definition.where,
-        "source": _source_of(app.tasks.get(definition.task)),
+        "source": source_of(app.tasks.get(definition.task)),
     }
 
 
@@ -59,7 +59,7 @@ def _policy(plan: Plan | None) -> dict[str, Any]:
     return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in told.items()}
 
 
-def _source_of(task: Any) -> str | None:
+def source_of(task: Any) -> str | None:
     """Say where the body of a task is written."""
     body: Any = getattr(task, "__wrapped__", None) or getattr(task, "run", None)
     try:

@@ -58,7 +58,9 @@ class Row:
         "_tells_next",
         "_ticks",
         "changed",
+        "drawn",
         "flag",
+        "flag_name",
         "late",
         "listed",
         "name",
@@ -80,6 +82,10 @@ class Row:
         self.changed = 0
         #: what operators want of it, if anything
         self.flag: Flag | None = None
+        #: what its flag is called, as far as beats list it
+        self.flag_name: str | None = None
+        #: what a view has made of it, and of what that was made
+        self.drawn: tuple[Any, Any] | None = None
         self._schedule = schedule
         self._plan = Plan(name, schedule) if plan is None else plan
         self._tells_next = schedule is not None
@@ -252,6 +258,7 @@ class Model:
                 self._rows[name] = Row(name)
             self._rows[name].listed = max(listed[key], self._rows[name].listed)
             self._rows[name].was_due(times.get(key))
+            self._rows[name].flag_name = flag_of(key)
             self._rows[name].flag = wanted.get(flag_of(key), self._rows[name].flag)
         for row in self._rows.values():
             if before.get(row) != (row.listed, row.next_due, row.flag):

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from celery_lockbeat.beat.rules import Rules
 from celery_lockbeat.contrib.definition import Definition
-from celery_lockbeat.contrib.schedulers import are_kept_elsewhere, definition_of
+from celery_lockbeat.contrib.schedulers import definition_of
+from celery_lockbeat.control.acts import Acts
+from celery_lockbeat.control.schedules import Backfill, ScheduledEntry
 from celery_lockbeat.exceptions import LockbeatError
 from celery_lockbeat.insight.doctor.facts import gather
 from celery_lockbeat.insight.doctor.rules import examine
+from celery_lockbeat.insight.planned import Plans
 from celery_lockbeat.insight.redaction import redactor
 from celery_lockbeat.membership.identity import lock_options_of
-from celery_lockbeat.options import AppOptions, LockOptions, spelling
+from celery_lockbeat.options import LockOptions, spelling
 from celery_lockbeat.web.history import Histories
 from celery_lockbeat.web.hub import Hub
 from celery_lockbeat.web.words import cut
 
-__all__ = ["Health", "Known"]
+__all__ = ["Described", "Health", "Known"]
+
+#: Of so many entries is known what they are, for so many seconds.
+DESCRIBED: Final = 500
+DESCRIBED_FOR: Final = 2.0
 
 
 class Health:
@@ -69,6 +76,13 @@ class Health:
             self._asks = False
 
 
+class Described(NamedTuple):
+    """What an entry is, None: nobody here can tell; and its backfills that are under way."""
+
+    definition: Definition | None = None
+    backfills: Sequence[Backfill] = ()
+
+
 class Known:
     """What is known of one app."""
 
@@ -78,6 +92,7 @@ class Known:
         self.histories = Histories(app, self.hub.tells)
         self.health = Health(app)
         self._clean = redactor(app)
+        self._described: dict[str, tuple[Described, float]] = {}
 
     @cached_property
     def locks(self) -> Mapping[str, LockOptions | None]:
@@ -85,19 +100,25 @@ class Known:
         return dict(lock_options_of(self.app))
 
     @cached_property
-    def rules(self) -> Rules:
-        """What settings say of entries. Raises ConfigurationError."""
-        options = AppOptions.read(self.app.conf)
-        return Rules(options.entries or {}, options.late_after)
+    def plans(self) -> Plans:
+        """When entries are due, by all that is said of them. Raises ConfigurationError."""
+        return Plans(self.app)
 
-    def kept(self, name: str) -> Definition | None:
-        """Return what RedBeat or Django have of an entry; None: nothing, or they do not answer."""
-        if not are_kept_elsewhere(self.app):
-            return None
-        try:
-            return definition_of(self.app, name)
-        except LockbeatError:
-            return None
+    def described(self, name: str, flag: str | None) -> Described:
+        """Return what an entry is, as whoever keeps it says, and its backfills; it is asked for at most each two seconds."""
+        known, until = self._described.get(name, (Described(), 0.0))
+        if until > time.monotonic():
+            return known
+        # where nobody answers what was known before is shown; that is said on each page
+        with contextlib.suppress(LockbeatError):
+            known = Described(
+                definition_of(self.app, name),
+                () if flag is None else ScheduledEntry(Acts(self.app), name, flag, None).backfills(),
+            )
+        if len(self._described) > DESCRIBED:
+            self._described.clear()
+        self._described[name] = known, time.monotonic() + DESCRIBED_FOR
+        return known
 
     def clean(self, text: object) -> str:
         """Return a text without the passwords of the app's settings."""

@@ -135,6 +135,15 @@ def entry_rows(model: Model, rows: Iterable[Row], now: datetime, zone: tzinfo) -
 def _entry_row(model: Model, row: Row, now: datetime, zone: tzinfo) -> EntryRow:
     ticks = model.ticks(row)
     state = state_of(row, ticks, now)
+    # of a thousand rows few are others than a second ago
+    made_of = row.changed, state, str(zone)
+    if row.drawn is None or row.drawn[0] != made_of:
+        row.drawn = made_of, _drawn(row, ticks, state, zone)
+    drawn: EntryRow = row.drawn[1]
+    return drawn
+
+
+def _drawn(row: Row, ticks: Sequence[Tick], state: str, zone: tzinfo) -> EntryRow:
     last = next((tick for tick in reversed(ticks) if tick.last is not None), None)
     lasted = [
         tick.last.took for tick in ticks if tick.last and tick.last.took is not None and tick.last.status != "skipped"

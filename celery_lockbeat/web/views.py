@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final
+from zlib import crc32
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from celery_lockbeat.beat.clocks import SKEW
 from celery_lockbeat.contrib.definition import Definition
-from celery_lockbeat.exceptions import ConfigurationError
+from celery_lockbeat.control.described import source_of
+from celery_lockbeat.control.schedules import Backfill
 from celery_lockbeat.insight.doctor.kinds import LEVELS
 from celery_lockbeat.insight.lanes import timeline_of
 from celery_lockbeat.insight.model import SORTS, Model, Row
@@ -21,7 +23,6 @@ from celery_lockbeat.journal.ticks import OUTCOMES, Tick
 from celery_lockbeat.membership.members import fields_of
 from celery_lockbeat.options import LockOptions
 from celery_lockbeat.schedules.policy import Policy
-from celery_lockbeat.schedules.when import policy_of
 from celery_lockbeat.stores.base import ALIVE, LiveLock, Waiter
 from celery_lockbeat.web import drawing
 from celery_lockbeat.web.asking import SPANS, choice_of, count_of, name_of_entry, span_of, text_of
@@ -116,26 +117,33 @@ def schedules(known: Known, request: Request, now: datetime) -> Mapping[str, Any
 def entry(known: Known, request: Request, now: datetime) -> Mapping[str, Any]:
     """Show what is known of an entry now."""
     name = name_of_entry(request)
-    zone, kept = known.app.timezone, known.kept(name)
+    zone = known.app.timezone
+    with known.hub.model() as model:
+        flag = _row_of(model, name).flag_name
+    definition, backfills = known.described(name, flag)
     with known.hub.model() as model:
         row = _row_of(model, name)
         ticks = model.ticks(row)
-        when = row.schedule if kept is None else kept.schedule
+        when = row.schedule if definition is None else definition.schedule
         (shown,) = entry_rows(model, [row], now, zone)
         span = span_of(request, now, _default_span(ticks, now))
         late, took = spreads_of(ticks)
+        policies = [
+            *_ticks_told(when, _policy_of(known, name, when, definition), zone),
+            *_policies(known, row.task),
+            *(_told_of(definition, known) if definition is not None else []),
+        ]
+        under_way = [_backfill_told(each, zone) for each in backfills]
         return {
             "title": cut(name, 80),
             "row": shown,
+            "told": crc32(repr((policies, under_way)).encode("utf-8", "backslashreplace")),
             "version": model.version,
             "name": name,
             "expression": "" if is_interval(when) else cut(expression_of(when)),
-            "policies": [
-                *_ticks_told(when, _policy_of(known, name, when, kept), zone),
-                *([("kept in", kept.where), *_enabled(kept)] if kept is not None else []),
-                *_policies(known, row.task),
-            ],
+            "policies": policies,
             "dues": _next_dues(row, now, zone),
+            "backfills": under_way,
             "late": late,
             "took": took,
             "seconds": seconds,
@@ -161,15 +169,25 @@ def _default_span(ticks: Sequence[Tick], now: datetime) -> float:
 
 def _policy_of(known: Known, name: str, when: Any, kept: Definition | None) -> Policy:
     """Return the policy of an entry, as beats have it: its schedule's, or one beside it, and what settings say of it."""
-    try:
-        policy, _ = known.rules.policy_of(name, when, None if kept is None else kept.policy)
-    except ConfigurationError:  # then they go on without it
-        policy = None
-    return policy or policy_of(when)
+    return known.plans.of(name, when, None if kept is None else kept.policy).policy
 
 
-def _enabled(kept: Definition) -> list[tuple[str, str]]:
-    return [] if kept.enabled else [("enabled", "no: it is due when it is enabled again")]
+def _told_of(definition: Definition, known: Known) -> list[tuple[str, str]]:
+    """Tell what it is: what its task is called with, where it is written, and who keeps it."""
+    called = [*map(repr, definition.args), *(f"{name}={value!r}" for name, value in definition.kwargs.items())]
+    told = {
+        "called with": ", ".join(called),
+        "written in": source_of(known.app.tasks.get(definition.task)),
+        "kept in": definition.where,
+        "enabled": None if definition.enabled else "no: it is due when it is enabled again",
+    }
+    return [(name, cut(known.clean(value))) for name, value in told.items() if value]
+
+
+def _backfill_told(each: Backfill, zone: Any) -> str:
+    what = "cancelled, " if each.cancelled else ""
+    span = f"{full(each.since, zone)} to {full(each.until, zone)}"
+    return f"{what}{each.published} of {each.total} ticks of {span} are published, asked for by {cut(each.who, 120)}"
 
 
 def _ticks_told(when: Any, policy: Policy, zone: Any) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
 
+from celery_lockbeat import LockedTask
 from celery_lockbeat.insight.feed import Feed
 from celery_lockbeat.journal.ticks import OUTCOMES
 from celery_lockbeat.schedules import Cron, Every, Once
@@ -132,6 +133,20 @@ def test_each_view_shows_what_there_is(client):
     story = told["/entry/story?name=mail-digest"]
     assert "SMTPServerDisconnected" in story
     assert "Failures, by error" in story
+
+
+def test_what_an_entry_is_called_with_and_where_it_is_written_is_told(client_of, make_app):
+    app = make_app(
+        lockbeat_driver="redis", broker_url="redis://:hush@127.0.0.1:1/0", lockbeat_redis_url=make_app().conf.broker_url
+    )
+    app.task(name="t", base=LockedTask)(words.cut)
+    called = {"args": (1, "<b>"), "kwargs": {"where": "redis://:hush@host", "long": "x" * 5_000}}
+    app.conf.beat_schedule = {"e": {"task": "t", "schedule": 60, **called}}
+    told = Elements(client_of(app).get("/entry?name=e").text).text
+    assert "1, '<b>', where='redis://:**@host'" in told
+    assert "x" * 400 not in told
+    assert "words.py:" in told
+    assert "beat_schedule, or a decorator" in told
 
 
 def test_a_beat_that_others_have_taken_off_the_list_is_silent_since_it_was_heard_from(client_of, make_app):

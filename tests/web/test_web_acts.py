@@ -95,6 +95,8 @@ def test_a_backfill_is_a_dry_run_first(client, shop):
     assert re.search(r"The beats publish [45] ticks", send(client, form).text)
     (backfill,) = schedules_of(shop)["purge-sessions"].backfills()
     assert backfill.who == "ada"
+    asked = f"0 of {backfill.total} ticks of"
+    wait_until(lambda: asked in client.get("/entry?name=purge-sessions").text, message="how far it is is shown")
     assert client.get("/act?act=backfill&name=purge-sessions&from=nonsense&to=now").status_code == 400
 
 
