@@ -137,6 +137,8 @@ class Tick:
     @property
     def last(self) -> Attempt | None:
         """The attempt that counts: one that succeeded, else the last that was no copy of another."""
+        if len(self.attempts) <= 1:  # nearly always; it is asked for often
+            return self.attempts[0] if self.attempts else None
         real = [each for each in self.attempts if not each.is_copy] or self.attempts
         return next((each for each in real if each.status == "success"), real[-1] if real else None)
 
@@ -184,7 +186,9 @@ class Tick:
     @property
     def at(self) -> datetime:
         """Its place in time: when it was due, else when it was first heard of."""
-        times = (self.due, self.published, *(each.first_seen for each in self.attempts), self.recorded)
+        if self.due is not None:
+            return self.due
+        times = (self.published, *(each.first_seen for each in self.attempts), self.recorded)
         return next(each for each in times if each is not None)
 
     def fields(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Final
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-__all__ = ["SPANS", "Span", "choice_of", "count_of", "name_of_entry", "span_of", "text_of"]
+__all__ = ["SPANS", "Span", "choice_of", "count_of", "name_of_entry", "span_of", "text_of", "time_in"]
 
 #: Spans that are offered, in seconds, and what they are called.
 SPANS: Final = {900: "15 min", 3600: "1 h", 21600: "6 h", 86400: "24 h", 604800: "7 d", 2592000: "30 d"}
@@ -104,6 +104,11 @@ def span_of(request: Request, now: datetime, default: float) -> Span:
     if not 1 <= seconds <= LONGEST_SPAN.total_seconds():
         raise HTTPException(400, "span is no number of seconds from 1 to a year")
     return Span(now - timedelta(seconds=seconds), now, live=True)
+
+
+def time_in(request: Request, name: str) -> datetime | None:
+    """Return a time that is asked for, in seconds since 1970; None: none is."""
+    return _time_of(request.query_params[name], name) if name in request.query_params else None
 
 
 def _time_of(text: str | None, name: str) -> datetime:

@@ -18,7 +18,7 @@ from celery_lockbeat.insight.lanes import Bar, Lane, Mark, Timeline, axis_of
 from celery_lockbeat.insight.plain import printable
 from celery_lockbeat.journal.ticks import OUTCOMES, Tick
 
-__all__ = ["COLUMNS", "SHAPES", "legend", "mark", "strip", "timeline", "trend"]
+__all__ = ["COLUMNS", "SHAPES", "counted", "legend", "mark", "strip", "timeline", "trend"]
 
 #: Bars and marks of a timeline at most, and the columns that there are instead.
 SHAPES: Final = 400
@@ -133,10 +133,10 @@ def trend(seconds: Sequence[float], cells: int = 30) -> Markup:
 def timeline(drawn: Timeline, ticks: Sequence[Tick]) -> Markup:
     """Draw the only lane of a timeline, or columns that count ``ticks``, where it has more shapes than one can tell apart."""
     lane = drawn.lanes[0] if drawn.lanes else Lane("")
-    as_columns = len(lane.bars) + len(lane.marks) > SHAPES or bool(drawn.left_out)
+    as_columns = len(ticks) > SHAPES or len(lane.bars) + len(lane.marks) > SHAPES or bool(drawn.left_out)
     bottom = TOP + ROWS * ROW
     parts = [*_axis(drawn, bottom), *(_columns(drawn, ticks, bottom) if as_columns else _shapes(drawn, lane))]
-    told = ", ".join(f"{count} {outcome}" for outcome, count in _counted(ticks).most_common()) or "nothing"
+    told = ", ".join(f"{count} {outcome}" for outcome, count in counted(ticks).most_common()) or "nothing"
     label = f"{drawn.clock(drawn.begin)} to {drawn.clock(drawn.end)}: {told}"
     return Markup(
         '<svg class="timeline" role="img" aria-label="{}" height="{}" data-begin="{}" data-end="{}">{}{}</svg>'
@@ -150,7 +150,8 @@ def timeline(drawn: Timeline, ticks: Sequence[Tick]) -> Markup:
     )
 
 
-def _counted(ticks: Iterable[Tick]) -> Counter[str]:
+def counted(ticks: Iterable[Tick]) -> Counter[str]:
+    """Count ticks by what became of them."""
     counts: Counter[str] = Counter()
     for tick in ticks:
         counts[tick.outcome] += tick.count

@@ -340,7 +340,12 @@ def errors_of(
 
 def spreads_of(ticks: Iterable[Tick]) -> tuple[Spread | None, Spread | None]:
     """Return how late ticks were, and how long their runs took."""
-    known = list(ticks)
-    late = [max(tick.late, 0.0) for tick in known if tick.late is not None and not tick.is_missed]
-    lasted = [tick.last.took for tick in known if tick.last and tick.last.status != "skipped" and tick.last.took]
+    late: list[float] = []
+    lasted: list[float] = []
+    for tick in ticks:
+        last = tick.last
+        if tick.late is not None and not tick.is_missed:
+            late.append(max(tick.late, 0.0))
+        if last is not None and last.took and last.status != "skipped":
+            lasted.append(last.took)
     return spread_of(late), spread_of(lasted)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from math import inf
 from typing import Any, Final
 from zlib import crc32
 
@@ -18,14 +19,14 @@ from celery_lockbeat.control.described import source_of
 from celery_lockbeat.control.schedules import Backfill
 from celery_lockbeat.insight.doctor.kinds import LEVELS
 from celery_lockbeat.insight.lanes import timeline_of
-from celery_lockbeat.insight.model import SORTS, Model, Row
+from celery_lockbeat.insight.model import ON_ITS_WAY, SORTS, Model, Row
 from celery_lockbeat.journal.ticks import OUTCOMES, Tick
 from celery_lockbeat.membership.members import fields_of
 from celery_lockbeat.options import LockOptions
 from celery_lockbeat.schedules.policy import Policy
 from celery_lockbeat.stores.base import ALIVE, LiveLock, Waiter
 from celery_lockbeat.web import drawing
-from celery_lockbeat.web.asking import SPANS, choice_of, count_of, name_of_entry, span_of, text_of
+from celery_lockbeat.web.asking import SPANS, choice_of, count_of, name_of_entry, span_of, text_of, time_in
 from celery_lockbeat.web.known import Health, Known
 from celery_lockbeat.web.rows import (
     SHOWN,
@@ -83,8 +84,9 @@ def schedules(known: Known, request: Request, now: datetime) -> Mapping[str, Any
     wanted, state = text_of(request, "q"), choice_of(request, "state", ("", *STATES), "")
     sort = choice_of(request, "sort", SORTS, SORTS[0])
     number = count_of(request, "page", 1, 10_000)
-    # the version that is in the browser; only asked with a part
+    # the version that is in the browser, and of when; only asked with a part
     since = count_of(request, "part", 0, 2**40) if "part" in request.query_params else 0
+    at = time_in(request, "at")
     with known.hub.model() as model:
         found = model.rows(sort, wanted, now)
         counts = counts_of(model, found, now)
@@ -93,7 +95,8 @@ def schedules(known: Known, request: Request, now: datetime) -> Mapping[str, Any
         shown = found[(number - 1) * SHOWN : number * SHOWN]
         is_whole = len(shown) <= FEW or not since
         # who becomes late does so by itself
-        rows = shown if is_whole else [row for row in shown if row.changed > since or row.overdue(now)]
+        lately = inf if at is None else (now - at).total_seconds() + ON_ITS_WAY + 1
+        rows = shown if is_whole else [row for row in shown if row.changed > since or 0 < row.overdue(now) <= lately]
         return {
             "title": "Schedules",
             "rows": entry_rows(model, rows, now, known.app.timezone),
@@ -267,9 +270,12 @@ def story(known: Known, request: Request, now: datetime) -> Mapping[str, Any]:
     ticks = [tick for tick in told if span.begin <= tick.at <= span.end]
     # one that was due before may have run within
     around = [tick for tick in told if _touches(tick, span.begin, span.end)]
-    drawn = timeline_of(around, span.begin, span.end, known.histories.reach(), zone)
+    # more than can be told apart are counted, and not laid out
+    drawn = timeline_of(
+        around if len(around) <= drawing.SHAPES else [], span.begin, span.end, known.histories.reach(), zone
+    )
     late, took = spreads_of(ticks)
-    counts = {outcome: sum(tick.count for tick in ticks if tick.outcome == outcome) for outcome in OUTCOMES}
+    counts = drawing.counted(ticks)
     link = partial(_story_link, name)
     return {
         "name": name,
@@ -279,7 +285,7 @@ def story(known: Known, request: Request, now: datetime) -> Mapping[str, Any]:
         "reach": full(drawn.known, zone) if drawn.known > drawn.begin else "",
         "runs": run_rows(reversed(ticks[-RUNS:]), told, now, zone, known.clean),
         "more": max(0, len(ticks) - RUNS),
-        "counts": {outcome: count for outcome, count in counts.items() if count},
+        "counts": {outcome: counts[outcome] for outcome in OUTCOMES if counts[outcome]},
         "late": late,
         "took": took,
         "errors": errors_of(ticks, now, zone, known.clean),

@@ -6,7 +6,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
 
@@ -76,13 +76,13 @@ class Day:
         self.announce(name, "beat", scheduler="celery_lockbeat.beat.scheduler:LockedScheduler")
 
     @contextlib.contextmanager
-    def living(self) -> Iterator[None]:
-        """Let the beats and workers be heard of for as long as the block lasts."""
+    def living(self, live_on: Callable[[], object] | None = None) -> Iterator[None]:
+        """Let the beats and workers be heard of for as long as the block lasts, or whoever else is to live on."""
         ended = threading.Event()
 
         def live() -> None:
             while not ended.wait(2):
-                populate(self)
+                live_on() if live_on is not None else populate(self)
 
         thread = threading.Thread(target=live, daemon=True)
         thread.start()

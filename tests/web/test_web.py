@@ -22,6 +22,7 @@ from celery_lockbeat import LockedTask
 from celery_lockbeat.insight.feed import Feed
 from celery_lockbeat.journal.ticks import OUTCOMES
 from celery_lockbeat.schedules import Cron, Every, Once
+from celery_lockbeat.stores.base import EntryState
 from celery_lockbeat.web import drawing, hub, make_app, rows, views, words
 from celery_lockbeat.web.app import Page
 
@@ -249,6 +250,27 @@ def test_a_part_has_only_the_rows_that_have_changed(client_of, make_app):
     assert re.findall(r"<bdi>(entry-\d+)</bdi></a>", part) == ["entry-007"]
     assert "<html" not in part
     assert len(re.findall(r"<bdi>(entry-\d+)</bdi></a>", client.get("/").text)) == 100
+
+
+def test_a_part_has_who_has_become_late_since_and_not_who_was_before(client_of, make_app):
+    app = make_app(lockbeat_driver="redis")
+    names = [f"entry-{n:03}" for n in range(100)]
+    app.conf.beat_schedule = {name: {"task": "t", "schedule": 60} for name in names}
+    now, beats = datetime.now(timezone.utc), days.home_store_of(app).beats
+    # due every minute: all but one are late for a while, that one since 3 s
+    ago = dict.fromkeys(names, 100.0) | {"entry-007": 63.0}
+    states = [(name, EntryState(1, (now - timedelta(seconds=ago[name])).isoformat())) for name in names]
+    beats.join(app.main, "b")
+    beats.list_entries(app.main, "b", states, complete=True)
+    client = client_of(app)
+
+    def late(at: float) -> list[str]:
+        part = client.get(f"/?part={2**39}&at={at}").text  # to which nothing is new but by itself
+        return re.findall(r"<bdi>(entry-\d+)</bdi></a>", part)
+
+    assert len(late(0)) == 100
+    assert late(now.timestamp() - 4) == ["entry-007"]
+    assert client.get("/?part=1&at=x").status_code == 400
 
 
 def test_pages_are_bounded(client_of, make_app):

@@ -43,7 +43,7 @@ def test_1000_entries_scroll_smoothly_while_they_run(make_app, browser):
     day = days.Day(app)
     day.journal(record for n in range(6) for name in names for record in _of_entry(name, n, 400 - 60 * n))
     day.beat("b", names)
-    with serving(app) as url:
+    with day.living(lambda: day.beat("b", names)), serving(app) as url:
         page = page_of(browser)
         page.add_init_script(
             "window.long = []; new PerformanceObserver(list => window.long.push(...list.getEntries().map(each => each.duration)))"

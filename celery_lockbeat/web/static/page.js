@@ -28,9 +28,27 @@
   };
   const put = (element, text) => { if (element.textContent !== text) element.textContent = text; };
 
+  // of a thousand rows some thirty are seen: the others' times are told when they come near
+  const NEAR = 800;
+  const boxOf = (row) => row.getBoundingClientRect();
+  function near() {
+    const rows = $("#rows").rows, found = [];
+    let low = 0, high = rows.length;
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (boxOf(rows[middle]).bottom < -NEAR) low = middle + 1; else high = middle;
+    }
+    while (low < rows.length && boxOf(rows[low]).top < innerHeight + NEAR) found.push(rows[low++]);
+    return found;
+  }
+  const dues = () => $("#rows") ? near().flatMap((row) => [...row.querySelectorAll("[data-due]")]) : document.querySelectorAll("[data-due]");
+
+  let told = 0;
+  addEventListener("scroll", () => { if (Math.abs(scrollY - told) > NEAR / 2) { told = scrollY; tick(); } }, { passive: true });
+
   function tick() {
     const at = now();
-    for (const element of document.querySelectorAll("[data-due]")) {
+    for (const element of dues()) {
       const left = Number(element.dataset.due) - at;
       const listed = element.dataset.listed !== "0";
       // two seconds: it is on its way into the journal
@@ -112,13 +130,19 @@
     if (!isSame(before, after)) replace(before, after);
   }
 
-  function place(html) {
+  // where all that is shown has changed at once, as when the last beat is gone, the browser gets its turn in between
+  const AT_ONCE = 40;
+  const frame = () => new Promise(requestAnimationFrame);
+
+  async function place(html) {
     const template = document.createElement("template");
     template.innerHTML = html;
     const given = [...template.content.children].flatMap((each) => (each.tagName === "TABLE" ? [...each.tBodies] : [each]));
+    let placed = 0;
     for (const after of given.flatMap((each) => ("some" in each.dataset ? [...each.rows] : [each]))) {
       const before = after.id && document.getElementById(after.id);
       if (before) patch(before, after);
+      if (++placed % AT_ONCE === 0) await frame();
     }
     setClock();
     tick();
@@ -145,8 +169,9 @@
     try {
       const url = new URL(location.href);
       url.searchParams.set("part", $("[data-version]").dataset.version);
+      url.searchParams.set("at", status().dataset.now);
       const answer = await fetch(url, { headers: { Accept: "text/html" } });
-      if (answer.ok || answer.status === 503) place(await answer.text());
+      if (answer.ok || answer.status === 503) await place(await answer.text());
       await refreshStory();
     } catch { /* the stream says so */ } finally {
       // what takes long is asked for less often
@@ -206,7 +231,7 @@
     try {
       const answer = await fetch(url, { headers: { Accept: "text/html" } });
       const before = $("#story").dataset.story;
-      place(await answer.text());
+      await place(await answer.text());
       if (!$("#story").dataset.story) $("#story").dataset.story = before;
     } finally {
       storyNext = performance.now() + Math.max(2000, 10 * (performance.now() - began));
