@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections import Counter
+from datetime import datetime
 from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 from celery import Celery, states
 from celery.beat import Service
+from messages import Queue
 from servers import need_django, wait_until
 
 import docs
@@ -168,6 +170,47 @@ def test_once_per_minute_and_key(run_page):
     assert remind.apply([7]).get() == "reminded 7"
     assert remind.apply([7]).state == states.REVOKED
     assert remind.apply([8]).get() == "reminded 8"
+
+
+@pytest.fixture
+def debounced(run_page, server):
+    """The page, and its messages, which are delivered whenever they are to run."""
+    page = run_page("rate-and-debounce", None)
+    page["app"].conf.task_default_queue = "debounced"
+    return page, Queue(page["app"], server)
+
+
+def test_of_what_is_typed_within_two_seconds_the_first_and_the_last_is_saved(debounced):
+    page, queue = debounced
+    results = [page["typed"](1, text) for text in "abcd"]
+    sent = time.time()
+    assert all(0 < _seconds_until(message, sent) <= 1 for message in queue.messages())
+    queue.deliver()
+    for _ in "bcd":
+        queue.deliver()  # b, c, and d: each waits, and takes the place of the one before
+    assert [result.state for result in results] == ["SUCCESS", "PENDING", "PENDING", "PENDING"]
+    copies = len(queue)
+    wait_until(lambda: len(queue) > copies, 10, "the last one is called when the two seconds are over")
+    queue.deliver_all()
+    assert [result.state for result in results] == ["SUCCESS", "REVOKED", "REVOKED", "SUCCESS"]
+    assert results[3].get() == "saved 'd'"
+
+
+def _seconds_until(message, now) -> float:
+    return datetime.fromisoformat(message.headers["eta"]).timestamp() - now
+
+
+def test_a_burst_of_calls_is_one_run_and_a_change_that_comes_while_it_runs_is_another(debounced, server):
+    page, queue = debounced
+    results = [page["changed"]("shop") for _ in range(9)]
+    assert len({result.id for result in results}) == len(queue) == 1
+    assert 4 < _seconds_until(queue.messages()[0], time.time()) <= 5
+    with Lock("index:shop", app=page["app"]):  # the run goes on
+        queue.deliver()
+        assert results[0].state == "PENDING"
+    queue.deliver_all()
+    assert results[0].get() == "indexed all that has changed in shop"
+    assert page["changed"]("shop").id != results[0].id
 
 
 def tick_and_count(client, sent, *schedulers):
