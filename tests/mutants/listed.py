@@ -1537,6 +1537,20 @@ MUTANTS = [
         "return self.since + self.hold.ttl * (1 - MARGIN)",
         (BUSY + "test_a_child_that_has_held_its_lock_for_as_long_as_it_may_is_renewed_no_more",),
     ),
+    Mutant(
+        "a key is reserved at once though a run of the task goes on",
+        "stores/redis/lua/at_once.lua",
+        "if (not lock or type(lock) == 'string' and string.sub(lock, 30, 30) == ' ')\n",
+        "if true\n",
+        (RESERVED + "test_a_run_that_goes_on_is_there_and_nothing_is_reserved_beside_it",),
+    ),
+    Mutant(
+        "a key is reserved at once though another message is there",
+        "stores/redis/lua/at_once.lua",
+        "ARGV[2], 'NX') then",
+        "ARGV[2]) then",
+        (RESERVED + "test_a_message_reserves_a_key_and_the_next_is_told_which_is_there",),
+    ),
     # -- several keys --------------------------------------------------------------------------------------------------
     Mutant(
         "what was taken of several keys is kept where one is refused, in Redis",

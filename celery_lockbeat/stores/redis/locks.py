@@ -5,6 +5,7 @@ A lock, what has finished under it and what is reserved for it share a hash tag.
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -57,6 +58,9 @@ _WHY: Final = {1: "superseded", 2: "cleared"}
 #: In the place of a holder: there is more than one, see wide.lua.
 _MORE_THAN_ONE: Final = "#"
 
+#: What tells that a reservation is had, each of one call: such a lone number is read at once, and a script answers none below 10^9 alone.
+_numbers: Final = itertools.count(2 * 10**9)
+
 #: What stands behind the description of a lock whose key had been used before, see lock.lua.
 _USED_BEFORE: Final = " #"
 
@@ -72,7 +76,8 @@ class RedisLocks(LockStore):
         self._acquire_reserved = Script.of("lock", "wide", "line", "among", "reserved", "acquire", "granted")
         acquire, free = ("wide", "line", "among", "acquire"), ("wide", "line", "free")
         self._acquire_all = Script.of("lock", "each", *acquire, "or_free", *free, "all")
-        self._reserve, self._unreserve = (Script.of("lock", "wide", name) for name in ("reserve", "unreserve"))
+        self._unreserve = Script.of("lock", "wide", "unreserve")
+        self._reserve = Script.of("at_once", "lock", "wide", "reserve")
         self._extend, self._release, self._free, self._serve, self._clear = (
             Script.of("lock", "wide", "line", name) for name in ("extend", "release", "free", "serve", "clear")
         )
@@ -296,10 +301,10 @@ class RedisLocks(LockStore):
         self, reservation: Reservation, *, ttl: float, unless_run_by: str | None = None
     ) -> Reservation | Held | None:
         keys = (*self._keys_of(reservation.key), self._key_of(reservation))
-        answer = self._client.call(
-            self._reserve, keys, (_written(reservation), ms(ttl), _readable(unless_run_by or ""))
-        )
-        if answer == 1:
+        number = next(_numbers)
+        args = (_written(reservation), ms(ttl), _readable(unless_run_by or ""), str(number))
+        answer = self._client.carry_out(Call(self._reserve, keys, args, number))
+        if answer == -number:
             return None
         kind, *answer = answer
         if kind == b"reserved":

@@ -1,8 +1,8 @@
 -- Reserve a lock's key for a message that is about to be sent, or say which message or run is there.
 -- KEYS[1]  the lock (see lock.lua, and wide.lua for what is beside it)
 -- KEYS[2]  the reservation: '<token> <task id>', gone when its time is over
--- ARGV     '<token> <task id>', ttl ms, what is a part of the description of each run that counts; '' for none
--- Returns  1: it is reserved; {'reserved', the other one}, or {'held', remaining ms, run, description}
+-- ARGV     '<token> <task id>', ttl ms, what is a part of the description of each run that counts; '' for none, and a number above 10^9
+-- Returns  that number with a minus: it is reserved (a lone number is what a client reads fastest); {'reserved', the other one}, or {'held', remaining ms, run, description}
 -- Atomic:  of two publishers one must find the place taken; and a run gives up its reservation with the very script that takes
 --          the lock, so there is no moment at which neither of them tells that it is there.
 local there = get(KEYS[2])
@@ -26,4 +26,4 @@ if ARGV[3] ~= '' and type(there) ~= 'string' then
   end
 end
 redis.call('SET', KEYS[2], ARGV[1], 'PX', ARGV[2])
-return 1
+return -ARGV[4]
