@@ -168,7 +168,7 @@ def _will_backfill(known: Known, form: Form) -> str:
     dues = entry.dues(*_span(known, form))
     if not dues:
         return f"{cut(entry.name, 120)!r} was not due in this time."
-    shown = [full(due, known.app.timezone) for due in dues]
+    shown = [full(due, known.app.timezone).replace(" ", "\u00a0") for due in dues]
     some = shown if len(shown) <= 2 * SHOWN else [*shown[:SHOWN], "...", *shown[-SHOWN:]]
     return f"A dry run: {len(dues)} ticks of {asked_by(entry, known)} would be published, those of {', '.join(some)}."
 

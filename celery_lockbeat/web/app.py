@@ -103,7 +103,7 @@ class Page:
             told = act.told(self.known, form)
         token = new_token(request)
         shown = {"title": act.title, "act": act, "told": told, "form": _Form(form), "token": token}
-        answer = self._write("act.html", request, _now(), "", {**shown, **self._about(request, form)})
+        answer = self._write("act.html", request, _now(), _here(form), {**shown, **self._about(request, form)})
         path = request.scope.get("root_path", "").rstrip("/") or "/"
         answer.set_cookie(
             COOKIE, token, path=path, httponly=True, samesite="strict", secure=request.url.scheme == "https"
@@ -116,7 +116,7 @@ class Page:
         with _told_by_the_user():
             told = await run_in_threadpool(act.do, self.known, form, who)
         shown = {"title": act.title, "act": act, "told": told, "who": cut(who, 120), **self._about(request, form)}
-        return await run_in_threadpool(self._write, "done.html", request, _now(), "", shown)
+        return await run_in_threadpool(self._write, "done.html", request, _now(), _here(form), shown)
 
     def _who(self, request: Request) -> str:
         """Return in whose name something is done."""
@@ -233,6 +233,11 @@ def _told_by_the_user() -> Iterator[None]:
         yield
     except ConfigurationError as exc:
         raise HTTPException(400, str(exc)) from exc
+
+
+def _here(form: Mapping[str, str]) -> str:
+    """Return the view from which an act was asked for."""
+    return "locks" if form.get("key") else ""
 
 
 def _now() -> datetime:

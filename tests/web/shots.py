@@ -30,9 +30,16 @@ VIEWS = {
     "locks": "locks",
     "beats": "beats",
     "health": "health",
+    "acts": "entry?name=sync-orders&span=3600",
+    "pause": "act?act=pause&name=sync-orders",
+    "backfill": "act?act=backfill&name=purge-sessions&from=5h+ago&to=now",
+    "release": "act?act=release&key=shop.sync_orders&holder=holder-of-shop.sync_orders",
     "nothing": "?q=nothing+is+like+this",
     "unknown": "entry?name=unknown",
 }
+
+#: Those of a page on which something may be done.
+ACTING = ("acts", "pause", "backfill", "release")
 
 #: Those of the documentation: the name of a view, whether it is dark, and how wide it is.
 KEPT = {
@@ -42,15 +49,16 @@ KEPT = {
     "locks-dark": ("locks", True, 1280),
     "beats": ("beats", False, 1280),
     "health": ("health", False, 1280),
+    "pause": ("pause", False, 1280),
     "narrow": ("schedules", False, 360),
     "narrow-entry-dark": ("entry", True, 360),
 }
 
 
 @contextlib.contextmanager
-def serving(app: Celery) -> Iterator[str]:
+def serving(app: Celery, *, allow_changes: bool = False) -> Iterator[str]:
     """Serve the page of an app; give its address."""
-    page = Page(app)
+    page = Page(app, allow_changes=allow_changes)
     server = uvicorn.Server(uvicorn.Config(page.asgi, port=0, log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, daemon=True)
     page.hub.start()
@@ -65,8 +73,8 @@ def serving(app: Celery) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def shop() -> Iterator[str]:
-    """The page of an app with a day behind it."""
+def shop() -> Iterator[Any]:
+    """The page of an app with a day behind it: what tells the address of a view."""
 
     def make(**settings: object) -> Celery:
         app = Celery("shop", broker=server.url, set_as_current=False)
@@ -76,15 +84,16 @@ def shop() -> Iterator[str]:
     with Server() as server:
         app = days.app_of(make)
         day = days.fill(app)
-        with day.living(), serving(app) as url:
-            yield url
+        with day.living(), serving(app) as looks, serving(app, allow_changes=True) as acts:
+            yield lambda view: (acts if view in ACTING else looks) + VIEWS[view]
         app.close()
 
 
-def take(browser: Any, url: str, view: str, path: Path, *, dark: bool, width: int) -> None:
+def take(browser: Any, address_of: Any, view: str, path: Path, *, dark: bool, width: int) -> None:
     """Take a picture of a view."""
-    page = page_of(browser, dark=dark, width=width, height=800 if width > 600 else 740)
-    page.goto(url + VIEWS[view])
+    high = 740 if width < 600 else 1240 if view == "entry" else 800
+    page = page_of(browser, dark=dark, width=width, height=high)
+    page.goto(address_of(view))
     if VIEWS[view].startswith("entry?name=") and view != "unknown":
         page.wait_for_selector("#runs summary")
         if view == "entry":
@@ -98,7 +107,7 @@ def take(browser: Any, url: str, view: str, path: Path, *, dark: bool, width: in
 
 
 def main() -> None:
-    with shop() as url, browsing() as browser:
+    with shop() as address_of, browsing() as browser:
         if len(sys.argv) > 1:
             folder = Path(sys.argv[1])
             folder.mkdir(parents=True, exist_ok=True)
@@ -106,11 +115,11 @@ def main() -> None:
                 for dark in (False, True):
                     for width in (360, 1280, 1600):
                         name = f"{view}-{width}{'-dark' if dark else ''}.png"
-                        take(browser, url, view, folder / name, dark=dark, width=width)
+                        take(browser, address_of, view, folder / name, dark=dark, width=width)
             return
         DOCS.mkdir(exist_ok=True)
         for name, (view, dark, width) in KEPT.items():
-            take(browser, url, view, DOCS / f"{name}.png", dark=dark, width=width)
+            take(browser, address_of, view, DOCS / f"{name}.png", dark=dark, width=width)
 
 
 if __name__ == "__main__":

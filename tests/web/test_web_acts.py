@@ -107,6 +107,7 @@ def test_a_lock_is_taken_only_from_who_held_it_when_it_was_shown(client, shop):
     )
     shown = client.get(link).text
     assert "until then another may run beside it" in shown
+    assert re.search(r'aria-current="page">Locks<', shown), "it is where it was asked for"
     form = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)">', shown))
     assert send(client, {**form, "holder": "another"}).status_code == 409
     assert "is free" in send(client, form).text
