@@ -374,7 +374,7 @@ def test_a_held_lock_is_tried_again_as_often_as_asked(app):
     import threading
 
     before = threading.active_count()
-    with Lock("k", app=app, hold_at_least=0.4):
+    with Lock("k", app=app, hold_at_least=2):
         pass
     started = time.monotonic()
     assert not is_free(app, "k")
@@ -459,9 +459,9 @@ def test_each_ending_is_told_once_in_order_and_frees_the_key(app, events, raised
 
 
 def test_verbose_tells_the_locks_story_too(app, events):
-    @app.task(base=LockedTask, lock_logging="verbose", lock_ttl=0.6)
+    @app.task(base=LockedTask, lock_logging="verbose", lock_ttl=3)
     def body():
-        time.sleep(0.5)
+        time.sleep(1.4)
 
     body()
     told = names(events)
@@ -525,7 +525,7 @@ def test_a_finished_run_is_remembered_for_longer_than_its_broker_takes_to_delive
 
 @pytest.mark.parametrize("on_lost", ["fail", "warn"])
 def test_a_lost_lock_reads_in_order_and_is_no_success_unless_asked(app, events, on_lost):
-    @app.task(base=LockedTask, lock_key="k", lock_ttl=0.5, lock_on_lost=on_lost)
+    @app.task(base=LockedTask, lock_key="k", lock_ttl=1.5, lock_on_lost=on_lost)
     def body():
         lock = current_lock()
         assert not lock.lost
@@ -550,7 +550,7 @@ def test_a_lost_lock_reads_in_order_and_is_no_success_unless_asked(app, events, 
 
 
 def test_a_loss_is_told_before_the_end_of_the_run_however_slow_an_observer_is(app, events):
-    @app.task(base=LockedTask, lock_ttl=0.5)
+    @app.task(base=LockedTask, lock_ttl=1)
     def body():
         lock = current_lock()
         lock._store.locks.release(lock.lease)
@@ -585,13 +585,13 @@ def test_a_lock_that_is_not_renewed_is_lost_with_its_ttl(app, events):
 
 
 def test_a_run_outlives_its_ttl_many_times(app):
-    @app.task(base=LockedTask, lock_key="k", lock_ttl=0.6)
+    @app.task(base=LockedTask, lock_key="k", lock_ttl=1)
     def body():
         token = current_lock().token
         for _ in range(40):
             assert not is_free(app, "k")
             current_lock().check()
-            time.sleep(0.05)
+            time.sleep(0.08)
         return token
 
     assert body() > 0
