@@ -32,6 +32,11 @@ logger: Final = logging.getLogger("celery_lockbeat.beat")
 #: A tick that no beat has published so many seconds after it was due was not fired in time, unless `lockbeat_late_after` says else.
 IN_TIME: Final = 30.0
 
+#: What jitter spreads goes out together within so many seconds: each batch of a beat costs it two round trips, and of thousands
+#: of entries one would be due every millisecond. It is spread over so many moments at least.
+TOGETHER: Final = 0.1
+MOMENTS: Final = 20
+
 #: Seconds between two counts of what an entry that catches up may leave out.
 COUNT_EVERY: Final = 1.0
 
@@ -233,7 +238,11 @@ class Rule:
 
     def _fires(self, due: datetime) -> datetime:
         jitter = self.policy.jitter
-        return due + timedelta(seconds=self.policy.offset(self._name, due)) if jitter else due
+        if not jitter:
+            return due
+        offset = self.policy.offset(self._name, due)
+        together = min(TOGETHER, jitter / MOMENTS)
+        return due + timedelta(seconds=max(0.0, offset - (due.timestamp() + offset) % together))
 
     def _ripe_until(self, last: datetime, now: datetime) -> tuple[int, datetime]:
         """Count what is due since the last one, of which there are two at least; the newest may be put off still."""
