@@ -87,10 +87,10 @@ ENTRIES = {
     "long-2": _entry(2.5, "skip", 2.9, key="long-2", task="skip_long", ttl=8.0),
     "memory-1": _entry(1.0, "once", 0.1, key="memory", task="once_in_memory"),
     "memory-2": _entry(1.5, "once", 0.1, key="memory", task="once_in_memory"),
-    # together they have their key for most of the time
-    "line-1": _entry(1.0, "wait", 0.2, key="line"),
-    "line-2": _entry(1.0, "wait", 0.25, key="line"),
-    "line-3": _entry(1.5, "wait", 0.3, key="line"),
+    # due at the same marks: of three two wait
+    "line-1": _entry(2, "wait", 0.1, key="line", marks=True),
+    "line-2": _entry(2, "wait", 0.1, key="line", marks=True),
+    "line-3": _entry(2, "wait", 0.1, key="line", marks=True),
     "old": _entry(1.0, "early", 0.05, key="old", of="a"),
     "new": _entry(1.0, "early", 0.05, key="new", of="b"),
     # this one is paused and resumed all the time

@@ -20,8 +20,9 @@ HOLD: dict[str, Model] = {
     "2 beats, 2 entries that are paused, 2 ticks": Beats(beats=2, ticks=2, pauses=True),
     "3 workers, 2 runs, 2 copies of each": Locks(runs=2),
     "3 workers, 2 runs, a key for two, and one worker that knows of one": Locks(runs=2, copies=1, ttl=1, limits=(1, 2)),
-    "2 workers, 3 runs in line, 2 deaths": Lines(),
-    "3 workers, 4 runs in the line of a key for two, 2 deaths": Lines(workers=3, runs=4, limit=2, copies=1),
+    "2 workers, 3 runs in line, 1 copy of each, 2 deaths": Lines(copies=1),
+    "2 workers, 3 runs in line, 2 copies of each, 1 death": Lines(deaths=1),
+    "3 workers, 3 runs in the line of a key for two, 2 deaths": Lines(workers=3, limit=2, copies=1),
 }
 
 #: These take a minute each.
@@ -37,8 +38,9 @@ WHOLE: dict[str, Model] = {
     ),
     "3 workers, 3 runs, 2 copies of each": Locks(),
     "3 workers, 3 runs, a key for two, and one worker that knows of one": Locks(copies=1, ttl=1, limits=(1, 2)),
-    "2 workers, 4 runs in line, 3 deaths": Lines(runs=4, deaths=3),
-    "2 workers, 3 runs in line, 3 copies of each, leases of two ages": Lines(copies=3, ttl=2, grace=2, deaths=3),
+    "2 workers, 3 runs in line, 2 copies of each, 2 deaths": Lines(),
+    "3 workers, 4 runs in the line of a key for two, 2 deaths": Lines(workers=3, runs=4, limit=2, copies=1),
+    "2 workers, 3 runs in line, leases of two ages": Lines(copies=1, ttl=2, grace=2, deaths=1),
 }
 
 
