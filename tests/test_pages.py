@@ -131,8 +131,9 @@ def test_a_version_of_the_changelog_has_each_section_once_and_no_line_twice():
         sections = re.findall(r"^### (.*)$", version, re.MULTILINE)
         known = ["Upgrading", "Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"]
         assert sections == [each for each in known if each in sections]
-        lines = re.findall(r"^- .*$", version, re.MULTILINE)
-        assert len(lines) == len(set(lines))
+        # a merge may leave an earlier wording beside a later one
+        lines = [line[:45] for line in re.findall(r"^- .*$", version, re.MULTILINE)]
+        assert [line for line in lines if lines.count(line) > 1] == []
 
 
 # -- what dies -----------------------------------------------------------------------------------------------------------
