@@ -31,6 +31,8 @@ UNIQUE = "tests/test_unique.py::"
 BUSY = "tests/test_busy_children.py::"
 RUNS = "tests/test_runs.py::"
 BAD_MOMENTS = "tests/test_bad_moments.py::"
+ADMIN = "tests/contrib/test_django_admin.py::"
+MOUNTED = "tests/web/test_web_mounted.py::"
 PROMETHEUS = "tests/contrib/test_prometheus.py::"
 LIMITS = "tests/test_limits.py::"
 WAYS_OUT = "tests/test_ways_out.py::"
@@ -1649,5 +1651,33 @@ MUTANTS = [
         '    return len(keys) == 1 or options.unique != "until_finished"\n',
         "    return True\n",
         (SEVERAL + "test_until_it_has_finished_none_with_its_keys_is_queued_and_those_with_others_are",),
+    ),
+    Mutant(
+        "who may only view a list of the admin acts there",
+        "admin/listed.py",
+        "        if not self.has_change_permission(request):\n            raise PermissionDenied\n",
+        "",
+        (ADMIN + "test_who_may_only_view_locks_does_nothing_with_them_and_others_see_none",),
+    ),
+    Mutant(
+        "a lock is taken from whoever holds it by now",
+        "control/locks.py",
+        "if holder in (None, lock.holder) and used",
+        "if used",
+        (ADMIN + "test_a_lock_is_taken_only_from_who_held_it_when_it_was_shown",),
+    ),
+    Mutant(
+        "whoever is of the staff sees the page",
+        "admin/page.py",
+        "if not user.has_perms(VIEWS):",
+        "if not VIEWS:",
+        (MOUNTED + "test_in_django_its_permissions_count",),
+    ),
+    Mutant(
+        "whoever of the staff sees the page acts there",
+        "admin/page.py",
+        "return self._changes if user.has_perms(CHANGES) else self._looks",
+        "return self._changes",
+        (MOUNTED + "test_in_django_its_permissions_count",),
     ),
 ]

@@ -32,11 +32,11 @@ def apply(mutant: Mutant, root: Path) -> None:
 
 @contextmanager
 def copied() -> Iterator[Path]:
-    """A copy of the product and its tests."""
+    """A copy of the product, its tests, and what these run of the documentation."""
     with tempfile.TemporaryDirectory(prefix="mutant-") as directory:
         root = Path(directory)
-        for name in ("celery_lockbeat", "tests"):
-            shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("celery_lockbeat", "docs", "tests"):
+            shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__", "*.png", "_build"))
         shutil.copy(ROOT / "setup.cfg", root)
         yield root
 
