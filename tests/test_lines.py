@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import logging
+from datetime import timezone
 
 import pytest
 from celery import states
 from celery.app.trace import build_tracer, reset_worker_optimizations, setup_worker_optimizations
 
 from celery_lockbeat import Lock, LockedTask, journal
-from celery_lockbeat.journal.writer import journal_of
+from celery_lockbeat.journal.sentences import Writing, sentence_of
+from celery_lockbeat.journal.ticks import ticks_of
+from celery_lockbeat.journal.writer import finish, journal_of
+from celery_lockbeat.observe.vocabulary import took
+from celery_lockbeat.stores import stores_of
 from celery_lockbeat.tasks.copies import LINE, NONCE
 
 RAN = []
@@ -161,3 +166,27 @@ def test_headers_that_are_none_of_ours_are_no_place(app, queue):
         for strange in ("x", [1], [1, 2, "x", 0], {}, [[], 0, 0, 0]):
             deliver(task, {LINE: strange})
         assert [message.headers[LINE][2] for message in messages(queue)] == [1]
+
+
+def test_a_skip_in_line_says_why_and_who(app, queue, caplog):
+    """In the answer, in the log, and in the journal's sentence."""
+    caplog.set_level(logging.INFO, "celery_lockbeat.events")
+    task = waits(app, lock_line_limit=1, lock_logging="brief")
+    with Lock("k", app=app, logging=False):
+        deliver(task)
+        tracer = build_tracer(task.name, task, app=app, eager=False)
+        tracer("other", (), {}, {"id": "other", "delivery_info": {"routing_key": app.main}, "retries": 0, NONCE: "o"})
+        assert str(task.AsyncResult("other").result).startswith("queued: the line is full; lock 'k' is held by ")
+        assert "skipped: the line is full, held by " in caplog.messages[-1]
+        store = stores_of(app).choose(app.conf.lockbeat_driver, "default")[0]
+        assert store.locks.clear_line("k") == 1
+        (told,) = [message for message in messages(queue) if "eta" not in message.headers or not message.headers["eta"]]
+        caplog.clear()
+        deliver(task, told.headers)
+    assert str(task.AsyncResult("id").result) == "waited: the line was cleared for lock 'k'"
+    assert caplog.messages[-1] == "it [k] skipped: the line in which it waited was cleared"
+    finish()
+    ticks = ticks_of(journal.read(app))
+    sentences = [sentence_of(tick, (), Writing(timezone.utc, took)) for tick in ticks]
+    assert any(": the line was full: its lock 'k' was held by " in each for each in sentences)
+    assert any(each.endswith("the line in which it waited for its lock 'k' had been cleared.") for each in sentences)

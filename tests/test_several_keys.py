@@ -150,6 +150,20 @@ def test_a_lock_of_several_keys_may_be_tried_again_and_awaited_on_no_event_loop(
     timer.join()
 
 
+def test_a_lock_of_several_keys_waits_for_the_one_that_is_held(app):
+    first = Lock("b", app=app)
+    assert first.acquire()
+    timer = threading.Timer(0.3, first.release)
+    timer.start()
+    with Lock(["a", "b"], app=app, wait=20) as lock:
+        assert list(lock.tokens) == ["a", "b"]
+    timer.join()
+    assert locks_of(app).line("b") == []
+    with Lock("b", app=app), pytest.raises(LockNotAcquired, match="lock 'b'"), Lock(["a", "b"], app=app, wait=0.1):
+        pass
+    assert is_free(app, "a")
+
+
 @pytest.mark.parametrize("lost", ["a", "b"])
 def test_who_has_lost_one_of_them_has_lost_all(app, lost):
     with pytest.raises(LockLost), Lock(["a", "b"], app=app, ttl=30) as lock:
@@ -250,6 +264,18 @@ def test_a_run_waits_for_the_key_that_is_held_and_has_both_when_it_is_free(app, 
     queue.deliver()
     assert result.state == states.SUCCESS
     assert held(app) == {}
+
+
+def test_who_has_one_of_the_keys_is_told_to_stop_for_a_run_that_replaces_it(app, queue):
+    task = moves(app, lock_if_held="replace")
+    with pytest.raises(LockLost), Lock(["account:2", "other"], app=app) as lock:
+        result = task.delay(1, 2)
+        queue.deliver()
+        assert lock.extend()
+        wait_until(lambda: lock.lost, 10, "it is told")
+    wait_until(lambda: result.id in queue.ids(), 10, "the other is called")
+    queue.deliver_all()
+    assert result.state == states.SUCCESS
 
 
 def test_each_key_may_have_as_many_holders_as_the_limit_says(app):

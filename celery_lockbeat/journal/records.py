@@ -45,6 +45,7 @@ WRITTEN_AS: Final[Mapping[str, str]] = {
     "lock_key": "key",
     "lock_keys": "keys",
     "held_key": "held",
+    "line": "line",
     "token": "token",
     "driver": "driver",
     "reason": "why",
@@ -105,6 +106,8 @@ class Record:
     lock_keys: tuple[str, ...] | None = None
     #: of several the one that was another's
     held_key: str | None = None
+    #: of one that was skipped: the line in which it would have waited is "full", or was "cleared"
+    line: str | None = None
     token: int | None = None
     driver: str | None = None
     reason: str | None = None

@@ -64,6 +64,7 @@ class Attempt:
     lock_key: str | None = None
     lock_keys: tuple[str, ...] | None = None
     held_key: str | None = None
+    line: str | None = None
     token: int | None = None
     driver: str | None = None
     signal: int | None = None
@@ -222,6 +223,7 @@ class Tick:
                 "lock_key": last.lock_key,
                 "lock_keys": last.lock_keys and list(last.lock_keys),
                 "held_key": last.held_key,
+                "line": last.line,
                 "token": last.token,
                 "lock_lost": last.lost_at,
                 "signal": last.signal,
@@ -346,7 +348,7 @@ class _Join:
         started = record.started
         if started is not None and (attempt.started is None or record.event == "task_started"):
             attempt.started = started
-        for name in ("lock_key", "lock_keys", "held_key", "token", "driver", "holder", "signal"):
+        for name in ("lock_key", "lock_keys", "held_key", "line", "token", "driver", "holder", "signal"):
             value = getattr(record, name)
             if value is not None:
                 setattr(attempt, name, value)

@@ -74,7 +74,10 @@ def _why_skipped(fields: Fields) -> str:
         return "queued already, or running: " + _short(fields)
     if reason == "superseded":
         return "a later one has taken its place in line"
-    why = {"waited": "it has waited for too long, ", "queued": "others wait, "}.get(str(reason), "")
+    if fields.get("line") == "cleared":
+        return "the line in which it waited was cleared"
+    why = {"waited": "it has waited for too long, ", "queued": "another waits already, "}.get(str(reason), "")
+    why = "the line is full, " if fields.get("line") == "full" else why
     which = f"{fields['held_key']} " if fields.get("held_key") else ""
     return f"{why}{which}held by " + _short(fields)
 

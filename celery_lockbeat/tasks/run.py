@@ -52,6 +52,14 @@ __all__ = ["Attempt", "AwaitedAttempt", "lock_of_eager"]
 #: Seconds for which a run that has waited is remembered at least: its other copies come within them.
 REMEMBERED_AT_LEAST: Final = 20 * COMES_WITHIN
 
+#: Why a run has no place in line, by what the store says.
+_WHY_NOT_IN_LINE: Final = {
+    "waited": "it has waited for as long as it may; ",
+    "queued": "another waits already; ",
+    "full": "the line is full; ",
+    "superseded": "a later one has taken its place in line; ",
+}
+
 logger: Final = logging.getLogger("celery_lockbeat")
 
 #: The locks of the attempts of ``apply()`` that go on here, by their requests.
@@ -184,15 +192,20 @@ class _Steps:
         if self.options.if_held == "fail":
             return LockNotAcquired(held, key=key, holder=refusal.description)
         reason = {"": "locked", "full": "queued"}.get(refusal.why, refusal.why)
-        return TaskSkipped(f"{reason}: {held}", reason=reason, key=key, holder=refusal.description)
+        if refusal.why == "full":
+            self.report.story.fields["line"] = "full"
+        why = _WHY_NOT_IN_LINE.get(refusal.why, "")
+        return TaskSkipped(f"{reason}: {why}{held}", reason=reason, key=key, holder=refusal.description)
 
     def _over(self, key: str, refusal: Finished) -> Exception:
         """What is raised where this attempt, or its task, has ended before."""
         self.task_is_over = refusal.task
         if refusal.why and not is_told(self.task, self.request):
             reason = "superseded" if refusal.why == "superseded" else "waited"
-            said = "a later one has taken its place" if reason == "superseded" else "it was sent away"
-            return TaskSkipped(f"{reason}: {said} in line for lock {key!r}", reason=reason, key=key)
+            said = "a later one has taken its place in line" if reason == "superseded" else "the line was cleared"
+            if refusal.why == "cleared":
+                self.report.story.fields["line"] = "cleared"
+            return TaskSkipped(f"{reason}: {said} for lock {key!r}", reason=reason, key=key)
         if is_superfluous(self.request):
             return _WaitsInLine(None)
         return TaskSkipped(f"duplicate: this run has ended before, under lock {key!r}", reason="duplicate", key=key)
