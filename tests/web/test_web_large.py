@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -45,16 +46,12 @@ def test_1000_entries_scroll_smoothly_while_they_run(make_app, browser):
     day.beat("b", names)
     with day.living(lambda: day.beat("b", names)), serving(app) as url:
         page = page_of(browser)
-        page.add_init_script(
-            "window.long = []; new PerformanceObserver(list => window.long.push(...list.getEntries().map(each => each.duration)))"
-            ".observe({type: 'longtask', buffered: true});"
-        )
         page.goto(url)
         page.wait_for_function("document.querySelectorAll('#rows tr').length === 1000")
         first = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
         page.wait_for_timeout(1_500)
         # what it takes to lay out a thousand rows is no scrolling
-        loading = page.evaluate("window.long.splice(0)")
+        browser.start_tracing(page=page, categories=["toplevel", "__metadata"])
         for step in range(60):
             page.mouse.wheel(0, 700 if step % 20 < 15 else -900)
             if step % 10 == 0:
@@ -62,10 +59,26 @@ def test_1000_entries_scroll_smoothly_while_they_run(make_app, browser):
                     record for name in names[step * 10 : step * 10 + 40] for record in _of_entry(name, 10 + step, 5)
                 )
             page.wait_for_timeout(100)
-        long = page.evaluate("window.long")
-        print(f"first content {first:.0f} ms; long tasks while loading {loading}, while scrolling {long}")
-        assert max(long, default=0) < 100
+        by_clock, by_core = _longest_tasks(json.loads(browser.stop_tracing())["traceEvents"])
+        print(f"first content {first:.0f} ms; longest tasks {by_clock} ms by the clock, {by_core} ms of a core")
+        # by what it takes of a core: on a busy machine the clock tells of others
+        assert by_core[0] < 100
         assert page.complaints == []
+
+
+def _longest_tasks(events: list[dict[str, Any]]) -> tuple[list[int], list[int]]:
+    """The milliseconds of the longest tasks of the page's main thread, by the clock and of a core."""
+    main = {
+        (each["pid"], each["tid"])
+        for each in events
+        if each["name"] == "thread_name" and each["args"]["name"] == "CrRendererMain"
+    }
+    tasks = [each for each in events if (each["pid"], each["tid"]) in main and each["name"].endswith("::RunTask")]
+    assert len(tasks) > 100
+    by_clock, by_core = (
+        sorted((each[key] // 1_000 for each in tasks if key in each), reverse=True) for key in ("dur", "tdur")
+    )
+    return by_clock[:5], by_core[:5]
 
 
 def test_the_first_content_is_there_within_300_ms(make_app, browser):
