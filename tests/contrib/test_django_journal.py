@@ -97,14 +97,16 @@ def test_an_app_that_writes_little_beside_another_has_its_oldest_dropped(contrib
 
 
 def test_a_project_that_has_not_run_the_last_migration_is_refused_at_start_up_and_locks_nothing_until_it_has(
-    contrib, djangos, database, make_app
+    contrib, djangos, database, make_app, request
 ):
     from django.core.management import call_command
 
     alias, expected = djangos.use(database), r"lockbeat_.*; has 'manage\.py migrate lockbeat' been run\?"
-    # what Django alone takes note of is of no matter to the store
+    # what Django alone takes note of, or another database, is of no matter to the store
     folder = Path(contrib.__file__).with_name("migrations")
-    numbers = {path.stem.partition("_")[0] for path in folder.glob("0*.sql")}
+    numbers = {
+        path.stem.partition("_")[0] for path in folder.glob(f"0*_{request.node.callspec.params['database']}.sql")
+    }
     migrations = sorted(path.stem for path in folder.glob("0*.py") if path.stem.partition("_")[0] in numbers)
     app = make_app(lockbeat_driver="database", lockbeat_connection=alias, broker_url="memory://")
     try:
