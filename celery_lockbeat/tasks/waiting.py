@@ -8,6 +8,7 @@ neither a pool's child nor a place of the prefetch meanwhile, for Celery counts 
 from __future__ import annotations
 
 import logging
+import random
 from typing import Any, Final
 
 from celery import states
@@ -79,8 +80,10 @@ def send_again(task: Any, request: Any, options: LockOptions, waiting: Waiting) 
     """Let a message that waits come again, unless another copy of it will. Returns what is to be raised in place of the run."""
     if waiting.copy:
         line = [waiting.since, waiting.began, waiting.copy, request.retries]
+        # those that have come together do not come together again, and keep whoever is called from the worker
+        pause = COMES_WITHIN * (random.uniform(0.5, 1) if waiting.copy == 1 else 1)  # noqa: S311
         try:
-            _signature(task, request, line, countdown=min(COMES_WITHIN, options.wait_at_most)).apply_async()
+            _signature(task, request, line, countdown=min(pause, options.wait_at_most)).apply_async()
         except Exception as exc:  # noqa: BLE001  whatever it was, the message must stay with the broker
             return Reject(exc, requeue=True)
     return Ignore("it waits in line")
