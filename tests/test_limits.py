@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,8 +19,12 @@ from celery.utils import uuid
 from held import is_free
 from servers import wait_until
 
+import celery_lockbeat
 from celery_lockbeat import Lock, LockedTask, signals
 from celery_lockbeat.tasks import limits
+
+#: Where our code is. Its name is in that of a source distribution's directory, too, and so in those of the tests.
+PACKAGE = str(Path(celery_lockbeat.__file__).parent)
 
 OF_A_RUN = ("task_started", "task_succeeded", "task_failed", "task_retried", "task_skipped", "task_finished")
 
@@ -69,7 +74,7 @@ class Moments:
         self.struck: str | None = None
 
     def _look(self, frame, event, _) -> None:
-        if event == "c_call" or not self.armed or "celery_lockbeat" not in frame.f_code.co_filename:
+        if event == "c_call" or not self.armed or not frame.f_code.co_filename.startswith(PACKAGE):
             return
         if self._spare_handlers and frame.f_code.co_name in ("__str__", "__mod__"):
             return  # a log handler calls these: what strikes there has struck the handler

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import os
 import re
 import subprocess
@@ -101,9 +102,10 @@ def test_a_suite_that_does_not_use_it_pays_for_nothing_and_is_changed_in_nothing
 
 
 def test_the_plugin_is_installed_as_one():
-    declared = (ROOT / "setup.cfg").read_text("utf-8")
-    assert "pytest11 =\n    celery_lockbeat_pytest = celery_lockbeat_pytest\n" in declared
-    assert "py_modules = celery_lockbeat_pytest\n" in declared
+    declared = configparser.ConfigParser()  # that of a source distribution is written anew
+    declared.read(ROOT / "setup.cfg", "utf-8")
+    assert declared["options.entry_points"]["pytest11"].strip() == "celery_lockbeat_pytest = celery_lockbeat_pytest"
+    assert declared["options"]["py_modules"] == "celery_lockbeat_pytest"
 
 
 # -- what the store of a test is ---------------------------------------------------------------------------------------

@@ -10,16 +10,21 @@ import logging
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import pytest
 from scripted import DOWN, ScriptedStore, Time, renewer
 from servers import wait_until
 
+import celery_lockbeat
 from celery_lockbeat import Lock, LockedTask, LockNotAcquired, StoreUnavailable, current_lock, signals, threads
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.locks import acquisition, lease
 from celery_lockbeat.locks import scope as scopes
 from celery_lockbeat.stores import Stores
+
+#: Where our code is. Its name is in that of a source distribution's directory, too, and so in those of the tests.
+PACKAGE = str(Path(celery_lockbeat.__file__).parent)
 
 
 def is_free(app, key="k") -> bool:
@@ -245,7 +250,7 @@ def strike(at: int, action) -> bool:
 
     def look(frame, event, _):
         nonlocal left, struck
-        if event != "c_call" and "celery_lockbeat" in frame.f_code.co_filename and armed:
+        if event != "c_call" and frame.f_code.co_filename.startswith(PACKAGE) and armed:
             left -= 1
             if left == 0:
                 struck = True
