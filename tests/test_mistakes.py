@@ -174,5 +174,5 @@ def test_a_key_that_must_be_awaited_is_refused(app):
     def body(customer):
         pass
 
-    with pytest.raises(ConfigurationError, match="allowed: a function that returns the key, not a coroutine"):
+    with pytest.raises(ConfigurationError, match="allowed: a function that returns the key, or keys, not a coroutine"):
         body(1)

@@ -27,6 +27,9 @@ __all__ = ["Deaths", "End", "end_of"]
 #: Seconds until Celery has found out what became of a child, and reports it.
 KNOWN_WITHIN: Final = 1.0
 
+#: Seconds for which a run that is to be counted waits for Celery to say whether its task has failed: its pool is looked after each five.
+COUNTED_WITHIN: Final = 60.0
+
 #: So many of Celery's reports are kept.
 REPORTS_AT_MOST: Final = 100
 
@@ -70,12 +73,23 @@ class _Death(NamedTuple):
     held: Mapping[tuple[str, str], Hold]
 
 
+class _Uncounted(NamedTuple):
+    """A run of a death that is written down, of which Celery has not said yet whether its task has failed."""
+
+    since: float
+    streak: Streak
+    what: dict[str, str]
+    end: End
+
+
 class Deaths:
-    """The deaths of one app's children that are still to be written down."""
+    """The deaths of one app's children that are still to be written down, or to be counted."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
         self._new: list[_Death] = []
+        #: by task id
+        self._uncounted: dict[str, _Uncounted] = {}
 
     def __len__(self) -> int:
         return len(self._new)
@@ -95,19 +109,30 @@ class Deaths:
                 self._write(death)
             else:
                 self._new.append(death)
+        self._count_what_has_failed(now)
 
     def _write(self, death: _Death) -> None:
         for (execution_id, _), hold in death.held.items():
             what = dict(hold.what)
             streak = what.pop("streak", "")
-            said = _reports.pop(what.get("task_id", ""), End())
+            task_id = what.get("task_id", "")
+            said = _reports.pop(task_id, End())
             end = End(said.signal or death.end.signal, said.reason or death.end.reason or "its process has died")
             # of several keys what it is held for has them all
             fields = {"lock_key": hold.key, **what, "token": hold.token, "driver": hold.driver, "pid": death.pid}
             own = {"signal": end.signal, "reason": end.reason}
             journal_of(self._app).put("task_died", fields, own, execution_id, at=death.at)
-            if said.failed and streak:
-                self._count(Streak.read(streak), what, end)
+            if streak:
+                end = end._replace(failed=said.failed)
+                self._uncounted[task_id] = _Uncounted(monotonic(), Streak.read(streak), what, end)
+
+    def _count_what_has_failed(self, now: float) -> None:
+        for task_id, one in list(self._uncounted.items()):
+            if one.end.failed or (task_id in _reports and _reports.pop(task_id).failed):
+                del self._uncounted[task_id]
+                self._count(one.streak, one.what, one.end)
+            elif now - one.since >= COUNTED_WITHIN:
+                del self._uncounted[task_id]
 
     def _count(self, streak: Streak, what: dict[str, str], end: End) -> None:
         """Count the failure of a run whose process can't."""

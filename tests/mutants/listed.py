@@ -984,6 +984,16 @@ MUTANTS = [
         (PROCESSES + "test_journals.py::test_of_a_run_whose_child_is_killed_its_parent_writes_how_it_died",),
     ),
     Mutant(
+        "a run that died is counted only if Celery says so at once",
+        "locks/deaths.py",
+        "            elif now - one.since >= COUNTED_WITHIN:",
+        "            else:",
+        (
+            PROCESSES
+            + "test_controls_of_beats.py::test_an_entry_whose_runs_fail_or_die_in_a_row_is_paused_and_who_runs_it_by_hand_is_told_how_it_ends",
+        ),
+    ),
+    Mutant(
         "the tick that stands for those that were missed is counted with them",
         "beat/recorder.py",
         "after = first + INEXACT if isinstance(self.schedule, crontab) else first",
