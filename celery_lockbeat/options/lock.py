@@ -122,7 +122,8 @@ class LockOptions:
     @property
     def patience(self) -> float:
         """Seconds of a lease after which whoever is to renew it is late, so that another does."""
-        return self.extends_every + (self.ttl * (1 - MARGIN) - self.extends_every) / 4
+        every = self.extends_every
+        return every + (self.ttl * (1 - MARGIN) - every) / 4
 
     @classmethod
     def read(

@@ -260,8 +260,11 @@ class _Steps:
 
     def _count(self, ending: BaseException | None) -> None:
         """Count the end among those of its entry, where that is to be paused after so many failures."""
-        streak, failed = self.report.streak, has_failed(ending)
-        if streak is None or failed is None or failed == self.counted:
+        streak = self.report.streak
+        if streak is None:  # nearly always
+            return
+        failed = has_failed(ending)
+        if failed is None or failed == self.counted:
             return
         if failed:
             self.paused_for = streak.failed(self.task.app, f"{type(ending).__name__}: {ending}")
