@@ -15,6 +15,9 @@ from apps import app, witness
 
 from celery_lockbeat import LockedTask, LockLost, LockNotAcquired, StoreUnavailable, current_lock
 
+# Each member has a way of its own to the one broker, which they name by its address: else none would call another's waiters.
+vars(app)["lockbeat_broker"] = "the broker of all"
+
 #: The place that the bodies of one key write to. It refuses whoever comes with a token that is older than one it has seen.
 GUARDED = witness.register_script(
     """
