@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import StoreRefused, StoreUnavailable, UnreadableKey
@@ -19,7 +19,7 @@ from celery_lockbeat.locks.renewal import Renewer, renewer_of
 from celery_lockbeat.observe.events import Story, new_id
 from celery_lockbeat.options import LockOptions, shown_keys, written
 from celery_lockbeat.process import stopping, this_process
-from celery_lockbeat.stores import Finished, Held, Lease, Place, Reservation, Store, Stores, Waiting
+from celery_lockbeat.stores import Finished, Held, Lease, Place, Reservation, Store, Stores, Waiting, Wanted
 
 __all__ = ["Acquisition", "Asker"]
 
@@ -141,16 +141,10 @@ class Acquisition:
 
     def _take(self) -> list[Lease] | Held | Finished | Waiting:
         options, asker = self._options, self._asker
-        wanted: dict[str, Any] = {
-            "ttl": options.ttl,
-            "run": asker.run,
-            "task": asker.task,
-            "description": asker.description,
-            "limit": options.limit,
-            "reservation": asker.reservation,
-            "place": self.place,
-        }
+        wanted = Wanted(
+            options.ttl, asker.run, asker.task, asker.description, options.limit, asker.reservation, self.place
+        )
         if len(self._keys) > 1:
-            return self.store.locks.acquire_all(self._asked_for(), **wanted)
-        answer = self.store.locks.acquire(self._keys[0], holder=self._story.execution_id, **wanted)
+            return self.store.locks.acquire_all(self._asked_for(), wanted)
+        answer = self.store.locks.acquire(self._keys[0], holder=self._story.execution_id, **wanted._asdict())
         return [answer] if isinstance(answer, Lease) else answer

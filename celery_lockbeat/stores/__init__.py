@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.options import AppOptions, LockOptions
-from celery_lockbeat.stores.base import Finished, Held, Lease, Place, Reservation, Store, Waiting
+from celery_lockbeat.stores.base import Finished, Held, Lease, Place, Reservation, Store, Waiting, Wanted
 from celery_lockbeat.stores.redis.store import RedisStore
 from celery_lockbeat.stores.sqlite.store import MemoryStore
 
@@ -23,6 +23,7 @@ __all__ = [
     "Store",
     "Stores",
     "Waiting",
+    "Wanted",
     "before_redirection_ends",
     "home_store_of",
     "name_of",

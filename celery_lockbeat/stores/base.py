@@ -75,6 +75,7 @@ __all__ = [
     "StoredRecord",
     "Waiter",
     "Waiting",
+    "Wanted",
     "is_request",
     "look_out",
     "of_key",
@@ -195,6 +196,18 @@ class Place(NamedTuple):
     began: float = 0.0
     copy: int = 0
     again: bool = False
+
+
+class Wanted(NamedTuple):
+    """What is asked of each key that somebody wants to have: see :meth:`LockStore.acquire`."""
+
+    ttl: float
+    run: str | None = None
+    task: str | None = None
+    description: str = ""
+    limit: int = 1
+    reservation: Reservation | None = None
+    place: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -517,45 +530,26 @@ class LockStore(abc.ABC):
         somebody who asks while others wait is refused; with a ``place`` it waits, too -> :class:`Waiting`.
         """
 
-    def acquire_all(
-        self,
-        keys: Sequence[tuple[str, str]],
-        *,
-        ttl: float,
-        run: str | None = None,
-        task: str | None = None,
-        description: str = "",
-        limit: int = 1,
-        reservation: Reservation | None = None,
-        place: Place | None = None,
-    ) -> list[Lease] | Held | Finished | Waiting:
+    def acquire_all(self, keys: Sequence[tuple[str, str]], wanted: Wanted) -> list[Lease] | Held | Finished | Waiting:
         """Take each of these keys, given with its holder, as :meth:`acquire` does, or none: then say why, of the first that is refused.
 
-        They are sorted, and different. ``reservation``, which is of the first, is over with the last of the leases.
+        They are sorted, and different. What is reserved, which is of the first, is over with the last of the leases.
 
         Atomic, where the store can do it in one call. Where it cannot, for the keys are on several servers, they are taken one after
         the other in their order, and what was taken is given back when one is refused. So of all that ask at once for some of
         them somebody gets all: who has the last one that anybody has is refused none that comes after it.
         """
         leases: list[Lease] = []
+        each_wanted = wanted._replace(reservation=None)._asdict()
         for key, holder in keys:
-            answer = self.acquire(
-                key,
-                holder=holder,
-                ttl=ttl,
-                run=run,
-                task=task,
-                description=description,
-                limit=limit,
-                place=place,
-            )
+            answer = self.acquire(key, holder=holder, **each_wanted)
             if not isinstance(answer, Lease):
                 for lease in reversed(leases):
                     self.free(lease.key, holder=lease.holder)
                 return of_key(answer, key)
             leases.append(answer)
-        if reservation is not None:
-            self.unreserve(reservation)
+        if wanted.reservation is not None:
+            self.unreserve(wanted.reservation)
         return leases
 
     @abc.abstractmethod

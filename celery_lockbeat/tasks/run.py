@@ -154,10 +154,11 @@ class _Steps:
         """Ask for the key, and, where it is held and this run is to wait, for a place in line, in the same call if it is likely."""
         if self.options.waits is None or self.request is None or self.request.is_eager:
             return lock.take()
-        if has_waited(self.request):
+        waited = has_waited(self.request)
+        if waited:
             lock.remembered_at_least = REMEMBERED_AT_LEAST
         # to write down a message costs time, and most wait for nothing
-        refusal = lock.take(self._place() if self.plan.is_contended or has_waited(self.request) else None)
+        refusal = lock.take(self._place() if self.plan.is_contended or waited else None)
         self.plan.is_contended = isinstance(refusal, (Held, Waiting))
         if isinstance(refusal, Held) and not (refusal.why or refusal.same_run or self._is_our_own(refusal)):
             refusal = lock.take(self._place())

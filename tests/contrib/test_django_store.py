@@ -14,7 +14,7 @@ from servers import free_port, need_django, wait_until
 
 from celery_lockbeat import ConfigurationError, Lock, StoreUnavailable
 from celery_lockbeat.exceptions import StoreRefused
-from celery_lockbeat.stores.base import TOKEN_MEMORY, Claim, EntryState, Held, Lease
+from celery_lockbeat.stores.base import TOKEN_MEMORY, Claim, EntryState, Held, Lease, Wanted
 
 
 @pytest.fixture
@@ -126,8 +126,8 @@ def every_operation(store):
         lambda: store.locks.extend([(lease, 30), (lease, 30)]),
         lambda: store.locks.release(lease, remember_for=30),
         lambda: store.locks.free("other", holder="a"),
-        lambda: store.locks.acquire_all([("key", "a"), ("other", "a")], ttl=30, run="r2"),
-        lambda: store.locks.acquire_all([("held", "a"), ("key", "b")], ttl=30, run="r3"),
+        lambda: store.locks.acquire_all([("key", "a"), ("other", "a")], Wanted(30, "r2")),
+        lambda: store.locks.acquire_all([("held", "a"), ("key", "b")], Wanted(30, "r3")),
         lambda: store.locks.release_all([lease, lease._replace(key="other")], remember_for=30),
         lambda: store.beats.join("app", "r"),
         lambda: store.beats.list_entries("app", "r", [("e", EntryState(0, "t"))], complete=True),

@@ -12,13 +12,13 @@ from kinds import first_on
 from test_contract import HOSTILE, take
 from test_line_contract import again
 
-from celery_lockbeat.stores.base import Finished, Held, Lease, Place, Reservation, Waiting
+from celery_lockbeat.stores.base import Finished, Held, Lease, Place, Reservation, Waiting, Wanted
 
 
 def ask(store, *keys, holder="a", ttl=30, **more):
     """As a lock does: sorted, each with a holder of its own."""
     named = [(key, f"{holder}.{number}") for number, key in enumerate(sorted(keys))]
-    return store.locks.acquire_all(named, ttl=ttl, **more)
+    return store.locks.acquire_all(named, Wanted(ttl, **more))
 
 
 def take_all(store, *keys, **more) -> list[Lease]:

@@ -32,6 +32,7 @@ from celery_lockbeat.stores.base import (
     Stop,
     Waiter,
     Waiting,
+    Wanted,
     of_key,
 )
 from celery_lockbeat.stores.redis.client import Client
@@ -148,29 +149,10 @@ class RedisLocks(LockStore):
         msg = f"{self._client.where} takes longer to answer than lockbeat_redis_options['socket_timeout'] allows"
         return StoreUnavailable(self._client.spelled(msg))
 
-    def acquire_all(
-        self,
-        keys: Sequence[tuple[str, str]],
-        *,
-        ttl: float,
-        run: str | None = None,
-        task: str | None = None,
-        description: str = "",
-        limit: int = 1,
-        reservation: Reservation | None = None,
-        place: Place | None = None,
-    ) -> list[Lease] | Held | Finished | Waiting:
+    def acquire_all(self, keys: Sequence[tuple[str, str]], wanted: Wanted) -> list[Lease] | Held | Finished | Waiting:
         if self._client.servers.is_parted:
-            return super().acquire_all(
-                keys,
-                ttl=ttl,
-                run=run,
-                task=task,
-                description=description,
-                limit=limit,
-                reservation=reservation,
-                place=place,
-            )
+            return super().acquire_all(keys, wanted)
+        ttl, run, task, description, limit, reservation, place = wanted
         of_them = [name for key, _ in keys for name in self._keys_of(key, run, task)]
         of_them += [] if reservation is None else [self._key_of(reservation)]
         reserved = "" if reservation is None else _written(reservation)

@@ -12,7 +12,7 @@ import math
 import sqlite3
 from collections.abc import Callable, Sequence
 from itertools import count, islice
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 from celery_lockbeat.exceptions import StoreUnavailable
 from celery_lockbeat.stores.base import (
@@ -29,6 +29,7 @@ from celery_lockbeat.stores.base import (
     Stop,
     Waiter,
     Waiting,
+    Wanted,
     look_out,
     of_key,
 )
@@ -88,17 +89,6 @@ PURGE: Final = (
 )
 
 
-class _Asked(NamedTuple):
-    """What is asked of each of the keys that somebody wants to have."""
-
-    ttl: float
-    run: str | None
-    task: str | None
-    description: str
-    limit: int
-    place: Place | None
-
-
 class SQLLocks(LockStore):
     """The locks in a database, under its prefix."""
 
@@ -118,54 +108,41 @@ class SQLLocks(LockStore):
         reservation: Reservation | None = None,
         place: Place | None = None,
     ) -> Lease | Held | Finished | Waiting:
-        asked = _Asked(ttl, run, task, description, limit, place)
+        wanted = Wanted(ttl, run, task, description, limit, reservation, place)
 
         def take(connection: sqlite3.Connection, now: float) -> tuple[Lease | Held | Finished | Waiting, Sequence[str]]:
-            answer, calls = self._take(connection, now, key, holder, asked)
+            answer, calls = self._take(connection, now, key, holder, wanted)
             if reservation is not None and isinstance(answer, Lease):
                 self._unreserve(connection, reservation)
             return answer, calls
 
         return self._told(key, *self._database.atomically(take))
 
-    def acquire_all(
-        self,
-        keys: Sequence[tuple[str, str]],
-        *,
-        ttl: float,
-        run: str | None = None,
-        task: str | None = None,
-        description: str = "",
-        limit: int = 1,
-        reservation: Reservation | None = None,
-        place: Place | None = None,
-    ) -> list[Lease] | Held | Finished | Waiting:
-        asked = _Asked(ttl, run, task, description, limit, place)
-
+    def acquire_all(self, keys: Sequence[tuple[str, str]], wanted: Wanted) -> list[Lease] | Held | Finished | Waiting:
         def take(
             connection: sqlite3.Connection, now: float
         ) -> tuple[list[Lease] | Held | Finished | Waiting, Sequence[str]]:
             leases: list[Lease] = []
             told: list[str] = []
             for key, holder in keys:
-                answer, calls = self._take(connection, now, key, holder, asked)
+                answer, calls = self._take(connection, now, key, holder, wanted)
                 told += calls
                 if not isinstance(answer, Lease):
                     for lease in reversed(leases):
                         told += self._free(connection, now, lease.key, lease.holder) or ()
                     return of_key(answer, key), told
                 leases.append(answer)
-            if reservation is not None:
-                self._unreserve(connection, reservation)
+            if wanted.reservation is not None:
+                self._unreserve(connection, wanted.reservation)
             return leases, told
 
         return self._told(keys[0][0], *self._database.atomically(take))
 
     def _take(
-        self, connection: sqlite3.Connection, now: float, key: str, holder: str, asked: _Asked
+        self, connection: sqlite3.Connection, now: float, key: str, holder: str, wanted: Wanted
     ) -> tuple[Lease | Held | Finished | Waiting, Sequence[str]]:
         """Take one key, or say why not; and what is to be told to those who are called."""
-        ttl, run, task, description, limit, place = asked
+        ttl, run, task, description, limit, _, place = wanted
         row_key, ours, named, described = (
             self._database.row_key(key),
             as_blob(holder),

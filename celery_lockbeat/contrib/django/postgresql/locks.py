@@ -26,6 +26,7 @@ from celery_lockbeat.stores.base import (
     Stop,
     Waiter,
     Waiting,
+    Wanted,
     look_out,
     of_key,
 )
@@ -99,18 +100,8 @@ class PostgresLocks(LockStore):
     def _late(self) -> StoreUnavailable:
         return self._client.unavailable("it takes longer than its time limit")
 
-    def acquire_all(
-        self,
-        keys: Sequence[tuple[str, str]],
-        *,
-        ttl: float,
-        run: str | None = None,
-        task: str | None = None,
-        description: str = "",
-        limit: int = 1,
-        reservation: Reservation | None = None,
-        place: Place | None = None,
-    ) -> list[Lease] | Held | Finished | Waiting:
+    def acquire_all(self, keys: Sequence[tuple[str, str]], wanted: Wanted) -> list[Lease] | Held | Finished | Waiting:
+        ttl, run, task, description, limit, reservation, place = wanted
         of_them = json.dumps([(self._client.row_key(key).hex(), exact(holder).hex()) for key, holder in keys])
         named, tried = (None if name is None else exact(name) for name in (run, task))
         fixed = (of_them, named, tried, us(ttl), us(TOKEN_MEMORY), description.encode("utf-8", "backslashreplace"))
