@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import itertools
+import json
+import logging
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -132,6 +134,13 @@ def make_app(server: Server, tmp_path) -> Iterator[object]:
 def app(make_app, driver: str) -> Celery:
     """An app on each driver."""
     return make_app(lockbeat_driver=driver)
+
+
+@pytest.fixture
+def events(caplog: pytest.LogCaptureFixture) -> Callable[[], list[dict[str, object]]]:
+    """The events so far, as their JSON lines say them."""
+    caplog.set_level(logging.INFO, "celery_lockbeat.events")
+    return lambda: [json.loads(r.getMessage()) for r in caplog.records if r.name == "celery_lockbeat.events"]
 
 
 @pytest.fixture

@@ -4,8 +4,6 @@ processes/test_waiting.py and test_pools.py."""
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 import time
 
 import pytest
@@ -22,12 +20,6 @@ from celery_lockbeat.stores.base import Lease, Place, Waiting
 from celery_lockbeat.tasks import replacing
 
 NEWCOMER = "w pid 7 it[new]"
-
-
-@pytest.fixture
-def events(caplog):
-    caplog.set_level(logging.INFO, "celery_lockbeat.events")
-    return lambda: [json.loads(r.getMessage()) for r in caplog.records if r.name == "celery_lockbeat.events"]
 
 
 def names(events) -> list[str]:

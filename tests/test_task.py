@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 
@@ -17,13 +16,6 @@ from pydantic import BaseModel
 import celery_lockbeat
 from celery_lockbeat import Lock, LockedTask, LockLost, LockNotAcquired, StoreUnavailable, TaskSkipped, current_lock
 from celery_lockbeat.stores import stores_of
-
-
-@pytest.fixture
-def events(caplog):
-    """The events so far, as their JSON lines say them."""
-    caplog.set_level(logging.INFO, "celery_lockbeat.events")
-    return lambda: [json.loads(r.getMessage()) for r in caplog.records if r.name == "celery_lockbeat.events"]
 
 
 def names(events) -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from celery import Celery
 from celery.schedules import crontab
+from servers import Server
 
 from celery_lockbeat import LockedTask
 from celery_lockbeat.journal.records import encode
@@ -122,6 +123,16 @@ def app_of(make_app: Any, **settings: object) -> Celery:
 
 def _nothing() -> None:
     pass
+
+
+@contextlib.contextmanager
+def shop(seconds: float = 600) -> Iterator[Celery]:
+    """Such an app on a server of its own, with so much behind it, whose beats and workers live."""
+    with Server() as server:
+        app = app_of(lambda **_: Celery("shop", broker=server.url, set_as_current=False))
+        with fill(app, seconds).living():
+            yield app
+        app.close()
 
 
 def fill(app: Celery, seconds: float = 6 * 3600) -> Day:

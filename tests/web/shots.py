@@ -16,7 +16,7 @@ import days  # noqa: E402
 import uvicorn  # noqa: E402
 from browsers import browsing, page_of  # noqa: E402
 from celery import Celery  # noqa: E402
-from servers import Server, wait_until  # noqa: E402
+from servers import wait_until  # noqa: E402
 
 from celery_lockbeat.web.app import Page  # noqa: E402
 
@@ -75,18 +75,8 @@ def serving(app: Celery, *, allow_changes: bool = False) -> Iterator[str]:
 @contextlib.contextmanager
 def shop() -> Iterator[Any]:
     """The page of an app with a day behind it: what tells the address of a view."""
-
-    def make(**settings: object) -> Celery:
-        app = Celery("shop", broker=server.url, set_as_current=False)
-        app.conf.update(settings)
-        return app
-
-    with Server() as server:
-        app = days.app_of(make)
-        day = days.fill(app)
-        with day.living(), serving(app) as looks, serving(app, allow_changes=True) as acts:
-            yield lambda view: (acts if view in ACTING else looks) + VIEWS[view]
-        app.close()
+    with days.shop(6 * 3600) as app, serving(app) as looks, serving(app, allow_changes=True) as acts:
+        yield lambda view: (acts if view in ACTING else looks) + VIEWS[view]
 
 
 def take(browser: Any, address_of: Any, view: str, path: Path, *, dark: bool, width: int) -> None:

@@ -7,8 +7,7 @@ from urllib.parse import urlencode
 
 import days
 import pytest
-from celery import Celery
-from servers import Server, wait_until
+from servers import wait_until
 from starlette.testclient import TestClient
 from test_web import known
 
@@ -24,12 +23,8 @@ FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 @pytest.fixture(scope="module")
 def shop():
-    with Server() as server:
-        app = days.app_of(lambda **settings: Celery("shop", broker=server.url, set_as_current=False))
-        day = days.fill(app, 600)
-        with day.living():
-            yield app
-        app.close()
+    with days.shop() as app:
+        yield app
 
 
 @pytest.fixture

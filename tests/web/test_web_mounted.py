@@ -10,9 +10,8 @@ from urllib.parse import urlencode
 
 import days
 import pytest
-from celery import Celery
 from programs import Program
-from servers import Server, need_django
+from servers import need_django
 from starlette.applications import Starlette
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
@@ -30,12 +29,8 @@ HOSTS = ("fastapi", "starlette", "django")
 
 @pytest.fixture(scope="module")
 def shop():
-    with Server() as server:
-        app = days.app_of(lambda **settings: Celery("shop", broker=server.url, set_as_current=False))
-        day = days.fill(app, 600)
-        with day.living():
-            yield app
-        app.close()
+    with days.shop() as app:
+        yield app
 
 
 @pytest.fixture(scope="module")
