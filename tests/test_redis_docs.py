@@ -32,8 +32,8 @@ def test_the_arithmetic_of_a_lease_is_that_of_the_code():
     )
 
 
-def test_the_pages_are_found_from_the_reference_and_the_readme():
+def test_the_pages_are_found_from_the_reference_and_the_first_page():
     for page in PAGES:
         assert f"how-to/{page}.md" in (DOCS / "reference.md").read_text()
-        assert f"docs/how-to/{page}.md" in (DOCS.parent / "README.md").read_text()
+        assert f"how-to/{page}.md" in (DOCS / "index.md").read_text()
     assert python_of("how-to/redis-topologies.md", "Cluster")
