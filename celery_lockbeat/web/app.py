@@ -11,7 +11,8 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
-from functools import partial
+from functools import lru_cache, partial
+from itertools import chain
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -31,7 +32,7 @@ from celery_lockbeat.web.acts import COOKIE, form_of, new_token, prepared
 from celery_lockbeat.web.asking import name_of_entry
 from celery_lockbeat.web.guard import USER, Headers, Rooted
 from celery_lockbeat.web.known import Known
-from celery_lockbeat.web.statics import STATICS, digest, serve_static
+from celery_lockbeat.web.statics import digest, serve_static
 from celery_lockbeat.web.words import cut
 
 __all__ = ["Page"]
@@ -40,6 +41,11 @@ logger: Final = logging.getLogger("celery_lockbeat.web")
 
 #: The views, in the order of the navigation: their paths and what they are called.
 VIEWS: Final = {"": "Schedules", "runs": "Runs", "locks": "Locks", "beats": "Beats", "health": "Health"}
+
+#: Bytes that are sent at once, at least: what is first to be seen of a long list is there before its end is made.
+PIECE: Final = 65_536
+
+FAILED: Final = "The page has failed here. What went wrong is in its log."
 
 _View = Callable[[Known, Request, datetime], Mapping[str, Any]]
 
@@ -166,8 +172,8 @@ class Page:
         return self._say(request, 500, self._clean(exc))
 
     def _failed(self, request: Request, exc: Exception) -> Response:
-        logger.error("the page failed at %s: %s", request.url.path, type(exc).__name__)
-        return self._say(request, 500, "The page has failed here. What went wrong is in its log.")
+        _note(request.url.path, exc)
+        return self._say(request, 500, FAILED)
 
     def _say(self, request: Request, status: int, said: str, headers: Mapping[str, str] | None = None) -> Response:
         now = datetime.now(timezone.utc)
@@ -189,7 +195,7 @@ class Page:
         headers: Mapping[str, str] | None = None,
     ) -> Response:
         base = request.scope.get("root_path", "").rstrip("/")
-        text = self._templates.get_template(template).render(
+        text = self._templates.get_template(template).generate(
             base=base,
             here=here,
             views=VIEWS,
@@ -202,8 +208,20 @@ class Page:
             zone=self.app.timezone,
             **shown,
         )
-        # half of a character, which JSON can hold and no page
-        return HTMLResponse(text.encode("utf-8", "replace"), status, headers)
+        pieces = _pieces(text)
+        # what goes wrong up to here is still a page of its own
+        first = next(pieces)
+        if len(first) < PIECE:
+            return HTMLResponse(first, status, headers)
+        rest = self._rest(pieces, request.url.path)
+        return StreamingResponse(chain([first], rest), status, headers, media_type="text/html; charset=utf-8")
+
+    def _rest(self, pieces: Iterator[bytes], path: str) -> Iterator[bytes]:
+        try:
+            yield from pieces
+        except Exception as exc:  # noqa: BLE001  whatever it is: the status has been sent
+            _note(path, exc)
+            yield f'</table><p class="empty" role="alert"><strong>{FAILED}</strong></p>'.encode()
 
     def _standing(self, now: datetime) -> dict[str, Any]:
         """Say whether what is shown is what is."""
@@ -240,10 +258,27 @@ def _here(form: Mapping[str, str]) -> str:
     return "locks" if form.get("key") else ""
 
 
+def _note(path: str, exc: Exception) -> None:
+    logger.error("the page failed at %s: %s", path, type(exc).__name__)
+
+
 def _now() -> datetime:
     return datetime.now(timezone.utc)
 
 
+def _pieces(parts: Iterator[str]) -> Iterator[bytes]:
+    """Join what a template makes to pieces that are worth sending; there is one at least."""
+    piece = b""
+    for part in parts:
+        # half of a character, which JSON can hold and no page
+        piece += part.encode("utf-8", "replace")
+        if len(piece) >= PIECE:
+            yield piece
+            piece = b""
+    yield piece
+
+
+@lru_cache(maxsize=1)
 def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("celery_lockbeat.web"),
@@ -252,7 +287,10 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals |= {"query": _query, "legend": drawing.legend, "statics_known": STATICS}
+    environment.globals |= {"query": _query, "legend": drawing.legend}
+    # or who looks first would wait for it
+    for name in environment.list_templates():
+        environment.get_template(name)
     return environment
 
 

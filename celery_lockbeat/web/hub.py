@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import datetime, timezone
+from functools import cached_property
 from typing import Any, Final
 
 from celery_lockbeat.contrib.schedulers import static_entries
@@ -81,7 +82,7 @@ class Hub:
         """Where the store is."""
         return self._place
 
-    @property
+    @cached_property
     def has_journal(self) -> bool:
         """Whether a journal is written."""
         return bool(AppOptions.read(self.app.conf).journal)
@@ -94,9 +95,18 @@ class Hub:
         # whatever is wrong, the feed comes upon it too, and says so
         with contextlib.suppress(Exception):
             feed.ask_all()
+            self._get_ready()
         self._ring()
         if not self._ended:
             feed.start()
+
+    def _get_ready(self) -> None:
+        # or who looks first would wait for all of it
+        with self.model() as model:
+            rows = list(model.all_rows())
+        for row in rows:
+            with self._lock:
+                model.ticks(row)
 
     def _is_looked_at(self) -> bool:
         return bool(self._followers) or time.monotonic() - self._looked < LOOKED_AT_FOR

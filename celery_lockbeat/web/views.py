@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -31,6 +31,7 @@ from celery_lockbeat.web.known import Health, Known
 from celery_lockbeat.web.rows import (
     SHOWN,
     STATES,
+    EntryRow,
     counts_of,
     entry_rows,
     errors_of,
@@ -52,6 +53,9 @@ WAITERS: Final = 5
 
 #: Up to so many entries the list is made anew at each change; of more only the rows that have changed.
 FEW: Final = 60
+
+#: Rows that are made at once.
+AT_ONCE: Final = 50
 
 #: Ticks that the timeline of an entry has at first, at least.
 ENOUGH: Final = 20
@@ -99,7 +103,7 @@ def schedules(known: Known, request: Request, now: datetime) -> Mapping[str, Any
         rows = shown if is_whole else [row for row in shown if row.changed > since or 0 < row.overdue(now) <= lately]
         return {
             "title": "Schedules",
-            "rows": entry_rows(model, rows, now, known.app.timezone),
+            "rows": _by_and_by(known, rows, now),
             "is_whole": is_whole,
             "version": model.version,
             "counts": counts,
@@ -112,6 +116,14 @@ def schedules(known: Known, request: Request, now: datetime) -> Mapping[str, Any
             "states": STATES,
             "has_journal": known.hub.has_journal,
         }
+
+
+def _by_and_by(known: Known, rows: Sequence[Row], now: datetime) -> Iterator[EntryRow]:
+    """Make rows while those before them are on their way. What is new meanwhile is in those that follow, and asked for again."""
+    for start in range(0, len(rows), AT_ONCE):
+        with known.hub.model() as model:
+            made = entry_rows(model, rows[start : start + AT_ONCE], now, known.app.timezone)
+        yield from made
 
 
 # -- one entry ---------------------------------------------------------------------------------------------------------

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
+from typing import Any
 
 import days
 import pytest
@@ -273,24 +275,88 @@ def test_a_part_has_who_has_become_late_since_and_not_who_was_before(client_of, 
     assert client.get("/?part=1&at=x").status_code == 400
 
 
-def test_pages_are_bounded(client_of, make_app):
-    app = make_app(lockbeat_driver="redis")
+@pytest.fixture(scope="module")
+def long_list(shop):
+    """A client of the page of an app with 1,200 entries, one of which has run often, as has the first of all."""
+    app = Celery("long", broker=shop.conf.broker_url, set_as_current=False)
     app.conf.beat_schedule = {f"entry-{n:04}": {"task": "t", "schedule": 3600} for n in range(1_200)}
-    client = client_of(app)
-    first, second = client.get("/").text, client.get("/?page=2").text
+    days.Day(app).journal(
+        ("task_succeeded", n / 10, {"execution_id": f"x{n}", "task_name": "t", "duration_ms": 1, "entry": "entry-0001"})
+        for n in range(1_000)
+    )
+    outcomes = (("task_failed", {"error_name": "E"}), ("task_succeeded", {"duration_ms": 1}), ("task_died", {}))
+    days.Day(app).journal(
+        (event, n / 10, {"execution_id": f"y{n}", "task_name": "t", "entry": "entry-0000", **more})
+        for n in range(40)
+        for event, more in [outcomes[n % 3]]
+    )
+    page = known(Page(app))
+    yield client_for(page)
+    page.hub.end()
+    app.close()
+
+
+def test_pages_are_bounded(long_list):
+    first, second = long_list.get("/").text, long_list.get("/?page=2").text
     assert first.count('<th role="rowheader"') == rows.SHOWN
     assert second.count('<th role="rowheader"') >= 200
     assert "page 1 of 2" in first
-    days.Day(app).journal(
-        (
-            "task_succeeded",
-            n / 10,
-            {"execution_id": f"x{n}", "task_name": "t", "duration_ms": 1, "entry": "entry-0001", "task_id": f"i{n}"},
-        )
-        for n in range(1_000)
+    wait_until(lambda: long_list.get("/runs").text.count("<details>") == views.RUNS, message="runs")
+    assert long_list.get("/entry/story?name=entry-0001&span=3600").text.count("<details>") == views.RUNS
+
+
+def sent_by(page: Page, note: Callable[[], int]) -> list[tuple[str, int]]:
+    """What a server is given of the list of entries, piece by piece, each with what was noted by then."""
+    pieces: list[tuple[str, int]] = []
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()  # nothing more is asked, and nobody goes
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            pieces.append((message["body"].decode(), note()))
+
+    of_request = {"method": "GET", "path": "/", "raw_path": b"/", "query_string": b"", "headers": [], "root_path": ""}
+    asyncio.run(page.asgi({"type": "http", "scheme": "http", "server": ("127.0.0.1", 80), **of_request}, receive, send))
+    return pieces
+
+
+def test_what_is_seen_first_of_a_long_list_is_sent_before_its_end_is_made(long_list, monkeypatch):
+    made: list[str] = []
+    entry_row = rows._entry_row
+    monkeypatch.setattr(
+        rows, "_entry_row", lambda model, row, *more: made.append(row.name) or entry_row(model, row, *more)
     )
-    wait_until(lambda: client.get("/runs").text.count("<details>") == views.RUNS, message="runs")
-    assert client.get("/entry/story?name=entry-0001&span=3600").text.count("<details>") == views.RUNS
+    (first, by_then), *rest = sent_by(long_list.page, lambda: len(made))
+    assert 'id="counts"' in first
+    # a tall window shows some forty
+    assert first.count('<th role="rowheader"') > 40
+    assert by_then < 200
+    whole = first + "".join(piece for piece, _ in rest)
+    assert re.findall(r"<bdi>(entry-\d+)</bdi></a>", whole) == [f"entry-{n:04}" for n in range(rows.SHOWN - 1)], (
+        "all but Celery's own"
+    )
+    # a thousand of them are laid out: a strip has an element for each kind of outcome, not for each run
+    (row,) = [each for each in whole.split("<tr id=") if "entry-0000" in each]
+    assert "the last 30: " in row
+    assert len(Elements(row).elements) < 26
+
+
+def test_what_goes_wrong_within_a_long_list_is_said_at_its_end(long_list, monkeypatch):
+    entry_row, made = rows._entry_row, iter(range(10_000))
+
+    def breaks(*given):
+        if next(made) == 500:
+            raise IndexError("within a row")
+        return entry_row(*given)
+
+    monkeypatch.setattr(rows, "_entry_row", breaks)
+    answer = long_list.get("/")
+    assert answer.text.endswith(
+        'role="alert"><strong>The page has failed here. What went wrong is in its log.</strong></p>'
+    )
+    assert "IndexError" not in answer.text
+    assert "entry-0400" in answer.text
 
 
 def test_a_time_with_many_runs_has_columns_and_one_with_few_has_bars(client_of, make_app):
@@ -392,7 +458,7 @@ def test_a_store_that_is_away_is_shown_with_what_was_before(client_of, make_app,
     app = days.app_of(make_app, lockbeat_redis_url=spare_server.url, lockbeat_redis_options={"socket_timeout": 0.3})
     days.fill(app, 600)
     client = client_of(app)
-    spare_server.stop()
+    spare_server.kill()
     wait_until(lambda: 'role="alert"' in client.get("/").text, message="it is said")
     answer = client.get("/")
     assert answer.status_code == 200
@@ -400,6 +466,8 @@ def test_a_store_that_is_away_is_shown_with_what_was_before(client_of, make_app,
     assert "sync-orders" in answer.text
     assert client.get("/entry/story?name=sync-orders&span=900").status_code == 503
     assert client.get("/entry?name=sync-orders").status_code == 200
+    spare_server.start()
+    wait_until(lambda: 'role="alert"' not in client.get("/").text, message="it goes on by itself")
 
 
 # -- names, errors and keys are text -----------------------------------------------------------------------------------
