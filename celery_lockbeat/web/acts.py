@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from celery_lockbeat.control import ScheduledEntry, free_lock, schedules_of
+from celery_lockbeat.control import Backfill, ScheduledEntry, free_lock, schedules_of
 from celery_lockbeat.exceptions import LockbeatError
 from celery_lockbeat.insight.times import coming_of, moment_of
 from celery_lockbeat.web.known import Known
@@ -179,6 +179,29 @@ def _backfill(known: Known, form: Form, who: str) -> str:
     return f"The beats publish {asked.total} ticks of {cut(entry.name, 120)!r}, one after the other."
 
 
+def _will_cancel(known: Known, form: Form) -> str:
+    entry = _entry(known, form)
+    under_way = [each for each in entry.backfills() if not each.cancelled]
+    if not under_way:
+        raise HTTPException(404, f"No backfill of {cut(entry.name, 120)!r} is under way.")
+    one = len(under_way) == 1
+    what = f"{'The backfill' if one else f'All {len(under_way)} backfills'} of {asked_by(entry, known)}"
+    return f"{what} {'ends' if one else 'end'} here: {_far(under_way)} published, and no more of them are. Those that are published run."
+
+
+def _cancel(known: Known, form: Form, who: str) -> str:
+    entry = _entry(known, form)
+    cancelled = entry.cancel_backfills(who=who)
+    if not cancelled:
+        raise LockbeatError(f"no backfill of {entry.name!r} is under way any more: nothing was done")
+    return f"No more ticks are published of what was asked for {cut(entry.name, 120)!r}: {_far(cancelled)} published."
+
+
+def _far(backfills: Sequence[Backfill]) -> str:
+    """Say how far backfills are."""
+    return f"{' and '.join(f'{each.published} of {each.total}' for each in backfills)} ticks are"
+
+
 def _will_release(known: Known, form: Form) -> str:  # noqa: ARG001  as the others
     return (
         f"The lock {cut(form.get('key', ''), 120)!r} is taken from who holds it. A run that is still going on under it goes on until it "
@@ -226,6 +249,7 @@ _ACTS: Final = (
             _NOTE,
         ),
     ),
+    Act("cancel", "Cancel the backfill", "Publish no more", _will_cancel, _cancel),
     Act("release", "Release", "Take it away", _will_release, _release, is_grave=True),
 )
 ACTS: Final[Mapping[str, Act]] = {act.name: act for act in _ACTS}

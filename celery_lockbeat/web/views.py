@@ -159,6 +159,7 @@ def entry(known: Known, request: Request, now: datetime) -> Mapping[str, Any]:
             "policies": policies,
             "dues": _next_dues(row, now, zone),
             "backfills": under_way,
+            "can_cancel": not all(each.cancelled for each in backfills),
             "late": late,
             "took": took,
             "seconds": seconds,

@@ -80,7 +80,7 @@ def test_a_run_and_a_skip_are_done(client, shop):
         assert send(client, {**ask(client, act="skip", name="warm-cache"), "count": wrong}).status_code == 400
 
 
-def test_a_backfill_is_a_dry_run_first(client, shop):
+def test_a_backfill_is_a_dry_run_first_and_can_be_cancelled(client, shop):
     first = client.get("/act?act=backfill&name=purge-sessions").text
     assert 'method="get"' in first
     form = ask(client, act="backfill", name="purge-sessions", **{"from": "5h ago", "to": "now"})
@@ -93,6 +93,23 @@ def test_a_backfill_is_a_dry_run_first(client, shop):
     asked = f"0 of {backfill.total} ticks of"
     wait_until(lambda: asked in client.get("/entry?name=purge-sessions").text, message="how far it is is shown")
     assert client.get("/act?act=backfill&name=purge-sessions&from=nonsense&to=now").status_code == 400
+    link = re.search(r'<a href="(/act\?act=cancel[^"]*)">Cancel it</a>', client.get("/entry?name=purge-sessions").text)[
+        1
+    ]
+    shown = client.get(link.replace("&amp;", "&")).text
+    assert f"ends here: 0 of {backfill.total} ticks are published, and no more of them are" in shown
+    form = ask(client, act="cancel", name="purge-sessions")
+    assert f"0 of {backfill.total} ticks are published" in send(client, form).text
+    assert all(each.cancelled for each in schedules_of(shop)["purge-sessions"].backfills())
+    wait_until(lambda: told(shop, "entry_backfill_cancelled"), message="it is in the journal")
+    (record,) = told(shop, "entry_backfill_cancelled")
+    assert (record.entry, record.more.get("who") or record.who) == ("purge-sessions", "ada")
+    wait_until(
+        lambda: "Cancel it" not in client.get("/entry?name=purge-sessions").text, message="nothing is left to cancel"
+    )
+    # who was late cancels nothing, and is told so
+    assert send(client, form).status_code == 409
+    assert client.get(link.replace("&amp;", "&")).status_code == 404
 
 
 def test_a_lock_is_taken_only_from_who_held_it_when_it_was_shown(client, shop):
