@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import socket
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,9 @@ __all__ = ["web"]
 
 #: What the extra brings.
 _NEEDED: Final = ("starlette", "uvicorn", "jinja2", "cron_descriptor")
+
+_PREFIX: Final = re.compile(r"(/[\w.~-]+)+", re.ASCII)
+_HEADER: Final = re.compile(r"[\w!#$%&'*+.^`|~-]+", re.ASCII)
 
 #: Seconds that answers have to end in, when the page does.
 PATIENCE: Final = 3
@@ -67,7 +71,8 @@ def web(ctx: click.Context, hashes: bool, **given: Any) -> None:
     who, asks = _who(given["auth"], given["auth_header"], given["trusted_proxy"], given["host"])
     prefix = _prefix_of(given["prefix"])
     if bool(given["certificate"]) != bool(given["key"]):
-        raise ConfigurationError("--certificate and --key need each other")
+        pair = f"--certificate is {given['certificate']!r} and --key {given['key']!r}"
+        raise ConfigurationError(f"{pair}; allowed: both of them, or neither")
     stores_in_use(app)  # what is set wrong is said now
     if not AppOptions.read(app.conf).journal:
         ctx.obj.error("lockbeat_journal is 0: nothing is written that could be shown of ticks and runs")
@@ -76,8 +81,10 @@ def web(ctx: click.Context, hashes: bool, **given: Any) -> None:
             (given["host"], given["port"]), family=socket.AF_INET6 if ":" in given["host"] else socket.AF_INET
         )
     except OSError as exc:
-        ctx.obj.error(f"cannot listen at {given['host']} port {given['port']}: {exc.strerror or exc}")
-        ctx.exit(1)
+        raise ConfigurationError(
+            f"--host is {given['host']!r} and --port {given['port']}: {exc.strerror or exc}; "
+            "allowed: an address of this host, and a port that is free there (0: whichever is)"
+        ) from exc
     from celery_lockbeat.web.app import Page  # noqa: PLC0415  it needs the extra
 
     with listening:
@@ -97,10 +104,12 @@ def _who(auth: str | None, header: str | None, proxies: Sequence[str], host: str
     from celery_lockbeat.web.guard import Password, header_of_a_proxy, is_this_host  # noqa: PLC0415  it needs the extra
 
     if auth and header:
-        raise ConfigurationError("--auth and --auth-header exclude each other")
+        raise ConfigurationError(f"--auth is {auth!r} and --auth-header {header!r}; allowed: one of them")
     if auth:
         return Password(auth), True
     if header:
+        if not _HEADER.fullmatch(header):
+            raise ConfigurationError(f"--auth-header is {header!r}; allowed: the name of a header, as X-Forwarded-User")
         return header_of_a_proxy(header, proxies), False
     if not is_this_host(host):
         raise ConfigurationError(
@@ -111,7 +120,7 @@ def _who(auth: str | None, header: str | None, proxies: Sequence[str], host: str
 
 def _prefix_of(text: str) -> str:
     prefix = text.rstrip("/")
-    if prefix and (not prefix.startswith("/") or "//" in prefix or ".." in prefix or not prefix.isprintable()):
+    if prefix and (".." in prefix or not _PREFIX.fullmatch(prefix)):
         raise ConfigurationError(f"--prefix is {text!r}; allowed: a path as /lockbeat")
     return prefix
 
@@ -139,7 +148,6 @@ def _serve(
             page.hub.end()  # who follows would be waited for
             super().handle_exit(sig, frame)
 
-    page.hub.start()
     config = uvicorn.Config(
         Guard(Prefixed(page.asgi, prefix), who, host=given["host"], asks=asks),
         log_level="warning",
@@ -151,7 +159,15 @@ def _serve(
         ssl_certfile=given["certificate"],
         ssl_keyfile=given["key"],
     )
+    try:
+        config.load()
+    except OSError as exc:  # of OpenSSL, too
+        pair = f"--certificate is {given['certificate']!r} and --key {given['key']!r}"
+        raise ConfigurationError(
+            f"{pair}: {exc}; allowed: files in PEM, of which the second is the key of the first"
+        ) from exc
     server = Server(config)
+    page.hub.start()
     with _ended_by_signals():
         server.run(sockets=[listening])
     page.hub.end()

@@ -138,9 +138,13 @@ class Password:
         try:
             self._hash = Path(path).read_text("utf-8").strip()
         except (OSError, UnicodeDecodeError) as exc:
-            raise ConfigurationError(f"--auth: its file cannot be read: {exc}") from exc
+            raise ConfigurationError(
+                f"--auth is {given!r}, whose file cannot be read: {exc}; allowed: one that is {_MORE}"
+            ) from exc
         if _parsed(self._hash) is None:
-            raise ConfigurationError(f"--auth: {path} has no hash of a password; allowed: one that is {_MORE}")
+            raise ConfigurationError(
+                f"--auth is {given!r}, whose file has no hash of a password; allowed: one that is {_MORE}"
+            )
         self._lock = threading.Lock()
         #: who was let in, by a digest that means nothing elsewhere, and until when
         self._salt = secrets.token_bytes(32)
