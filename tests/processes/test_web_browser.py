@@ -7,6 +7,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -63,7 +64,12 @@ class Shop:
 
     def ticks(self, entry: str) -> int:
         """How many of its ticks were published."""
-        return sum(record.event == "tick_published" for record in read(self.app, entry=entry, limit=None))
+        return len(self.published(entry))
+
+    def published(self, entry: str, since: datetime | None = None) -> list[str]:
+        """The ids of the tasks of its ticks that were published."""
+        found = read(self.app, entry=entry, since=since, limit=None)
+        return [str(record.task_id) for record in found if record.event == "tick_published"]
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +127,31 @@ def test_what_happens_is_shown_while_it_does_and_nothing_moves(shop, browser):
         page.wait_for_timeout(2_500)  # some rounds
         assert page.evaluate("window.shifts") < 0.02, view
         assert page.complaints == []
+
+
+_HIDE = """hidden => {
+    Object.defineProperty(document, "hidden", {configurable: true, get: () => hidden});
+    document.dispatchEvent(new Event("visibilitychange"));
+}"""
+
+
+def test_a_tab_that_was_asleep_catches_up_when_it_is_looked_at(shop, browser):
+    page = page_of(browser)
+    page.goto(shop.url + "runs")
+    page.wait_for_selector("#runs summary")
+    life, asked = page.context.new_cdp_session(page), []
+    page.evaluate(_HIDE, True)
+    page.on("request", asked.append)
+    life.send("Page.setWebLifecycleState", {"state": "frozen"})
+    begun = datetime.now(timezone.utc)
+    wait_until(lambda: len(shop.published("works", begun)) > 3)
+    while_asleep = shop.published("works", begun)
+    life.send("Page.setWebLifecycleState", {"state": "active"})
+    assert asked == [], "it follows nothing meanwhile: others may want its connection"
+    page.evaluate(_HIDE, False)
+    for task_id in while_asleep:
+        page.locator("#runs li", has_text=task_id).wait_for(state="attached", timeout=5_000)
+    page.context.close()
 
 
 #: What is shown, and what has to be there first.
