@@ -53,6 +53,14 @@ def save(app, name="a", seconds=1.0):
     return RedBeatSchedulerEntry(name, "t", schedule(seconds, app=app), app=app).save()
 
 
+# Whoever asks for one of these and for ``start`` names it first: beats that leave wait for a server that is gone.
+@pytest.fixture
+def entries():
+    """A server for RedBeat's entries, to be killed and started again."""
+    with Server(persistent=True) as server:
+        yield server
+
+
 @pytest.fixture
 def cluster():
     """A cluster of one node, which keeps to the rules of one with many."""
@@ -86,7 +94,7 @@ def _answers(client):
         return client.ping()
 
 
-def test_entries_live_in_a_cluster(start, cluster):
+def test_entries_live_in_a_cluster(cluster, start):
     # RedBeat's other way to name one, redis-cluster://, ends in an AttributeError of its own (RedBeat 2.4, redis-py 5 to 8)
     app, tick_until, runs = start(redbeat_redis_url=cluster.url, redbeat_redis_options={"cluster": True})
     save(app)
@@ -104,7 +112,7 @@ def test_entries_live_in_a_cluster(start, cluster):
         tick_until(lambda: client.dbsize() == 0)
 
 
-def test_static_entries_are_put_back_into_a_cluster_that_has_lost_its_data(start, cluster, caplog):
+def test_static_entries_are_put_back_into_a_cluster_that_has_lost_its_data(cluster, start, caplog):
     static = {name: {"task": "t", "schedule": 1.0} for name in ("x", "y", "z")}
     app, tick_until, runs = start(
         redbeat_redis_url=cluster.url, redbeat_redis_options={"cluster": True}, beat_schedule=static
@@ -124,7 +132,7 @@ def test_static_entries_are_put_back_into_a_cluster_that_has_lost_its_data(start
     assert errors == ["RedBeat's Redis has lost its data: these entries are gone, save them again: 'a'"]
 
 
-def test_entries_live_behind_a_sentinel(start, sentinel):
+def test_entries_live_behind_a_sentinel(sentinel, start):
     master, port = sentinel
     app, tick_until, runs = start(
         redbeat_redis_url="redis-sentinel://ignored:1/0",
@@ -136,19 +144,27 @@ def test_entries_live_behind_a_sentinel(start, sentinel):
         assert set(client.keys()) == {"redbeat:a", "redbeat::schedule"}
 
 
-@pytest.mark.parametrize("kind", ["cluster", "sentinel"])
-def test_ticks_are_claimed_behind_sentinels_and_in_a_cluster(start, request, server, kind):
-    found = request.getfixturevalue(kind)
-    if kind == "cluster":
-        claims, url, options = found, found.url, {"cluster": True}
-    else:
-        claims, url, options = found[0], f"sentinel://127.0.0.1:{found[1]}", {"master_name": "master"}
-    app, tick_until, runs = start(lockbeat_redis_url=url, lockbeat_redis_options=options)
+@pytest.fixture(params=["cluster", "sentinel"])
+def claims(request):
+    """Where claims are apart from entries: the server to look into, and the settings that lead there."""
+    found = request.getfixturevalue(request.param)
+    if request.param == "cluster":
+        return found, {"lockbeat_redis_url": found.url, "lockbeat_redis_options": {"cluster": True}}
+    master, port = found
+    return master, {
+        "lockbeat_redis_url": f"sentinel://127.0.0.1:{port}",
+        "lockbeat_redis_options": {"master_name": "master"},
+    }
+
+
+def test_ticks_are_claimed_behind_sentinels_and_in_a_cluster(claims, start, server):
+    there, settings = claims
+    app, tick_until, runs = start(**settings)
     save(app)
     tick_until(lambda: runs()["a", 3])
     assert set(runs().values()) == {1}
-    with claims.client() as there, server.client() as here:
-        assert any(":entries" in name for name in there.keys("lockbeat:*"))
+    with there.client() as claimed, server.client() as here:
+        assert any(":entries" in name for name in claimed.keys("lockbeat:*"))
         assert here.exists("redbeat:a")
         # but for what is announced to members with other settings, which is where all that Celery has is
         assert all(name.endswith(":home") for name in here.keys("lockbeat:*"))
@@ -171,44 +187,42 @@ def test_the_broker_is_where_the_entries_are_by_default(start, server):
         assert client.exists("redbeat:a")
 
 
-def test_a_redis_that_is_not_there_yet_or_for_a_while_is_waited_for(start, caplog):
-    with Server(persistent=True) as entries:
-        entries.kill()
-        app, tick_until, runs = start(redbeat_redis_url=entries.url)
-        tick_until(lambda: "RedBeat's Redis does not answer" in caplog.text)
-        entries.start()
-        save(app)
-        tick_until(lambda: runs()["a", 1])
-        entries.restart()
-        tick_until(lambda: runs()["a", 2])
-        entries.kill()
-        end = time.monotonic() + 2
-        tick_until(lambda: time.monotonic() > end)
-        entries.start()
-        tick_until(lambda: runs()["a", 4])
+def test_a_redis_that_is_not_there_yet_or_for_a_while_is_waited_for(entries, start, caplog):
+    entries.kill()
+    app, tick_until, runs = start(redbeat_redis_url=entries.url)
+    tick_until(lambda: "RedBeat's Redis does not answer" in caplog.text)
+    entries.start()
+    save(app)
+    tick_until(lambda: runs()["a", 1])
+    entries.restart()
+    tick_until(lambda: runs()["a", 2])
+    entries.kill()
+    end = time.monotonic() + 2
+    tick_until(lambda: time.monotonic() > end)
+    entries.start()
+    tick_until(lambda: runs()["a", 4])
     assert set(runs().values()) == {1}
     assert caplog.text.count("RedBeat's Redis does not answer") <= 4
 
 
-def test_runs_that_cannot_be_written_down_are_settled_and_written_later(start, caplog):
-    with Server(persistent=True) as entries:
-        app, tick_until, runs = start(redbeat_redis_url=entries.url)
-        sent = LockedRedBeatScheduler.record_runs
+def test_runs_that_cannot_be_written_down_are_settled_and_written_later(entries, start, caplog):
+    app, tick_until, runs = start(redbeat_redis_url=entries.url)
+    sent = LockedRedBeatScheduler.record_runs
 
-        def cut_off(self, keys):
-            entries.kill()
-            sent(self, keys)
-            entries.start()
+    def cut_off(self, keys):
+        entries.kill()
+        sent(self, keys)
+        entries.start()
 
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(LockedRedBeatScheduler, "record_runs", cut_off)
-            # due once, so that no other run writes in place of this one
-            save(app, seconds=3600.0).reschedule(last_run_at=app.now() - timedelta(hours=1))
-            tick_until(lambda: runs()["a", 1])
-        assert RedBeatSchedulerEntry.from_key("redbeat:a", app=app).total_run_count == 0
-        assert "cannot write down runs" in caplog.text
-        tick_until(lambda: RedBeatSchedulerEntry.from_key("redbeat:a", app=app).total_run_count == 1)
-        save(app, "b")
-        tick_until(lambda: runs()["b", 2])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LockedRedBeatScheduler, "record_runs", cut_off)
+        # due once, so that no other run writes in place of this one
+        save(app, seconds=3600.0).reschedule(last_run_at=app.now() - timedelta(hours=1))
+        tick_until(lambda: runs()["a", 1])
+    assert RedBeatSchedulerEntry.from_key("redbeat:a", app=app).total_run_count == 0
+    assert "cannot write down runs" in caplog.text
+    tick_until(lambda: RedBeatSchedulerEntry.from_key("redbeat:a", app=app).total_run_count == 1)
+    save(app, "b")
+    tick_until(lambda: runs()["b", 2])
     assert set(runs().values()) == {1}
     assert runs()["a", 2] == 0
