@@ -14,14 +14,14 @@ import logging
 import os
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from celery import signals
 
 from celery_lockbeat import threads
 from celery_lockbeat.clock import monotonic
-from celery_lockbeat.exceptions import LockbeatError
+from celery_lockbeat.exceptions import LockbeatError, StoreRefused
 from celery_lockbeat.journal.records import ENDINGS, encode
 from celery_lockbeat.options import AppOptions
 from celery_lockbeat.process import name_of_its_own, this_process, when_a_worker_has_ended
@@ -123,18 +123,22 @@ class Journal:
         self._written: str | None = None  # the last batch
         self._writer = ""
         self._batches = 0
-        self._is_away = False
+        self._trouble: LockbeatError | None = None  # why it was not written, the last time
         self._writing = threads.new_lock()
         self._thread = threads.Recurrent(
             "lockbeat-journal",
             self.write,
             has_work=self._has_work,
-            pause=lambda: AWAY_FOR if self._is_away else GATHERED_FOR,
+            pause=lambda: AWAY_FOR if self._trouble else GATHERED_FOR,
             idle_for=lambda: IDLE_FOR,
             ended=self._close,
         )
         self._home: Store | None = None
         self._twin: Store | None = None
+
+    def may_be_in(self, store: Store) -> bool:
+        """Say whether it is written there, or nowhere yet."""
+        return self._home is None or self._home is store
 
     # -- whoever something happens to ----------------------------------------------------------------------------------
 
@@ -198,7 +202,9 @@ class Journal:
         """Write all that there is, and let the thread end, for so many seconds at most. What is put later begins another."""
         deadline = monotonic() + within
         self.write(within)
-        self._thread.rest(max(0.0, deadline - monotonic()))
+        # what refuses us goes on to, while a store that is away may come back
+        refused = isinstance(self._trouble, StoreRefused)
+        self._thread.rest(0.0 if refused else max(0.0, deadline - monotonic()))
         self._close()
 
     def _close(self) -> None:
@@ -265,8 +271,8 @@ class Journal:
             self._complain(exc)
             return False
         self._batch, self._written = None, batch.name
-        if self._is_away:
-            self._is_away = False
+        if self._trouble is not None:
+            self._trouble = None
             logger.info("the journal is written again")
         return True
 
@@ -299,10 +305,10 @@ class Journal:
         return self._twin
 
     def _complain(self, exc: LockbeatError) -> None:
-        if not self._is_away:
+        if self._trouble is None:
             text = "the journal is not written, and %d records are kept until it is: %s"
             logger.warning(text, AT_MOST, exc)
-        self._is_away = True
+        self._trouble = exc
 
 
 def _without_short_runs(taken: Sequence[Put]) -> Sequence[Put]:
@@ -327,8 +333,16 @@ def journal_of(app: Any) -> Journal:
 
 def finish(*_: Any, **__: Any) -> None:
     """Write what is there, and end the threads, or try to for :data:`LAST_PATIENCE`."""
+    _end_all(list(_journals))
+
+
+def _finish_in(store: Store) -> None:
+    _end_all([each for each in _journals if each.may_be_in(store)])
+
+
+def _end_all(journals: Iterable[Journal]) -> None:
     deadline = monotonic() + LAST_PATIENCE
-    for journal in list(_journals):
+    for journal in journals:
         if (rest := deadline - monotonic()) > 0:
             journal.end(within=rest)
 
@@ -341,7 +355,7 @@ def _begin_anew() -> None:
 atexit.register(finish)
 signals.worker_process_shutdown.connect(finish)  # a pool's child runs no atexit
 when_a_worker_has_ended(finish)
-on_close(finish)
+on_close(_finish_in)
 before_redirection_ends(finish)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_begin_anew)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socketserver
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from topologies import Member
 
 from celery_lockbeat import ConfigurationError, Lock, LockedTask, StoreUnavailable, signals
 from celery_lockbeat.exceptions import StoreRefused
+from celery_lockbeat.journal.writer import journal_of
 
 SHORT = {"socket_timeout": 0.5}
 SECRET = "s3cret"
@@ -62,6 +65,12 @@ NO = [
 ]
 
 
+@pytest.fixture
+def make_app(make_app):
+    """Make apps without a journal: the end of each waits for a store that is away, in case it comes back."""
+    return functools.partial(make_app, lockbeat_journal=0)
+
+
 def assert_refused(make_app, url, reason, place, **settings):
     """By a store that is asked, by a task that could fall back, and at the start of a worker and a beat."""
     options = {**SHORT, **settings.pop("lockbeat_redis_options", {})}
@@ -94,6 +103,18 @@ def assert_refused(make_app, url, reason, place, **settings):
 def test_a_server_that_says_no_is_refused_with_host_setting_and_reason(closed, make_app, url, reason):
     place = f"127.0.0.1:{closed.port}"
     assert_refused(make_app, f"redis://{url.format(host=place)}", reason, place)
+
+
+def test_a_journal_waits_at_its_end_for_a_store_that_is_away_and_not_for_one_that_refuses_it(make_app, closed, mute):
+    def seconds(url, within):
+        journal = journal_of(make_app(lockbeat_redis_url=url, lockbeat_redis_options=SHORT, lockbeat_journal=10))
+        journal.put("task_started", {})
+        started = time.monotonic()
+        journal.end(within=within)
+        return time.monotonic() - started
+
+    assert seconds(closed.url, 60.0) < 20
+    assert seconds(f"redis://127.0.0.1:{mute}/0", 1.0) > 0.9
 
 
 def test_a_server_that_speaks_no_tls_is_not_taken_for_a_slow_one(server, make_app):
