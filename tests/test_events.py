@@ -380,12 +380,12 @@ def test_in_brief_a_run_that_lasts_is_told_once_and_a_lost_lock_is(app, show, mo
     monkeypatch.setattr(events, "LONG", 0.5)
     seen = show(Terminal())
 
-    @app.task(base=LockedTask, name="sync", lock_logging="brief", lock_ttl=0.6, lock_on_lost="warn")
+    @app.task(base=LockedTask, name="sync", lock_logging="brief", lock_ttl=2.0, lock_on_lost="warn")
     def body():
         deadline = time.monotonic() + 20
         while not seen.lines and time.monotonic() < deadline:
             time.sleep(0.01)
-        time.sleep(0.5)  # more renewals
+        time.sleep(1.0)  # more renewals
         lose(current_lock())
 
     body()

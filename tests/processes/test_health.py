@@ -149,8 +149,10 @@ def test_it_costs_a_fraction_of_a_second_beside_the_start_of_celery(project):
         project.run(sys.executable, "-m", "celery", "-A", "proj", *command)
         return time.monotonic() - started
 
-    pairs = [(seconds("lockbeat", "health"), seconds("lockbeat", "--help")) for _ in range(2)]
-    assert min(mine - celerys for mine, celerys in pairs) < 0.5, pairs
+    pairs: list[tuple[float, float]] = []
+    while not any(mine - celerys < 0.5 for mine, celerys in pairs):  # other tests run meanwhile
+        assert len(pairs) < 6, pairs
+        pairs.append((seconds("lockbeat", "health"), seconds("lockbeat", "--help")))
 
 
 # -- the file ----------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree as ET
 
 import psutil
@@ -19,6 +20,7 @@ from commands import forker, running
 from screens import Seat
 from servers import Server, wait_until
 
+from celery_lockbeat.cli.watch import loop
 from celery_lockbeat.journal import read
 from celery_lockbeat.stores import home_store_of
 from celery_lockbeat.stores.base import EntryState
@@ -115,6 +117,30 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
 
 def line_of(text: str, word: str) -> str:
     return next(line for line in text.splitlines() if word in line)
+
+
+def test_what_comes_just_after_a_frame_is_shown_soon(monkeypatch):
+    frames, waits = [], []
+    terminal = SimpleNamespace(noted=[], wants_stop=False, open=list, close=list, ring=list)
+
+    def wait(seconds):
+        waits.append(seconds)
+        if len(waits) > 1:  # the first is ended by what comes
+            time.sleep(min(seconds, 1.0))
+        terminal.noted = [15] if len(waits) == 3 else []
+        return []
+
+    terminal.wait = wait
+    feed = SimpleNamespace(start=list, end=list, bring=lambda _: len(waits) == 1)
+    screen = SimpleNamespace(open=list, close=list, has_changed=bool, draw=lambda: frames.append(1))
+    monkeypatch.setattr(loop, "Terminal", lambda _: terminal)
+    monkeypatch.setattr(loop, "Feed", lambda *_: feed)
+    monkeypatch.setattr(loop, "_Screen", lambda _: screen)
+    monkeypatch.setattr(loop, "sys", SimpleNamespace(stdin=SimpleNamespace(fileno=int)))
+    assert loop.look_on(None, None, SimpleNamespace(paused=False), 60.0) == 128 + 15
+    assert len(frames) == 2
+    assert waits[1] <= loop.AT_MOST_EVERY < waits[0]
+    assert waits[2] > 1.0  # and then it waits for more
 
 
 def test_the_view_answers_keys_and_survives_another_size(shop):

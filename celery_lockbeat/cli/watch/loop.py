@@ -37,13 +37,14 @@ def look_on(app: Any, model: Model, view: View, every: float) -> int:
         stack.callback(screen.close)
         screen.open()
         feed.start()
-        drawn, is_new = 0.0, True
+        # what comes just after a frame is in the next one, soon: no more may come for long
+        drawn, is_new, has_come = 0.0, True, False
         while not terminal.noted:
             now = time.monotonic()
-            if is_new or now - drawn >= every:
+            if is_new or now - drawn >= (AT_MOST_EVERY if has_come else every):
                 screen.draw()
-                drawn, is_new = now, False
-            keys = terminal.wait(every - (time.monotonic() - drawn))
+                drawn, is_new, has_come = now, False, False
+            keys = terminal.wait((AT_MOST_EVERY if has_come else every) - (time.monotonic() - drawn))
             for key in keys:
                 if view.press(key):
                     return 0
@@ -52,8 +53,8 @@ def look_on(app: Any, model: Model, view: View, every: float) -> int:
                 terminal.stop()
                 screen.open()
                 is_new = True
-            came = not view.paused and feed.bring(model)
-            is_new = is_new or bool(keys) or screen.has_changed() or (came and time.monotonic() - drawn > AT_MOST_EVERY)
+            has_come = (not view.paused and feed.bring(model)) or has_come
+            is_new = is_new or bool(keys) or screen.has_changed()
     return 128 + terminal.noted[0]
 
 
