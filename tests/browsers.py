@@ -23,15 +23,29 @@ def browsing() -> Iterator[Any]:
             pytest.skip(f"{module} is missing")
     from playwright.sync_api import sync_playwright
 
-    path = shutil.which("google-chrome") or debian_binary("chromium", "chromium")
     with sync_playwright() as playwright:
-        # root has no sandbox, and a container little /dev/shm
-        arguments = ["--no-sandbox", "--disable-dev-shm-usage", "--force-prefers-reduced-motion"]
-        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        browser = _started(playwright.chromium)
         try:
             yield browser
         finally:
             browser.close()
+
+
+@contextlib.contextmanager
+def another(browser: Any) -> Iterator[Any]:
+    """One more browser, of which nothing is in memory yet."""
+    started = _started(browser.browser_type)
+    try:
+        yield started
+    finally:
+        started.close()
+
+
+def _started(kind: Any) -> Any:
+    # root has no sandbox, and a container little /dev/shm
+    arguments = ["--no-sandbox", "--disable-dev-shm-usage", "--force-prefers-reduced-motion"]
+    path = shutil.which("google-chrome") or debian_binary("chromium", "chromium")
+    return kind.launch(executable_path=path, args=arguments)
 
 
 def page_of(browser: Any, *, dark: bool = False, width: int = 1280, height: int = 800) -> Any:
