@@ -16,6 +16,7 @@ from celery_lockbeat.insight.doctor.facts import Facts, MemberFacts, StoreFacts,
 from celery_lockbeat.insight.doctor.kinds import KINDS, LEVELS
 from celery_lockbeat.insight.doctor.rules import CLEANUP, examine
 from celery_lockbeat.options import LockOptions
+from celery_lockbeat.schedules import Every
 from celery_lockbeat.stores.base import Beats, EntryState, Replica
 from celery_lockbeat.stores.redis.store import ServerFacts
 
@@ -139,6 +140,11 @@ FOUND = [
     ("shared-app", beats({"hourly", "once", CLEANUP}, {"mail", CLEANUP}), "b1 lists mail"),
     ("shared-app", beats({"mail"}), "this app lists hourly, once"),
     ("lists-differ", beats({"hourly", "once"}, {"hourly", "mail"}), "b1 lists mail"),
+    (
+        "not-counted",
+        replace(task(plain=True), pausing={"hourly": 3}),
+        "pause_after_failures=3, and 'report' is no LockedTask",
+    ),
     ("broken-entry", replace(FINE, broken={"daily": "it has no task"}), "entry daily"),
     ("no-beat", replace(FINE, beats=Beats([], [], 0)), "no beat is running"),
     ("no-beat", beats({"hourly"}, silent_for=35.2), "b0, was heard of 35 s ago"),
@@ -235,17 +241,29 @@ def locked(app, name, **options) -> None:
 
 
 def test_the_tasks_and_entries_are_those_of_the_app(server, tmp_path):
-    app = made(server, tmp_path, task_time_limit=90, beat_schedule={"e": {"task": "one", "schedule": 3}})
+    app = made(
+        server,
+        tmp_path,
+        task_time_limit=90,
+        beat_schedule={
+            "e": {"task": "one", "schedule": 3},
+            "f": {"task": "one", "schedule": Every(3, pause_after_failures=2)},
+        },
+        lockbeat_entries={"e": {"pause_after_failures": 5}},
+    )
     locked(app, "one", acks_late=True, lock_ttl=3)
     locked(app, "two", time_limit=7, reject_on_worker_lost=True, lock_driver="redis")
     locked(app, "three", lock_enabled=False, soft_time_limit=4)
+    app.task(name="four")(locked)
     facts = gather(app)
     tasks = {task.name: task for task in facts.tasks}
     assert facts.entries["e"] == "one"
+    assert facts.pausing == {"e": 5, "f": 2}
     one, two, three = tasks["one"], tasks["two"], tasks["three"]
     assert (one.acks_late, one.survives_its_worker, one.time_limit, one.falls_back) == (True, False, 90, True)
     assert (two.acks_late, two.survives_its_worker, two.time_limit, two.falls_back) == (False, True, 7, False)
     assert three.lock is None
+    assert [name for name, task in tasks.items() if task.plain and not name.startswith("celery.")] == ["four"]
     assert one.lock.ttl == 3
     (store,) = facts.stores
     assert (store.patience, store.trouble, store.remote) == (2, None, False)

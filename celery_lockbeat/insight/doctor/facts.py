@@ -15,9 +15,17 @@ from typing import Any, Final
 
 from celery_lockbeat.beat.announcements import definitions_of, differing, groups_of, named
 from celery_lockbeat.beat.scheduler import LockedScheduler
-from celery_lockbeat.contrib.schedulers import announced_schedulers, entries_of, is_ours, names_of, plain_redbeat
+from celery_lockbeat.contrib.schedulers import (
+    announced_schedulers,
+    entries_of,
+    is_ours,
+    known_schedules,
+    names_of,
+    plain_redbeat,
+)
 from celery_lockbeat.exceptions import ConfigurationError, StoreRefused, StoreUnavailable
 from celery_lockbeat.insight.entries import named_entries
+from celery_lockbeat.insight.planned import Plans
 from celery_lockbeat.insight.redaction import passwords_in, redactor
 from celery_lockbeat.insight.times import now, time_of
 from celery_lockbeat.journal import Record, read
@@ -36,6 +44,7 @@ from celery_lockbeat.options import DELIVERS_AGAIN, AppOptions, LockOptions
 from celery_lockbeat.stores import Store, name_of, stores_of
 from celery_lockbeat.stores.base import Beats
 from celery_lockbeat.stores.redis.store import RedisStore, ServerFacts
+from celery_lockbeat.tasks.task import LockedTask
 
 __all__ = ["READ_AT_MOST", "Facts", "JournalFacts", "MemberFacts", "StoreFacts", "TaskFacts", "gather"]
 
@@ -68,10 +77,11 @@ class StoreFacts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskFacts:
-    """A task of the app; ``lock`` is None where it runs without one. ``time_limit``: its longest run, None: none is set."""
+    """A task of the app; ``lock`` is None where it runs without one, and it is ``plain`` where no LockedTask. ``time_limit``: its longest run, None: none is set."""
 
     name: str
     lock: LockOptions | None = None
+    plain: bool = False
     falls_back: bool = False
     acks_late: bool = False
     survives_its_worker: bool = False
@@ -114,7 +124,7 @@ class JournalFacts:
 class Facts:
     """All that is judged. ``entries`` are names of entries with their tasks', ``beats`` None where nobody could be asked.
 
-    ``broken`` are entries that are none, and why; ``locks`` and ``home`` are this app's as ``members`` tell theirs; ``newest``
+    ``broken`` are entries that are none, and why; ``pausing`` those that are to be paused, after so many failures; ``locks`` and ``home`` are this app's as ``members`` tell theirs; ``newest``
     has the newest definition of each entry of which there are several. ``plain_redbeat`` tells of RedBeat's own lock, if one
     of the schedulers is over RedBeat and somebody holds it. ``journal`` is None where nobody could be asked.
     """
@@ -125,6 +135,7 @@ class Facts:
     stores: tuple[StoreFacts, ...] = ()
     tasks: tuple[TaskFacts, ...] = ()
     entries: Mapping[str, str] = field(default_factory=dict)
+    pausing: Mapping[str, int] = field(default_factory=dict)
     broker: str = "memory"
     delivers_again: float | None = None
     plain_redbeat: str | None = None
@@ -174,6 +185,7 @@ def _task_facts(app: Any, name: str, lock: LockOptions | None) -> TaskFacts:
     return TaskFacts(
         name=name,
         lock=lock,
+        plain=not isinstance(task, LockedTask),
         falls_back=lock is not None and stores_of(app).choose(lock.driver, lock.connection)[1] is not None,
         acks_late=bool(task.acks_late),
         survives_its_worker=bool(task.reject_on_worker_lost or getattr(task, "retry_on_worker_lost", False)),
@@ -188,9 +200,16 @@ def _add_entries(app: Any, facts: Facts, redact: _Redact) -> None:
     try:
         entries = entries_of(app)
         facts.entries, facts.broken = entries.tasks, entries.broken
+        facts.pausing = _pausing(app)
         facts.locks = locks_of_tasks(app)
     except Exception as exc:  # noqa: BLE001  whatever a library, or what it is kept in, says
         facts.entries_trouble = redact(exc)
+
+
+def _pausing(app: Any) -> dict[str, int]:
+    plans = Plans(app)
+    policies = {name: plans.of(name, *kept).policy for name, kept in known_schedules(app).items()}
+    return {name: policy.pause_after_failures for name, policy in policies.items() if policy.pause_after_failures}
 
 
 def _add_broker(app: Any, facts: Facts, _redact: _Redact) -> None:

@@ -148,6 +148,9 @@ unlocked-task: note
 unknown-task: error
     Each of its ticks is sent, and refused by every worker of this app.
     Correct the name, or add its module to imports. Where another app's workers run it: --ignore unknown-task.
+not-counted: warning
+    pause_after_failures counts the runs of a LockedTask alone: the entry is never paused.
+    Set base=LockedTask, or take pause_after_failures away.
 broken-entry: error
     Every beat skips it.
     Correct or delete it, where it is kept.

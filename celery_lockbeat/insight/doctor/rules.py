@@ -221,6 +221,15 @@ def _entries(facts: Facts) -> _Found:
     for name, task in facts.entries.items():
         if known and task not in known:
             yield "unknown-task", f"entry {name}", f"there is no task {task!r} in this app"
+    plain = {task.name for task in facts.tasks if task.plain}
+    for name, limit in facts.pausing.items():
+        its_task = facts.entries.get(name, "")
+        if its_task in plain:
+            yield (
+                "not-counted",
+                f"entry {name}",
+                f"it has pause_after_failures={limit}, and {its_task!r} is no LockedTask",
+            )
     for name, why in facts.broken.items():
         yield "broken-entry", f"entry {name}", why
 
