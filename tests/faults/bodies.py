@@ -18,15 +18,18 @@ from celery_lockbeat import LockedTask, LockLost, LockNotAcquired, StoreUnavaila
 # Each member has a way of its own to the one broker, which they name by its address: else none would call another's waiters.
 vars(app)["lockbeat_broker"] = "the broker of all"
 
-#: The place that the bodies of one key write to. It refuses whoever comes with a token that is older than one it has seen.
+#: The places that the bodies of each key write to. Each refuses whoever comes with a token that is older than one it has seen, and
+#: who writes to several has them all, or none.
 GUARDED = witness.register_script(
     """
-    local line = cjson.decode(ARGV[2])
-    local accepted = tonumber(ARGV[1]) >= tonumber(redis.call('GET', KEYS[1]) or '0')
-    if accepted then
-      redis.call('SET', KEYS[1], ARGV[1])
+    local accepted = true
+    for i = 2, #KEYS do
+      accepted = accepted and tonumber(ARGV[i]) >= tonumber(redis.call('GET', KEYS[i]) or '0')
     end
-    redis.call('RPUSH', KEYS[2], string.sub(ARGV[2], 1, -2) .. ', "accepted": ' .. tostring(accepted) .. '}')
+    for i = 2, accepted and #KEYS or 1 do
+      redis.call('SET', KEYS[i], ARGV[i])
+    end
+    redis.call('RPUSH', KEYS[1], string.sub(ARGV[1], 1, -2) .. ', "accepted": ' .. tostring(accepted) .. '}')
     return accepted and 1 or 0
     """
 )
@@ -57,14 +60,18 @@ class Told(LockedTask):
 
 
 def work(task, key: str, seconds: float) -> str:
-    """Hold the lock for a while, write under its token, and return."""
+    """Hold the lock for a while, write under its tokens, and return."""
     lock, name = current_lock(), uuid.uuid4().hex
     task.request.fault_body = name
+    # of those that share a key none is the latest: each run has a place of its own there
+    whose = f":{task.request.id}" if (task.lock_limit or 1) > 1 else ""
 
     def write(what: str, at: float) -> bool:
         fields = {"id": task.request.id, "retries": task.request.retries, "key": key, "pid": os.getpid()}
-        line = {"what": what, "at": at, "body": name, **fields, "token": lock.token, "worker": task.request.hostname}
-        return bool(GUARDED(keys=[f"fence:{key}", "history"], args=[lock.token, json.dumps(line)]))
+        fields.update(token=lock.token, tokens=lock.tokens, worker=task.request.hostname)
+        line = json.dumps({"what": what, "at": at, "body": name, **fields})
+        fences = [f"fence:{each}{whose}" for each in lock.tokens]
+        return bool(GUARDED(keys=["history", *fences], args=[line, *lock.tokens.values()]))
 
     began = time.monotonic()
     lock.check()
@@ -82,8 +89,14 @@ def work(task, key: str, seconds: float) -> str:
     return key
 
 
+def keys_in(key: str, seconds: float) -> list[str]:
+    """The keys of a call, which says them in one text."""
+    return key.split(" ")
+
+
 def make(name: str, **options: object) -> None:
-    app.task(bind=True, base=Told, name=name, lock_key="{key}", **{"lock_driver": "redis", **options})(work)
+    options = {"lock_driver": "redis", "lock_key": "{key}", **options}
+    app.task(bind=True, base=Told, name=name, **options)(work)
 
 
 AGAIN = {
@@ -109,5 +122,9 @@ make("skip", **{**AGAIN, "lock_on_lost": "fail"}, autoretry_for=(StoreUnavailabl
 make("skip_long", **{**AGAIN, "lock_on_lost": "fail"}, lock_ttl=8, autoretry_for=(StoreUnavailable, LockLost))
 #: Those that find their key held wait in line. Each is to come to its end once, and they begin in the order in which they began to wait.
 make("wait", **AGAIN, lock_if_held="wait", autoretry_for=(StoreUnavailable, LockLost))
+#: The same, for a key that two may have at a time.
+make("two_at_once", **AGAIN, lock_if_held="wait", lock_limit=2, autoretry_for=(StoreUnavailable, LockLost))
+#: The same, and each has several keys, or none of them.
+make("all_or_none", **AGAIN, lock_if_held="wait", lock_key=keys_in, autoretry_for=(StoreUnavailable, LockLost))
 #: Acknowledged before it runs, as Celery does by default: at most once.
 make("early")

@@ -16,6 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from faults.history import Body, Fault, History, Message, grouped, healthy, without
 
@@ -39,16 +40,69 @@ def violation(rule: str, text: str, *moments: float, about: Iterator[object] | t
 
 
 def overlaps(history: History) -> Iterator[Violation]:
-    """No two bodies believe at one moment that they hold one key."""
-    for key, bodies in grouped(history.bodies, "key").items():
-        last = bodies[0]
-        for body in bodies[1:]:
-            if body.begun <= last.held_until:
-                text = f"{key}: {_told(body)} began while {_told(last)} believed that it holds the key"
-                yield violation(
-                    "overlap", text, last.begun, body.begun, about=(key, last.id, body.id, last.pid, body.pid)
-                )
-            last = max(last, body, key=lambda each: each.held_until)
+    """No more bodies than may have one key believe at one moment that they do, and no two of one run."""
+    for key, bodies in history.by_key().items():
+        limit, inside = history.limits.get(key, 1), []
+        for body in bodies:
+            inside = [each for each in inside if each.held_until >= body.begun]
+            if len(inside) >= limit or any(each.id == body.id for each in inside):
+                others = " and ".join(map(_told, inside))
+                text = f"{key}: {_told(body)} began while {others} believed that it holds the key"
+                about = {key, *(name for each in (*inside, body) for name in (each.key, each.id, each.pid))}
+                yield violation("overlap", text, inside[0].begun, body.begun, about=tuple(about))
+            inside.append(body)
+
+
+#: Leases that one call has taken have tokens of one moment, microseconds.
+TAKEN_AT_ONCE = 100_000
+
+#: What is given back key by key, since its holder is dead, say, is so in parts for so long at most.
+IN_PARTS = 0.5
+
+
+def all_or_none(history: History) -> Iterator[Violation]:
+    """Who has one of several keys has each of them from the same look on; and none alone, but while they are given back."""
+    keys_of = {each.id: history.setting["entries"][each.entry]["key"].split(" ") for each in history.messages}
+    runs = defaultdict(list)
+    for line in history.of("lease"):
+        if len(keys_of.get(_id_of(line), ())) > 1:
+            runs[line["run"], line["pid"]].append(line)
+    for (_, pid), leases in runs.items():
+        for taken in _taken_at_once(leases):
+            have, wanted = {line["key"] for line in taken}, set(keys_of[_id_of(taken[0])])
+            since, until = min(line["since"] for line in taken), max(line["until"] for line in taken)
+            in_parts = len({line["looks"][0] for line in taken}) > 1
+            kept = have != wanted and until - since > IN_PARTS and not _is_harmed(history, pid, since, until)
+            if in_parts or kept:
+                how = "had not all of its keys from one look on" if in_parts else f"had {sorted(have)} alone"
+                text = f"{taken[0]['run']} (pid {pid}) {how}, of {sorted(wanted)}"
+                yield violation("part of its keys", text, since, until, about=(*wanted, _id_of(taken[0]), pid))
+
+
+def _id_of(lease: dict[str, Any]) -> str:
+    """The task id of the run that has a lease."""
+    return str(lease.get("run", "")).partition(":")[0]
+
+
+def _taken_at_once(leases: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    taken: list[dict[str, Any]] = []
+    for line in sorted(leases, key=lambda line: line["token"]):
+        if taken and line["token"] > taken[0]["token"] + TAKEN_AT_ONCE:
+            yield taken
+            taken = []
+        taken.append(line)
+    yield taken
+
+
+def _is_harmed(history: History, pid: int, since: float, until: float) -> bool:
+    """Whether the store, a worker's way there, or this process was."""
+    grace = history.setting["grace"]
+    return any(
+        fault.at < until
+        and fault.until + grace > since
+        and ({"store", "worker", "worker's store"} & set(fault.harms) or pid in (*fault.killed, *fault.frozen))
+        for fault in history.faults
+    )
 
 
 # -- lines -------------------------------------------------------------------------------------------------------------
@@ -56,22 +110,28 @@ def overlaps(history: History) -> Iterator[Violation]:
 
 def order(history: History) -> Iterator[Violation]:
     """Of those that wait for one key, who began to wait first begins first, unless something was harmed meanwhile."""
-    keys = {told["key"] for told in history.setting["entries"].values() if told["kind"] == "wait"}
+    keys = {
+        key for told in history.setting["entries"].values() if told["kind"] == "wait" for key in told["key"].split(" ")
+    }
     since: dict[str, float] = {}
     for line in history.of("story"):
         if "task_waiting" in line["events"]:
             since[line["id"]] = min(line["at"], since.get(line["id"], line["at"]))
     slack, grace = history.setting["slack"], history.setting["grace"]
     harmed = [(fault.at - slack, fault.until + grace + slack) for fault in history.faults]
-    first = {body.id: body for body in reversed(history.bodies) if body.key in keys}
-    waited = sorted(((since[each], first[each]) for each in since.keys() & first.keys()), key=lambda each: each[0])
-    for (_, before), (at, after) in pairwise(waited):
-        # told by two processes, at nearly the same time, they may have come the other way round
-        if after.begun < before.begun and at - since[before.id] > slack / 10:
-            span = (since[before.id], before.begun)
-            if not any(a < span[1] and span[0] < b for a, b in harmed):
-                text = f"{before.key}: {_told(after)} began before {_told(before)}, which had waited for longer"
-                yield violation("order", text, *span, about=(before.key, before.id, after.id))
+    # those that need several wait in several lines, and are passed by others meanwhile
+    for key in sorted(keys - history.of_several):
+        first = {body.id: body for body in reversed(history.bodies) if body.key == key}
+        waited = sorted(((since[each], first[each]) for each in since.keys() & first.keys()), key=lambda each: each[0])
+        # of two that are called at once either may come first
+        apart = slack if history.limits[key] > 1 else 0.0
+        for (_, before), (at, after) in pairwise(waited):
+            # told by two processes, at nearly the same time, they may have come the other way round
+            if after.begun + apart < before.begun and at - since[before.id] > slack / 10:
+                span = (since[before.id], before.begun)
+                if not any(a < span[1] and span[0] < b for a, b in harmed):
+                    text = f"{before.key}: {_told(after)} began before {_told(before)}, which had waited for longer"
+                    yield violation("order", text, *span, about=(before.key, before.id, after.id))
 
 
 # -- P5: tokens --------------------------------------------------------------------------------------------------------
@@ -79,20 +139,42 @@ def order(history: History) -> Iterator[Violation]:
 
 def tokens(history: History) -> Iterator[Violation]:
     """Tokens only grow per key, and the guarded place refuses a write with an older one than it has seen."""
-    for key, bodies in grouped(history.bodies, "key").items():
-        for before, after in pairwise(bodies):
-            if after.token <= before.token:
-                text = f"{key}: {_told(after)} has token {after.token}, after {before.token} of {_told(before)}"
-                yield violation("token", text, before.begun, after.begun, about=(key, before.id, after.id))
-    seen: dict[str, int] = {}
+    for key, bodies in history.by_key().items():
+        pairs = pairwise(bodies) if history.limits.get(key, 1) == 1 else _one_after_the_other(history, key, bodies)
+        for before, after in pairs:
+            if after.tokens[key] <= before.tokens[key]:
+                text = f"{key}: {_told(after)} has token {after.tokens[key]}, after {before.tokens[key]} of {_told(before)}"
+                yield violation("token", text, before.begun, after.begun, about=(key, after.key, before.id, after.id))
+    yield from _writes(history)
+
+
+def _one_after_the_other(history: History, key: str, bodies: list[Body]) -> Iterator[tuple[Body, Body]]:
+    """Each body of a key that several may have, and the one of the greatest token that had left it when it was granted."""
+    absent = {line["token"]: line["after"] for line in history.of("lease") if line["key"] == key}
+    for body in bodies:
+        # of those that have it together either may begin first; when one was granted is between two looks
+        since = absent.get(body.tokens[key], float("-inf"))
+        gone = [each for each in bodies if each.held_until < since]
+        same = [each for each in bodies if each is not body and each.tokens[key] == body.tokens[key]]
+        for before in [max(gone, key=lambda each: each.tokens[key]), *same] if gone else same:
+            yield before, body
+
+
+def _writes(history: History) -> Iterator[Violation]:
+    seen: dict[tuple[str, str], int] = {}
     for line in history.lines:
         if line["what"] not in ("begin", "write"):
             continue
-        key, token, greatest = line["key"], line["token"], seen.get(line["key"], 0)
-        if line["what"] == "write" and line["accepted"] != (token >= greatest):
-            text = f"{key}: a write with token {token} after {greatest} was {'accepted' if line['accepted'] else 'refused'}"
-            yield violation("token", text, line["at"], about=(key, line["id"]))
-        seen[key] = max(greatest, token)
+        told = line.get("tokens") or {line["key"]: line["token"]}
+        # where several may have a key, each run has a place of its own to write to
+        places = {(key, line["id"] if history.limits.get(key, 1) > 1 else ""): token for key, token in told.items()}
+        current = all(token >= seen.get(place, 0) for place, token in places.items())
+        if line["what"] == "write" and line["accepted"] != current:
+            greatest = max(seen.get(place, 0) for place in places)
+            text = f"{line['key']}: a write with token {line['token']} after {greatest} was {'accepted' if line['accepted'] else 'refused'}"
+            yield violation("token", text, line["at"], about=(line["key"], line["id"]))
+        if current:
+            seen.update(places)
 
 
 # -- P2: ticks ---------------------------------------------------------------------------------------------------------
@@ -304,8 +386,8 @@ def _died(history: History, message: Message, bodies: list[Body], states: list[s
 def frees(history: History) -> Iterator[Violation]:
     """A lock is free when its run is over, within a second of a pool child's death, and within the ttl of a worker's."""
     setting = history.setting
-    ttls = {told["key"]: told["ttl"] for told in setting["entries"].values()}
-    over = {(body.key, body.token): body for body in history.bodies if body.over is not None}
+    ttls = {key: told["ttl"] for told in setting["entries"].values() for key in told["key"].split(" ")}
+    over = {each: body for body in history.bodies if body.over is not None for each in body.tokens.items()}
     for line in history.of("lease"):
         key, token, pid, until = line["key"], line["token"], line["pid"], line["until"]
         body, death = over.get((key, token)), history.deaths.get(pid)
@@ -481,6 +563,7 @@ def leftovers(history: History) -> Iterator[Violation]:
 
 RULES: tuple[Callable[[History], Iterator[Violation]], ...] = (
     overlaps,
+    all_or_none,
     order,
     tokens,
     ticks_under_one_id,
@@ -510,6 +593,7 @@ def counts(history: History) -> dict[str, int]:
     states = Counter(line["state"] for line in history.of("over"))
     reasons = Counter(line["reason"] for line in history.of("over") if line["state"] == "TaskSkipped")
     begun = Counter(body.id for body in history.bodies)
+    waited = {line["id"] for line in history.of("story") if "task_waiting" in line["events"]}
     return {
         "faults": len(history.faults),
         "ticks published": len(first),
@@ -526,8 +610,12 @@ def counts(history: History) -> dict[str, int]:
         "skipped, key held": reasons["locked"],
         "skipped, duplicates": reasons["duplicate"],
         "copies postponed, and put off to wait": states["Ignore"],
-        "runs that waited in line": len(
-            {line["id"] for line in history.of("story") if "task_waiting" in line["events"]}
+        "runs that waited in line": len(waited),
+        "bodies of a key that several may have": sum(history.limits.get(body.key, 1) > 1 for body in history.bodies),
+        "of these, begun beside another": _begun_beside_another(history),
+        "bodies of several keys": sum(len(body.tokens) > 1 for body in history.bodies),
+        "of their runs, begun after they had waited": len(
+            waited & {body.id for body in history.bodies if len(body.tokens) > 1}
         ),
         "marks of the clock that had to have a run": sum(
             len(marks_to_check(history, name)) for name, told in entries.items() if told["marks"]
@@ -537,6 +625,14 @@ def counts(history: History) -> dict[str, int]:
         "executions that told their story": len(history.of("story")),
         "times that all was at work again": len(history.of("quiet")),
     }
+
+
+def _begun_beside_another(history: History) -> int:
+    count = 0
+    for key, bodies in history.by_key().items():
+        if history.limits.get(key, 1) > 1:
+            count += sum(any(each.held_until >= body.begun for each in bodies[:n]) for n, body in enumerate(bodies))
+    return count
 
 
 def _told(body: Body) -> str:

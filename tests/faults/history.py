@@ -18,11 +18,11 @@ from typing import Any
 KINDS = {
     "message": "the broker's reader: a tick lies in the broker (entry, run, due, id, pid)",
     "copy": "the broker's reader: it has given the workers a message, or a copy of one (id, number)",
-    "begin": "a body: it has begun, under a token (body, id, retries, key, token, pid, worker)",
+    "begin": "a body: it has begun, under a token of each of its keys (body, id, retries, key, token, tokens, pid, worker)",
     "write": "the guarded place: a body's last deed, accepted or refused (as begin, accepted)",
     "over": "a worker: an execution has ended and released its lock (id, retries, pid, body, state, reason)",
     "belief": "a body: until when at least it believed that it holds its lock (body, until)",
-    "lease": "the store's watcher: a live lease, seen until then (key, token, pid, since, until)",
+    "lease": "the store's watcher: a live lease, not seen before, and seen until then, in these looks (key, token, pid, run, after, since, until, looks)",
     "up": "the runner: a process is at work (name, pid, entries)",
     "down": "the runner: it is not any more (name, pid)",
     "fault": "the runner: what was done to whom (kind, target, harms, until, killed, frozen, moment)",
@@ -67,6 +67,13 @@ class Body:
     state: str | None = None
     #: the name of its worker
     worker: str = ""
+    #: the token of each key, where they are told one by one
+    of_each: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """The token of each of its keys."""
+        return self.of_each or {self.key: self.token}
 
 
 @dataclass(frozen=True)
@@ -110,9 +117,30 @@ class History:
     def setting(self) -> dict[str, Any]:
         """The first line: ``seed``, ``started`` and ``ended``, ``wall`` (what to add to get to the wall clock), ``claim_ttl``,
         ``slack``, ``grace``, and ``entries``: name -> ``every`` (seconds), ``marks`` (true: at marks of the clock),
-        ``kind`` (once, skip, early), ``key``, ``ttl``, ``in_memory`` (whose lock is in the memory store) and ``pauses`` (it is
-        paused at times)."""
+        ``kind`` (once, skip, early), ``key`` (several, with a space between them), ``limit`` (so many may have it), ``ttl``,
+        ``in_memory`` (whose lock is in the memory store) and ``pauses`` (it is paused at times)."""
         return self.lines[0]
+
+    @cached_property
+    def limits(self) -> dict[str, int]:
+        """How many may have each key at a time."""
+        return {
+            key: told.get("limit", 1) for told in self.setting["entries"].values() for key in told["key"].split(" ")
+        }
+
+    @cached_property
+    def of_several(self) -> frozenset[str]:
+        """The keys that some runs have together with others."""
+        several = [told["key"].split(" ") for told in self.setting["entries"].values()]
+        return frozenset(key for keys in several for key in keys if len(keys) > 1)
+
+    def by_key(self) -> dict[str, list[Body]]:
+        """The bodies that had each key, in the order in which they began."""
+        groups = defaultdict(list)
+        for body in self.bodies:
+            for key in body.tokens:
+                groups[key].append(body)
+        return dict(groups)
 
     @cached_property
     def end(self) -> dict[str, Any]:
@@ -131,7 +159,8 @@ class History:
         for line in self.of("begin"):
             name, at, worker = line["body"], line["at"], line.get("worker", "").partition("@")[0]
             told = (name, line["id"], line["key"], line["token"], line["pid"], at)
-            bodies[name] = Body(*told, retries=line.get("retries", 0), held_until=at, worker=worker)
+            of_each = line.get("tokens", {})
+            bodies[name] = Body(*told, retries=line.get("retries", 0), held_until=at, worker=worker, of_each=of_each)
         for line in self.of("belief"):
             if line["body"] in bodies:
                 bodies[line["body"]].held_until = max(bodies[line["body"]].begun, line["until"])

@@ -41,6 +41,11 @@ STEPS: dict[str, tuple[str, str, Callable[[bytes], bool]]] = {
     "take over": ("beat", "store", _script("take_over")),
     "deliver": ("worker", "broker", _command(b'"lockbeat"', b'"delivery_tag"')),
     "acquire": ("worker", "store", _script("acquire")),
+    "take several": ("worker", "store", _script("acquire_all")),
+    # with the place in line that it is to have where the key is held
+    "wait": ("worker", "store", _script("acquire", b'"ticket"')),
+    # its own message, or that of whoever is called
+    "send on": ("worker", "broker", _command(b"LPUSH", b'"lockbeat_line"')),
     "renew": ("worker", "store", _script("extend")),
     "release": ("worker", "store", _script("release")),
     "acknowledge": ("worker", "broker", _command(b"ZREM", b"HDEL", b"unacked")),

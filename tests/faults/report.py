@@ -50,6 +50,7 @@ def window(history: History, found: Violation, around: float = 1.0) -> list[dict
         if line["what"] in ("setting", "end", "belief") or not since <= line["at"] <= until:
             return False
         named = {line.get(name) for name in ("id", "key", "entry", "pid", "name", "who")}
+        named |= set(line.get("tokens", ()))
         return bool(named & found.about)
 
     return sorted((line for line in history.lines if concerns(line)), key=lambda line: line["at"])
@@ -89,7 +90,7 @@ def picture(history: History, found: Violation, around: float = 1.0) -> str:
             if (
                 body.begun <= until
                 and max(body.held_until, body.over or 0) >= since
-                and {body.id, body.key, body.pid} & found.about
+                and {body.id, body.key, body.pid, *body.tokens} & found.about
             ):
                 yield lane(
                     f"body {body.key} pid {body.pid}",
@@ -120,6 +121,8 @@ def verdict(history: History, moments: Counter[Cell], violations: list[Violation
         )
     rules = (
         "overlap",
+        "part of its keys",
+        "order",
         "lost tick",
         "doubled tick",
         "late tick",

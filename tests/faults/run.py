@@ -73,7 +73,7 @@ class Run:
             grace=GRACE,
             entries={
                 name: {
-                    **{each: told[each] for each in ("every", "marks", "kind", "key", "ttl")},
+                    **{each: told[each] for each in ("every", "marks", "kind", "key", "ttl", "limit")},
                     "in_memory": told["task"] == "once_in_memory",
                     "pauses": name == PAUSED,
                 }

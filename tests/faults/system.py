@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import psutil
 import redis
@@ -58,6 +59,7 @@ def _entry(
     task: str = "",
     of: str = "ab",
     ttl: float = TTL,
+    limit: int = 1,
 ) -> dict[str, Any]:
     return {
         "every": every,
@@ -68,6 +70,7 @@ def _entry(
         "key": key,
         "of": of,
         "ttl": ttl,
+        "limit": limit,
     }
 
 
@@ -91,6 +94,13 @@ ENTRIES = {
     "line-1": _entry(2, "wait", 0.1, key="line", marks=True),
     "line-2": _entry(2, "wait", 0.1, key="line", marks=True),
     "line-3": _entry(2, "wait", 0.1, key="line", marks=True),
+    # of four that are due at once two have the key, and two wait
+    **{f"few-{n}": _entry(3, "wait", 0.3, key="few", marks=True, task="two_at_once", limit=2) for n in range(1, 5)},
+    # each shares a key with the next, round in a ring, and says its keys in another order; the last needs one of them alone
+    "ring-1": _entry(3, "wait", 0.1, key="ring-a ring-b", marks=True, task="all_or_none"),
+    "ring-2": _entry(3, "wait", 0.1, key="ring-c ring-b", marks=True, task="all_or_none"),
+    "ring-3": _entry(3, "wait", 0.1, key="ring-c ring-a", marks=True, task="all_or_none"),
+    "ring-4": _entry(3, "wait", 0.1, key="ring-b", marks=True),
     "old": _entry(1.0, "early", 0.05, key="old", of="a"),
     "new": _entry(1.0, "early", 0.05, key="new", of="b"),
     # this one is paused and resumed all the time
@@ -327,7 +337,7 @@ class System:
     def left(self) -> dict[str, Any]:
         """What is left when all has ended."""
         with self.store.client() as store, self.results.client() as results:
-            held = [f"{key} by {lease}" for key, lease in live(store).items()] + self.disk.held()
+            held = [f"{key} by {pid}: {run}" for (key, _), (pid, run) in live(store).items()] + self.disk.held()
             # but for the format, which has no end
             keys = [key for key in store.scan_iter(f"{PREFIX}*", count=1000) if key != f"{PREFIX}format"]
             lasting = [key for key in keys if store.ttl(key) == -1]
@@ -712,32 +722,36 @@ class Watcher(_Thread):
     def __init__(self, system: System) -> None:
         super().__init__(system)
         self._leases: dict[tuple[str, int], dict[str, Any]] = {}
+        self._looks, self._looked = 0, 0.0
 
     def look(self) -> None:
-        store = self.system.store
+        store, asked = self.system.store, time.monotonic()
         port = store.port
         with store.client() as client:
             leases = live(client)
         if store.port != port:
             return  # it was the primary no more, perhaps
-        for key, (token, pid) in leases.items():
-            now = time.monotonic()
-            if (key, token) not in self._leases:
-                self._leases[key, token] = line = {
+        self._looks += 1
+        now = time.monotonic()
+        for (key, token), (pid, run) in leases.items():
+            line = self._leases.get((key, token))
+            if line is None:
+                told = {"key": key, "token": token, "pid": pid, "run": run, "looks": [self._looks] * 2}
+                line = self._leases[key, token] = {
                     "what": "lease",
                     "at": now,
-                    "key": key,
-                    "token": token,
-                    "pid": pid,
+                    "after": self._looked,
                     "since": now,
+                    **told,
                 }
                 self.system.history.lines.append(line)
-            self._leases[key, token]["until"] = now
+            line["until"], line["looks"][1] = now, self._looks
+        self._looked = asked
 
 
-def live(client: redis.Redis) -> dict[str, tuple[int, int]]:
-    """The live leases in the store: token and pid of the holder, by key."""
-    keys = sorted({entry["key"] for entry in ENTRIES.values()})
+def live(client: redis.Redis) -> dict[tuple[str, int], tuple[int, str]]:
+    """The live leases in the store at one moment: pid and run of the holder, by key and token."""
+    keys = sorted({key for entry in ENTRIES.values() for key in entry["key"].split(" ")})
     pipeline = client.pipeline(transaction=True)
     pipeline.time()
     for key in keys:
@@ -753,7 +767,8 @@ def live(client: redis.Redis) -> dict[str, tuple[int, int]]:
         )
         for text in holders:
             if text and int(text[16:29]) > now and text[29] != " ":
-                found[key] = int(text[:16]), int(text.partition(" pid ")[2].split()[0])
+                pid = int(text.partition(" pid ")[2].split()[0])
+                found[key, int(text[:16])] = pid, unquote(text[29:].split(" ")[1])
     return found
 
 

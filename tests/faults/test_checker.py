@@ -43,6 +43,10 @@ class Past:
                     "skip": {**entry, "kind": "skip", "key": "s"},
                     "other": {**entry, "key": "other"},
                     "line": {**entry, "kind": "wait", "key": "l"},
+                    # their ticks may be as near to each other as a test has them
+                    "few": {**entry, "every": 0.001, "kind": "wait", "key": "f", "limit": 2},
+                    "both": {**entry, "every": 0.001, "kind": "wait", "key": "x y"},
+                    "left": {**entry, "every": 0.001, "kind": "wait", "key": "x"},
                 },
             }
         ]
@@ -70,16 +74,20 @@ class Past:
         told = {"id": None, "token": None, "execution": None, "pid": None, "entry": None, "run": None, "count": None}
         self.add("record", at, written=at + 0.5, event=event, **{**told, **fields})
 
-    def body(self, key: str, task_id: str, begun: float, ended: float) -> None:
-        """One that wrote at its end, and released its lock."""
+    def body(self, key: str, task_id: str, begun: float, ended: float, *, token: int = 0) -> None:
+        """One that wrote at its end, and released its lock, of one key or of several."""
         name, pid = f"{task_id}-{begun}", {"k": 9, "m": 10, "e": 11, "s": 12}.get(key, 13)
-        told = {"body": name, "id": task_id, "retries": 0, "key": key, "token": int(begun * 1000), "pid": pid}
+        told = {"body": name, "id": task_id, "retries": 0, "key": key, "token": token or int(begun * 1000), "pid": pid}
+        told["tokens"] = dict.fromkeys(key.split(" "), told["token"])
         self.add("begin", begun, **told)
         self.add("belief", ended, body=name, until=ended)
         self.add("write", ended, **told, accepted=True)
         self.add("over", ended + 0.01, id=task_id, retries=0, pid=pid, body=name, state="SUCCESS", reason=None)
         self.record(ended, "task_succeeded", id=task_id, token=told["token"], pid=pid)
-        self.add("lease", begun, key=key, token=told["token"], pid=pid, since=begun, until=ended + 0.02)
+        looks = [int(begun * 20), int(ended * 20)]
+        for each in told["tokens"]:
+            lease = {"key": each, "token": told["token"], "pid": pid, "run": f"{task_id}:0:0"}
+            self.add("lease", begun, **lease, after=begun - 0.05, since=begun, until=ended + 0.02, looks=looks[:])
         events = ["task_started", "lock_acquired", "task_succeeded", "task_finished"]
         self.add("story", begun, execution=name, id=task_id, pid=pid, events=events, errors=[])
 
@@ -155,6 +163,167 @@ def test_those_that_waited_begin_in_their_order(past):
     assert "order" not in past.found()
 
 
+# -- keys that several may have ----------------------------------------------------------------------------------------
+
+
+def few(past: Past, run: int, begun: float, ended: float, *, at: float = 0.0, **more: int) -> None:
+    past.tick("few", run, at or begun - 0.1)
+    past.claimed["few"] = max(run, past.claimed.get("few", 0))
+    past.body("f", f"few-{run}", begun, ended, **more)
+
+
+def test_as_many_as_may_have_a_key_at_a_time_and_one_more_overlaps(past):
+    few(past, 1, 5.0, 7.0)
+    few(past, 2, 5.5, 6.0)
+    few(past, 3, 6.1, 7.5)
+    assert past.found() == set()
+    few(past, 4, 7.0, 7.2)
+    found = [each for each in check(past.history()) if each.rule == "overlap"]
+    assert len(found) == 1
+    assert "few-4" in found[0].text
+    assert {"f", "few-1", "few-3", "few-4"} <= found[0].about
+    past.change("belief", {"until": 6.9}, body="few-1-5.0")
+    assert past.found() == set(), "the first knew that it has it no more"
+
+
+def test_two_bodies_of_one_run_overlap_though_two_may_have_the_key(past):
+    few(past, 1, 5.0, 7.0)
+    past.body("f", "few-1", 5.5, 6.5)
+    assert "overlap" in past.found()
+
+
+def test_of_those_that_have_a_key_together_either_token_may_be_the_greater_and_whoever_comes_later_has_a_greater_one(
+    past,
+):
+    few(past, 1, 5.0, 6.0, token=5100)
+    few(past, 2, 5.02, 6.1, token=5000)
+    assert past.found() == set()
+    few(past, 3, 6.08, 6.3, token=5050)
+    assert past.found() == {"token"}
+    past.change("lease", {"after": 5.99}, token=5050)
+    assert past.found() == set(), "it may have been granted before the first had left"
+    past.change("lease", {"after": 6.03}, token=5050)
+    past.change("begin", {"tokens": {"f": 6050}}, id="few-3")
+    past.change("write", {"tokens": {"f": 6050}}, id="few-3")
+    assert past.found() == set()
+    past.change("begin", {"tokens": {"f": 5100}}, id="few-2")
+    past.change("write", {"tokens": {"f": 5100}}, id="few-2")
+    assert past.found() == {"token"}, "two holders with one token"
+
+
+def test_of_those_that_are_called_at_once_either_begins_first_and_who_is_passed_over_for_long_is_found(past):
+    for run, since, begun in (1, 5.0, 7.0), (2, 6.0, 6.5):
+        few(past, run, begun, begun + 0.1, at=since - 0.1)
+        told = {"execution": f"waits-{run}", "id": f"few-{run}", "pid": 13, "errors": []}
+        past.add("story", since, **told, events=["task_waiting"])
+    assert past.found() == set()
+    past.change("begin", {"at": 8.0}, id="few-1")
+    assert "order" in past.found()
+
+
+# -- several keys ------------------------------------------------------------------------------------------------------
+
+
+def both(past: Past, run: int, begun: float, ended: float) -> str:
+    past.tick("both", run, begun - 0.1)
+    past.claimed["both"] = max(run, past.claimed.get("both", 0))
+    past.body("x y", f"both-{run}", begun, ended)
+    return f"both-{run}"
+
+
+@pytest.mark.parametrize("key", ["x", "y", "y other"])
+def test_two_bodies_that_share_one_of_their_keys_overlap(past, key):
+    both(past, 1, 5.0, 5.5)
+    past.body(key, "other-1", 5.6, 5.8)
+    assert "overlap" not in past.found()
+    past.body(key, "other-2", 5.4, 5.5)
+    assert "overlap" in past.found()
+
+
+def test_a_token_that_does_not_grow_is_found_of_each_of_several_keys(past):
+    both(past, 1, 5.0, 5.5)
+    past.body("y", "other-1", 5.6, 5.8, token=5001)
+    assert "token" not in past.found()
+    for what in "begin", "write":
+        past.change(what, {"tokens": {"x": 5000, "y": 5001}}, id="both-1")
+    assert "token" in past.found()
+
+
+def test_a_write_with_one_token_that_is_too_old_is_to_be_refused(past):
+    both(past, 1, 5.0, 5.5)
+    past.body("y", "other-1", 5.6, 5.8)
+    late = {"body": "both-1-5.0", "id": "both-1", "retries": 0, "key": "x y", "token": 5700, "pid": 13}
+    past.add("write", 5.9, **late, tokens={"x": 5700, "y": 5000}, accepted=False)
+    assert "token" not in past.found()
+    past.change("write", {"accepted": True}, at=5.9)
+    assert "token" in past.found()
+
+
+def test_who_takes_its_keys_one_after_the_other_is_found(past):
+    both(past, 1, 5.0, 5.5)
+    assert past.found() == set()
+    past.change("lease", {"looks": [102, 110]}, key="y", token=5000)
+    assert past.found() == {"part of its keys"}
+    # an attempt that was given back, and the next one
+    past.drop("lease", key="y", token=5000)
+    past.add("lease", 5.2, key="y", token=205000, pid=13, run="both-1:0:0", since=5.2, until=5.8, looks=[104, 116])
+    past.change("lease", {"until": 5.1}, key="x", token=5000)
+    assert past.found() == {"part of its keys"}, "it has the second alone"
+    past.change("lease", {"until": 5.3}, token=205000)
+    assert past.found() == set()
+
+
+def test_who_keeps_a_part_of_its_keys_is_found_unless_nobody_could_give_the_others_back(past):
+    both(past, 1, 5.0, 5.9)
+    past.drop("lease", key="y", token=5000)
+    assert past.found() == {"part of its keys"}
+    past.fault(4.9, "delay", "worker store", until=5.2, harms=["worker", "worker's store"])
+    assert past.found() == set()
+
+
+@pytest.mark.parametrize("key", ["x", "y"])
+def test_each_of_several_keys_of_a_dead_holder_is_free_within_its_bound(past, key):
+    both(past, 1, 5.0, 5.5)
+    past.change("lease", {"until": 9.0}, key=key, token=5000)
+    assert past.found() == {"orphan lock"}
+
+
+def test_a_run_of_several_keys_that_never_ran_is_lost(past):
+    both(past, 1, 5.0, 5.5)
+    for what in "begin", "write", "over", "lease", "belief":
+        past.drop(what, **({"token": 5000} if what == "lease" else {"body": "both-1-5.0"}))
+    past.drop("record", id="both-1", event="task_succeeded")
+    past.drop("story", id="both-1")
+    past.add("story", 5.0, execution="waits", id="both-1", pid=13, events=["task_waiting"], errors=[])
+    assert past.found() == {"lost run"}
+
+
+def test_a_run_of_several_keys_may_be_passed_while_it_waits(past):
+    """It waits in the line of one key, and then in that of the other."""
+    for run, since, begun in (1, 5.0, 7.0), (2, 6.0, 6.5):
+        entry, key = ("both", "x y") if run == 1 else ("left", "x")
+        past.tick(entry, run, begun - 0.1)
+        past.body(key, f"{entry}-{run}", begun, begun + 0.1)
+        told = {"execution": f"waits-{run}", "id": f"{entry}-{run}", "pid": 13, "errors": []}
+        past.add("story", since, **told, events=["task_waiting"])
+    past.claimed.update(both=1, left=2)
+    past.tick("left", 1, 3.0)
+    past.body("x", "left-1", 3.1, 3.2)
+    assert past.found() == set()
+
+
+def test_it_is_told_how_much_there_was_of_both(past):
+    few(past, 1, 5.0, 7.0)
+    few(past, 2, 5.5, 6.0)
+    both(past, 1, 5.0, 5.5)
+    past.add("story", 4.9, execution="waits", id="both-1", pid=13, events=["task_waiting"], errors=[])
+    told = counts(past.history())
+    assert told["bodies of a key that several may have"] == 2
+    assert told["of these, begun beside another"] == 1
+    assert told["bodies of several keys"] == 1
+    assert told["of their runs, begun after they had waited"] == 1
+
+
 # -- exclusion, tokens -------------------------------------------------------------------------------------------------
 
 
@@ -199,7 +368,7 @@ def test_however_bodies_follow_each_other_only_the_one_that_comes_too_early_over
 
 def test_a_token_that_does_not_grow_is_found(past):
     for what in "begin", "write":
-        past.change(what, {"token": 100}, body="one-5-5.1")
+        past.change(what, {"token": 100, "tokens": {"k": 100}}, body="one-5-5.1")
     assert "token" in past.found()
 
 
@@ -579,4 +748,4 @@ def test_holes_are_cut_out_of_spans(holes):
 
 def test_a_body_is_told_from_its_lines(past):
     body = next(each for each in past.history().bodies if each.id == "one-9")
-    assert body == Body("one-9-9.1", "one-9", "k", 9100, 9, 9.1, 0, 9.5, 9.5, None, 9.51, "SUCCESS")
+    assert body == Body("one-9-9.1", "one-9", "k", 9100, 9, 9.1, 0, 9.5, 9.5, None, 9.51, "SUCCESS", "", {"k": 9100})

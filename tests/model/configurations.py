@@ -6,6 +6,7 @@ from .beats import Beats
 from .checker import Model
 from .lines import Lines
 from .locks import Locks
+from .several import Several
 
 #: Searched whole in each run of the suite, in seconds.
 HOLD: dict[str, Model] = {
@@ -23,6 +24,10 @@ HOLD: dict[str, Model] = {
     "2 workers, 3 runs in line, 1 copy of each, 2 deaths": Lines(copies=1),
     "2 workers, 3 runs in line, 2 copies of each, 1 death": Lines(deaths=1),
     "3 workers, 3 runs in the line of a key for two, 2 deaths": Lines(workers=3, limit=2, copies=1),
+    "2 workers, 2 runs of 2 keys each, one of them the same, 1 death": Several(keys=((0, 1), (1, 2))),
+    "2 workers, 2 runs, of 2 keys and of one of them, each taken by itself": Several(
+        keys=((0, 1), (1,)), parted=True, deaths=0, copies=1
+    ),
 }
 
 #: These take a minute each.
@@ -41,6 +46,11 @@ WHOLE: dict[str, Model] = {
     "2 workers, 3 runs in line, 2 copies of each, 2 deaths": Lines(),
     "3 workers, 4 runs in the line of a key for two, 2 deaths": Lines(workers=3, runs=4, limit=2, copies=1),
     "2 workers, 3 runs in line, leases of two ages": Lines(copies=1, ttl=2, grace=2, deaths=1),
+    "2 workers, 3 runs of 2 of 3 keys each": Several(deaths=0),
+    "2 workers, 2 runs of the same 2 keys, each taken by itself": Several(keys=((0, 1), (0, 1)), parted=True, deaths=0),
+    "2 workers, 2 runs of 2 keys each, one of them the same, leases of two ages, 1 death": Several(
+        keys=((0, 1), (1, 2)), ttl=2, grace=2
+    ),
 }
 
 
@@ -54,6 +64,10 @@ def _locks(*without: str, **more: int | tuple[int, ...]) -> Locks:
 
 def _lines(*without: str, **more: int) -> Lines:
     return Lines(**more, without=frozenset(without))
+
+
+def _several(*without: str, **more: int | tuple[tuple[int, ...], ...]) -> Several:
+    return Several(**more, without=frozenset(without))
 
 
 #: Each with the beginning of what it breaks.
@@ -99,6 +113,22 @@ MUTATED: dict[str, tuple[Model, str]] = {
     "a copy that died before it sent the next counts as sent": (
         _lines("a look at what was delivered before"),
         "P2: run 2 is nowhere",
+    ),
+    "what was taken of several keys is kept when one is refused": (
+        _several("what was taken is given back"),
+        "all or none: run",
+    ),
+    "several keys that are taken one by one are trusted from the last on": (
+        _several("trust since the first of them was asked for", keys=((0, 1), (0, 1)), parted=True),
+        "all or none: run",
+    ),
+    "a key that is kept for a run is another's for itself, too": (
+        _several("one's own place"),
+        "deadlock",
+    ),
+    "a run of several keys that has ended is not remembered": (
+        _several("memory of who has ended"),
+        "P2: run",
     ),
     "who has waited is not remembered": (_lines("memory of who has waited"), "P2: run 2 is brought to its end twice"),
 }

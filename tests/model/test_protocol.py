@@ -11,6 +11,7 @@ from .checker import explore
 from .configurations import ASSUMED, HOLD, MUTATED, WHOLE
 from .lines import Lines
 from .locks import Locks
+from .several import Several
 
 # it runs nothing of the package
 pytestmark = pytest.mark.no_cover
@@ -55,6 +56,7 @@ def test_two_bodies_need_both_a_renewal_after_a_loss_and_one_by_name(without):
         Locks(workers=2, runs=1, copies=1, ttl=1),
         Locks(workers=2, runs=2, copies=1, ttl=1, limits=(1, 2)),
         Lines(runs=2, copies=1),
+        Several(keys=((0, 1), (0,))),
     ],
 )
 def test_states_are_alike_only_if_what_can_follow_is(model):
