@@ -298,6 +298,7 @@ def test_each_command_runs_and_each_probe_tells_a_frozen_one_from_one_that_is_we
     ):
         for port in deployed.ports.values():
             wait_until(lambda port=port: scraped(port), 60, "the exporter exports")
+            assert exporter_is_well(port)
         for kind in ("beat", "worker"):
             wait_until(lambda kind=kind: deployed.probe(kind, "startupProbe") == 0, 60, f"the {kind} has started")
             wait_until(lambda kind=kind: deployed.probe(kind, "readinessProbe") == 0, 60, f"the {kind} is ready")
@@ -315,6 +316,7 @@ def test_each_command_runs_and_each_probe_tells_a_frozen_one_from_one_that_is_we
             wait_until(lambda kind=kind: deployed.probe(kind, "readinessProbe") != 0, 40, f"the {kind} is missed")
         for one in (beat, worker, other_beat, other_worker):
             os.killpg(one.pid, signal.SIGCONT)
+    assert not any(map(exporter_is_well, deployed.ports.values()))
     # the root file system of a pod is read-only
     left = {path.name for path in set(deployed.directory.iterdir()) - before}
     assert {name for name in left if not name.startswith("log")} <= {"kubernetes", "systemd", "__pycache__"}
@@ -333,6 +335,12 @@ def scraped(port: int) -> str:
             return answer.read().decode()
     except OSError:
         return ""
+
+
+def exporter_is_well(port: int) -> bool:
+    """Whether Compose would say so."""
+    (*_, check) = COMPOSE["metrics"]["healthcheck"]["test"]
+    return subprocess.run([sys.executable, "-c", check.replace("9808", str(port))], capture_output=True).returncode == 0
 
 
 def test_the_page_of_compose_asks_who_is_there_and_knows_the_password_that_the_readme_tells(deployed):
