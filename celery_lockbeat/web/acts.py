@@ -40,7 +40,8 @@ Form = Mapping[str, str]
 class Act:
     """Something that may be done: what it is called, what it asks for beside a name, and what it does.
 
-    ``told`` says before what will be done, by what was asked for; ``do`` does it, in the name of somebody, and says so.
+    ``told`` says before what will be done, by what was asked for, in a line, and which in more of them; ``do`` does it, in the name
+    of somebody, and says so.
     """
 
     name: str
@@ -168,9 +169,9 @@ def _will_backfill(known: Known, form: Form) -> str:
     dues = entry.dues(*_span(known, form))
     if not dues:
         return f"{cut(entry.name, 120)!r} was not due in this time."
-    shown = [full(due, known.app.timezone).replace(" ", "\u00a0") for due in dues]
+    shown = [full(due, known.app.timezone) for due in dues]
     some = shown if len(shown) <= 2 * SHOWN else [*shown[:SHOWN], "...", *shown[-SHOWN:]]
-    return f"A dry run: {len(dues)} ticks of {asked_by(entry, known)} would be published, those of {', '.join(some)}."
+    return "\n".join([f"A dry run: {len(dues)} ticks of {asked_by(entry, known)} would be published:", *some])
 
 
 def _backfill(known: Known, form: Form, who: str) -> str:

@@ -108,6 +108,7 @@ def schedules(known: Known, request: Request, now: datetime) -> Mapping[str, Any
             "version": model.version,
             "counts": counts,
             "known": len(model),
+            "is_beatless": model.knows_beats and not any(silent_for < ALIVE for _, silent_for in model.replicas()),
             "found": len(found),
             "number": number,
             "pages": max(1, -(-len(found) // SHOWN)),

@@ -81,7 +81,7 @@ def shop() -> Iterator[Any]:
 
 def take(browser: Any, address_of: Any, view: str, path: Path, *, dark: bool, width: int) -> None:
     """Take a picture of a view."""
-    high = 740 if width < 600 else 1240 if view == "entry" else 800
+    high = 740 if width < 600 else 2160 if width > 2000 else 1240 if view == "entry" else 800
     page = page_of(browser, dark=dark, width=width, height=high)
     page.goto(address_of(view))
     if VIEWS[view].startswith("entry?name=") and view != "unknown":
@@ -103,7 +103,7 @@ def main() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             for view in sys.argv[2:] or VIEWS:
                 for dark in (False, True):
-                    for width in (360, 1280, 1600):
+                    for width in (360, 1280, 3840):
                         name = f"{view}-{width}{'-dark' if dark else ''}.png"
                         take(browser, address_of, view, folder / name, dark=dark, width=width)
             return

@@ -213,6 +213,7 @@ def test_what_is_empty_says_what_to_do(client_of, make_app):
     client = client_of(make_app(lockbeat_driver="redis"))
     assert "celery -A proj beat" in client.get("/?q=nothing").text or "No entry" in client.get("/").text
     assert "Nothing has run yet" in client.get("/runs").text
+    assert "No beat runs: nothing of this is published" in client.get("/").text
     assert "No lock is held" in client.get("/locks").text
     assert "No beat runs" in client.get("/beats").text
     assert "No worker has announced itself" in client.get("/beats").text
@@ -223,6 +224,7 @@ def test_without_a_journal_the_page_says_so(client_of, make_app):
     page = Page(app)
     client = TestClient(page.asgi)
     assert "No journal is written" in client.get("/runs").text
+    assert "Runs are not shown" in client.get("/").text
     page.hub.end()
 
 
@@ -462,7 +464,7 @@ def test_a_store_that_is_away_is_shown_with_what_was_before(client_of, make_app,
     wait_until(lambda: 'role="alert"' in client.get("/").text, message="it is said")
     answer = client.get("/")
     assert answer.status_code == 200
-    assert "has not answered since" in answer.text
+    assert "has not answered for" in answer.text
     assert "sync-orders" in answer.text
     assert client.get("/entry/story?name=sync-orders&span=900").status_code == 503
     assert client.get("/entry?name=sync-orders").status_code == 200

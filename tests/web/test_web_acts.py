@@ -85,7 +85,9 @@ def test_a_backfill_is_a_dry_run_first_and_can_be_cancelled(client, shop):
     assert 'method="get"' in first
     form = ask(client, act="backfill", name="purge-sessions", **{"from": "5h ago", "to": "now"})
     shown = client.get("/act?act=backfill&name=purge-sessions&from=5h+ago&to=now").text
-    assert re.search(r"A dry run: [45] ticks", shown)
+    assert re.search(
+        r"A dry run: [45] ticks .*? would be published:</p>\s*<ul>(<li>[^<]*:15:00 UTC</li>){4,5}</ul>", shown
+    )
     assert not schedules_of(shop)["purge-sessions"].backfills(), "nothing was asked for yet"
     assert re.search(r"The beats publish [45] ticks", send(client, form).text)
     (backfill,) = schedules_of(shop)["purge-sessions"].backfills()

@@ -14,8 +14,8 @@
     return state === "away" && since ? since : Date.now() / 1000 + ahead;
   };
   const standing = () => {
-    const ago = status().querySelector("[data-ago]");
-    return { state: status().dataset.state, since: ago ? Number(ago.dataset.ago) : 0 };
+    const away = status().querySelector("[data-for]");
+    return { state: status().dataset.state, since: away ? Number(away.dataset.for) : 0 };
   };
   const setClock = () => { ahead = Number(status().dataset.now) - Date.now() / 1000; };
 
@@ -60,6 +60,7 @@
     const real = Date.now() / 1000 + ahead;
     for (const element of document.querySelectorAll("[data-since]")) put(element, span(Math.max(0, at - element.dataset.since)));
     for (const element of document.querySelectorAll("[data-ago]")) put(element, `${span(Math.max(0, real - element.dataset.ago))} ago`);
+    for (const element of document.querySelectorAll("[data-for]")) put(element, span(Math.max(0, real - element.dataset.for)));
     for (const element of document.querySelectorAll("[data-until]")) put(element, span(Math.max(0, element.dataset.until - at)));
   }
 
