@@ -102,13 +102,12 @@ class _Scenes:
     def play(self, seconds: float) -> None:
         deployment, tally, display = self.deployment, self.tally, self.display
         display.enter("starting")
-        more = [deployment.start_web] if self.web else []
-        for start in (deployment.start_server, deployment.start_celery, *more):
+        for start in (deployment.start_server, self._start_fleet):
             start()
             if not self._look_on(LAST_TICK, lambda: not deployment.unready()):
                 raise FailedError(f"It takes too long on this machine: after {LAST_TICK:g} s\n{deployment.unready()}")
         if self.web:
-            display.say(f"Its page: {deployment.page()}")
+            display.show_page(deployment.page())
         display.enter("running")
         began = tally.age()
         self._look_on(min(began + FIRST_KILL, LAST_TICK))
@@ -123,6 +122,11 @@ class _Scenes:
                 raise FailedError(f"a {kind} did not end in time")
             self._look_on(LAST_END - 2, tally.is_at_rest)
         self._look()
+
+    def _start_fleet(self) -> None:
+        self.deployment.start_celery()
+        if self.web:
+            self.deployment.start_web()
 
     def _look_on(self, latest: float, until: Callable[[], bool] = lambda: False) -> bool:
         """Look on until a condition holds; False: it is ``latest``."""

@@ -34,6 +34,7 @@ class Display:
     def __init__(self, tally: Tally) -> None:
         self._tally = tally
         self._written = 0
+        self._page = ""
         self._console = console_of_stdout()
         self.live = Live(console=self._console, get_renderable=self._view, auto_refresh=False, transient=True)
 
@@ -49,6 +50,11 @@ class Display:
         self._tally.timeline.append((self._tally.age(), "", phase))
         self.refresh()
 
+    def show_page(self, address: str) -> None:
+        """Write where the page is, and on a terminal let it stay in sight."""
+        self.say(f"Its page: {address}")
+        self._page = f"   page: {address}"
+
     def say(self, text: str | Text) -> None:
         """Write a line."""
         self._console.print(text, markup=False, soft_wrap=True)
@@ -62,7 +68,7 @@ class Display:
         self.say(f"Ended after {self._tally.age():.0f} s. Nothing is left behind.")
 
     def _view(self) -> RenderableType:
-        title = f"{self._tally.age():5.1f} s  {len(BEATS)} beats and {len(WORKERS)} workers"
+        title = f"{self._tally.age():5.1f} s  {len(BEATS)} beats and {len(WORKERS)} workers{self._page}"
         return Group("", Text(title, "bold"), "", self._table("open"), "", self._strips())
 
     def _table(self, lost: str = "lost") -> Table:

@@ -154,6 +154,21 @@ def test_a_tab_that_was_asleep_catches_up_when_it_is_looked_at(shop, browser):
     page.context.close()
 
 
+def test_while_nothing_is_heard_of_the_server_nothing_becomes_late_and_then_it_goes_on(shop, browser):
+    page = page_of(browser)
+    page.clock.install()
+    page.route("**/events", lambda route: route.abort())
+    page.goto(shop.url)
+    page.wait_for_selector(".status.is-cut")
+    page.clock.fast_forward(4_000)  # each entry is due each second
+    assert page.locator(".due").count() >= 3
+    assert page.locator(".due.is-late").count() == 0
+    page.unroute("**/events")
+    page.clock.fast_forward(6_000)
+    page.wait_for_selector(".status.is-live")
+    page.context.close()
+
+
 #: What is shown, and what has to be there first.
 VIEWS = {
     "": "#rows tr",
@@ -254,5 +269,5 @@ def test_a_killed_beat_turns_grey(shop, browser):
     gone.wait_for()
     took = time.monotonic() - began
     assert took < GREY, took
-    assert "silent since" in gone.inner_text()
+    assert "silent for" in gone.inner_text()
     assert page.locator("table[aria-label=Beats] tr.is-alive").count() == 1

@@ -159,8 +159,8 @@ def test_a_beat_that_others_have_taken_off_the_list_is_silent_since_it_was_heard
     tick = {"entry": "e", "task_name": "t", "late": 0.1, "hostname": "dead.beat"}
     day.journal([("tick_published", 20, {**tick, "due": datetime.now(timezone.utc).isoformat()})])
     told = Elements(client_of(app).get("/beats").text)
-    assert "silent since" in told.text
-    (ago,) = [each["data-ago"] for each in told.all("span") if "data-ago" in each]
+    assert "silent for" in told.text
+    (ago,) = [each["data-for"] for each in told.all("span") if "data-for" in each]
     assert 0 <= time.time() - float(ago) < 60
 
 

@@ -11,6 +11,7 @@
   const now = () => {
     const { state, since } = standing();
     // while nobody answers, nothing becomes late that may have been done
+    if (status().dataset.cut) return Number(status().dataset.cut);
     return state === "away" && since ? since : Date.now() / 1000 + ahead;
   };
   const standing = () => {
@@ -200,7 +201,7 @@
     stream.addEventListener("open", () => { if (status().dataset.cut) refresh(); });
     stream.addEventListener("error", () => {
       const element = status();
-      element.dataset.cut = "1";
+      element.dataset.cut ||= Date.now() / 1000 + ahead;
       element.className = "status is-cut";
       put(element.querySelector("[aria-live]"), "no connection");
       // a server that refuses is not asked again by the browser itself
