@@ -115,7 +115,7 @@ class ScriptedStore(Store, LockStore):
     def held(self, key: str | None = None, *, limit: int = 0) -> list[Any]:
         raise NotImplementedError
 
-    serve = line = clear_line = listen = held
+    serve = line = clear_line = give_up = listen = held
 
     def close(self) -> None:
         pass

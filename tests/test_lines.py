@@ -10,7 +10,9 @@ import pytest
 from celery import states
 from celery.app.trace import build_tracer, reset_worker_optimizations, setup_worker_optimizations
 
-from celery_lockbeat import Lock, LockedTask, journal
+from celery_lockbeat import Lock, LockedTask, journal, signals
+from celery_lockbeat.cli.history import _why as history_why
+from celery_lockbeat.insight.said import why_skipped
 from celery_lockbeat.journal.sentences import Writing, sentence_of
 from celery_lockbeat.journal.ticks import ticks_of
 from celery_lockbeat.journal.writer import finish, journal_of
@@ -57,7 +59,9 @@ def deliver(task, headers=None, **more):
 
 
 def waits(app, **options):
-    @app.task(base=LockedTask, name="it", lock_key="k", lock_if_held="wait", **options)
+    options = {"lock_if_held": "wait", **options}
+
+    @app.task(base=LockedTask, name="it", lock_key="k", **options)
     def body(*task):
         RAN.append(True)
         if task and not task[0].request.retries:
@@ -190,3 +194,58 @@ def test_a_skip_in_line_says_why_and_who(app, queue, caplog):
     sentences = [sentence_of(tick, (), Writing(timezone.utc, took)) for tick in ticks]
     assert any(": the line was full: its lock 'k' was held by " in each for each in sentences)
     assert any(each.endswith("the line in which it waited for its lock 'k' had been cleared.") for each in sentences)
+
+
+@pytest.mark.parametrize(
+    ("if_held", "skipped", "who", "answer", "logged", "sentence"),
+    [
+        (
+            "wait_one",
+            "b",
+            "a",
+            "queued: {who} waits already; lock 'k' is held by ",
+            "{short} waits already, held by ",
+            ": {who} waited in line",
+        ),
+        (
+            "wait_latest",
+            "a",
+            "b",
+            "superseded: {who} has taken its place in line for lock 'k'",
+            "{short} has taken its place in line",
+            ": {who} had taken its place in line for its lock 'k'.",
+        ),
+    ],
+)
+def test_a_run_that_has_no_place_in_line_is_told_who_has_it(
+    app, queue, caplog, if_held, skipped, who, answer, logged, sentence
+):
+    """In its answer, the log, the event, the journal, and in what the commands and the page say of it."""
+    caplog.set_level(logging.INFO, "celery_lockbeat.events")
+    told = []
+
+    def tell(**event):
+        told.append(event)
+
+    task = waits(app, lock_if_held=if_held, lock_logging="brief")
+    signals.task_skipped.connect(tell)
+    try:
+        with Lock("k", app=app, logging=False):
+            for name in "ab":
+                deliver(task, id=name, **{NONCE: name})
+            for message in [each for each in messages(queue) if not each.headers["eta"]]:
+                deliver(task, message.headers, id=message.headers["id"])
+    finally:
+        signals.task_skipped.disconnect(tell)
+    (event,) = told
+    assert event["task_id"] == skipped
+    assert event["who"].endswith(f" it[{who}]")
+    names = {"who": event["who"], "short": event["who"].replace("it[", "[")}
+    assert str(task.AsyncResult(skipped).result).startswith(answer.format(**names))
+    assert f"it [k] skipped: {logged.format(**names)}" in caplog.messages[-1]
+    finish()
+    (tick,) = [each for each in ticks_of(journal.read(app)) if each.last is not None and each.last.status == "skipped"]
+    assert sentence.format(**names) in sentence_of(tick, (), Writing(timezone.utc, took))
+    assert tick.fields()["who"] == event["who"]
+    assert logged.format(**names) in why_skipped(tick.last)
+    assert history_why(tick, app) == f"{event['reason']}: {event['who']}"

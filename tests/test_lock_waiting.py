@@ -214,3 +214,127 @@ def test_a_coroutine_that_is_cancelled_while_it_waits_is_out_of_the_line_soon(ap
     assert asyncio.run(main()) < 10
     assert line(app) == []
     assert is_free(app, "k")
+
+
+# -- several keys ------------------------------------------------------------------------------------------------------
+
+
+def test_who_waits_for_several_keys_goes_on_to_the_line_of_the_next_one_with_its_first_place(app):
+    began = []
+
+    def waits(name: str, keys: list[str]) -> None:
+        with Lock(keys, app=app, wait=60) as lock:
+            began.append((name, sorted(lock.tokens)))
+
+    first, second = Lock("a", app=app), Lock("b", app=app)
+    assert first.acquire()
+    assert second.acquire()
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(waits, "both", ["b", "a"])]
+        wait_until(lambda: len(line(app, "a")) == 1)
+        (ticket,) = [waiter.ticket for waiter in line(app, "a")]
+        assert line(app, "b") == [], "it waits in one line at a time"
+        waiting.append(pool.submit(waits, "one", ["b"]))
+        wait_until(lambda: len(line(app, "b")) == 1)
+        assert first.release()
+        wait_until(lambda: len(line(app, "b")) == 2)
+        assert line(app, "b")[0].ticket == ticket, "it came before the other"
+        wait_until(lambda: is_free(app, "a"), message="what it has got it gives back")
+        freed = time.monotonic()
+        assert second.release()
+        for each in waiting:
+            each.result(30)
+    assert began == [("both", ["a", "b"]), ("one", ["b"])]
+    assert time.monotonic() - freed < 5, "it was woken"
+    assert (line(app, "a"), line(app, "b")) == ([], [])
+    assert is_free(app, "a")
+    assert is_free(app, "b")
+
+
+def test_who_has_waited_for_several_keys_for_too_long_has_none_and_is_in_no_line(app):
+    with Lock("b", app=app), Lock("a", app=app) as holder:
+        lock = Lock(["a", "b", "c"], app=app, wait=0.3)
+        assert lock.acquire() is False
+        assert (lock.refusal.why, lock.refusal.key) == ("waited", "a")
+        assert holder.release()
+        lock = Lock(["a", "b", "c"], app=app, wait=0.3)
+        assert lock.acquire() is False
+        assert (lock.refusal.why, lock.refusal.key) == ("waited", "b")
+        assert [line(app, key) for key in "abc"] == [[], [], []]
+        assert is_free(app, "a")
+        assert is_free(app, "c")
+
+
+def test_who_gives_up_has_no_place_in_the_line_of_another_of_its_keys_and_nothing_is_kept_for_it(app):
+    locks = store(app).locks
+    later = locks.acquire("b", holder="x", ttl=1)
+    with ThreadPoolExecutor(1) as pool:
+        waits = pool.submit(lambda: Lock(["a", "b"], app=app, wait=60).acquire())
+        wait_until(lambda: len(line(app, "b")) == 1)
+        assert locks.extend([(later, 60)]) == [True]
+        first = locks.acquire("a", holder="y", ttl=60)
+        # it looks when the lease was to end, finds another of them held, and waits for that too
+        wait_until(lambda: len(line(app, "a")) == 1)
+        stopping.set()
+        try:
+            assert waits.result(20) is False
+        finally:
+            stopping.clear()
+        assert (line(app, "a"), line(app, "b")) == ([], [])
+        for lease in first, later:
+            assert locks.release(lease)
+            assert is_free(app, lease.key), "it is kept for nobody"
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_those_that_wait_for_overlapping_keys_all_have_theirs_and_no_more_than_may_are_inside(app, limit):
+    inside, most, mutex, ran = dict.fromkeys("abcd", 0), dict.fromkeys("abcd", 0), threading.Lock(), []
+    pairs = ["ab", "bc", "cd", "da", "ca", "bd"]
+
+    def waits(number: int) -> None:
+        for turn in range(5):
+            keys = pairs[(number + turn) % len(pairs)]
+            with Lock(list(keys), app=app, ttl=60, limit=limit, wait=60, logging=False) as lock:
+                with mutex:
+                    for key in keys:
+                        inside[key] += 1
+                        most[key] = max(most[key], inside[key])
+                time.sleep(0.005)
+                with mutex:
+                    for key in keys:
+                        inside[key] -= 1
+                    ran.append(lock.token)
+
+    with ThreadPoolExecutor(6) as pool:
+        for each in [pool.submit(waits, number) for number in range(6)]:
+            each.result(60)
+    assert len(ran) == 30
+    assert max(most.values()) <= limit
+    assert [line(app, key) for key in "abcd"] == [[]] * 4
+    assert all(is_free(app, key) for key in "abcd")
+
+
+def test_one_of_several_keys_whose_holder_has_died_is_waited_for_until_its_lease_has_ended(app):
+    token = store(app).locks.acquire("b", holder="dead", ttl=1).token
+    lock = Lock(["a", "b"], app=app, wait=COMES_WITHIN)
+    began = time.monotonic()
+    assert lock.acquire()
+    assert time.monotonic() - began < 5
+    assert lock.tokens["b"] > token
+    assert lock.release()
+
+
+def test_a_coroutine_waits_for_several_keys(app):
+    async def main() -> list[str]:
+        async with Lock("b", app=app, ttl=60) as first:
+
+            async def waits() -> list[str]:
+                async with Lock(["a", "b"], app=app, wait=60) as lock:
+                    return sorted(lock.tokens)
+
+            task = asyncio.create_task(waits())
+            await asyncio.to_thread(wait_until, lambda: len(line(app, "b")) == 1)
+            assert first.held
+        return await asyncio.wait_for(task, 30)
+
+    assert asyncio.run(main()) == ["a", "b"]

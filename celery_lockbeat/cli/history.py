@@ -118,9 +118,9 @@ def _why(tick: Tick, app: Any) -> str | None:
         return f"waits since {_clock(waits.since, tick.due, app)}: {waits.behind()}"
     if last is None:
         return tick.why
-    if last.holder is not None and last.status == "skipped":
-        which = "" if last.held_key is None else f"{last.held_key} by "
-        return f"{last.reason}: {which}{last.holder}"
+    if last.status == "skipped" and (whom := last.who or last.holder) is not None:
+        which = "" if last.held_key is None or last.who else f"{last.held_key} by "
+        return f"{last.reason}: {which}{whom}"
     several = f"attempt {len(tick.attempts)}" if len(tick.attempts) > 1 and last is tick.attempts[-1] else None
     lost = "lost its lock" if last.lost_at is not None else None
     return ", ".join(each for each in (tick.reason, several, lost) if each)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from celery_lockbeat.insight.said import held_by
+from celery_lockbeat.insight.said import why_skipped
 from celery_lockbeat.journal.ticks import Attempt, Tick
 from celery_lockbeat.observe.vocabulary import took
 
@@ -170,8 +170,8 @@ def _attempt_told(attempt: Attempt, zone: Any) -> str:
     outcome = "to be tried again" if attempt.status == "retry" else _OUTCOME_OF.get(attempt.status, attempt.status)
     where = f" on {attempt.worker}" if attempt.worker else ""
     if attempt.status == "skipped":
-        why = held_by(attempt.holder, attempt.task_name) if attempt.holder else attempt.reason
-        return f"skipped{where}{f': {why}' if why else ''}"
+        said = why_skipped(attempt)
+        return f"skipped{where}{f': {said}' if said else ''}"
     began = f", begun {_clock(attempt.started, zone)}" if attempt.started is not None else ""
     lasted = f", took {took(attempt.took)}" if attempt.took is not None else ""
     why = attempt.error or attempt.reason or attempt.overdue

@@ -6,9 +6,10 @@ from datetime import datetime, timezone
 from typing import Final
 
 from celery_lockbeat.journal.records import Record
+from celery_lockbeat.journal.ticks import Attempt
 from celery_lockbeat.observe.vocabulary import EVENTS, took
 
-__all__ = ["event_of", "held_by", "span_of"]
+__all__ = ["event_of", "held_by", "span_of", "why_skipped"]
 
 _EPOCH: Final = datetime.fromtimestamp(0, timezone.utc)
 _MINUTE: Final = 60
@@ -30,6 +31,14 @@ def held_by(holder: str, task: str | None) -> str:
     return _logged(Record(event="task_skipped", at=_EPOCH, reason="locked", holder=holder, task_name=task)).partition(
         ": "
     )[2]
+
+
+def why_skipped(attempt: Attempt) -> str:
+    """Say why a run was skipped, and for whom, as the log does; "" where nobody has recorded it."""
+    if attempt.holder is None and attempt.who is None:
+        return attempt.reason or ""
+    told = {name: getattr(attempt, name) for name in ("reason", "holder", "who", "line", "held_key", "task_name")}
+    return _logged(Record(event="task_skipped", at=_EPOCH, **told)).partition(": ")[2]
 
 
 def event_of(record: Record) -> str:

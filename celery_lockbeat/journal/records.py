@@ -126,7 +126,7 @@ class Record:
     taken_over: bool | None = None
     #: where the body of a run stood
     where: str | None = None
-    #: who wants it so
+    #: who wants it so; of a run that was skipped, the one that waits in its place
     who: str | None = None
     #: what a later release has written
     more: Mapping[str, Any] = field(default_factory=dict)

@@ -93,7 +93,7 @@ def _fate(tick: Tick, others: Iterable[Tick], write: Writing) -> str:
 #: Why it did not wait on, beside who has its lock, by its reason, or by what was wrong with the line.
 _IN_LINE: Final = {
     "waited": ": it had waited in line for as long as it may",
-    "queued": ": another waited in line already",
+    "queued": ": {who} waited in line already",
     "full": ": the line was full",
 }
 
@@ -105,12 +105,12 @@ def _skipped(last: Attempt, due: datetime | None, others: Iterable[Tick], write:
     if last.reason == "unique":
         return f"{said}: its task was queued already, or running, as {last.holder or 'another message'}"
     if last.reason == "superseded":
-        return f"{said}: a later one had taken its place in line for its lock {last.lock_key!r}"
+        return f"{said}: {last.who or 'a later one'} had taken its place in line for its lock {last.lock_key!r}"
     if last.line == "cleared":
         return f"{said}: the line in which it waited for its lock {last.lock_key!r} had been cleared"
     if last.reason not in ("locked", *_IN_LINE):
         return f"{said}: {last.reason or 'nobody has recorded why'}"
-    said += _IN_LINE.get(str(last.line or last.reason), "")
+    said += _IN_LINE.get(str(last.line or last.reason), "").format(who=last.who or "another")
     since = holder_since(last, others)
     held = f", since {write.clock(since, due)}" if since is not None else ""
     return f"{said}: its lock {last.held_key or last.lock_key!r} was held by {last.holder or 'another run'}{held}"

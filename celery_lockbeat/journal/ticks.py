@@ -60,6 +60,8 @@ class Attempt:
     worker: str | None = None
     reason: str | None = None
     holder: str | None = None
+    #: of one that was skipped: the one that waits in its place
+    who: str | None = None
     error: str | None = None
     lock_key: str | None = None
     lock_keys: tuple[str, ...] | None = None
@@ -220,6 +222,7 @@ class Tick:
                 "attempts": len([each for each in self.attempts if not each.is_copy]) or 1,
                 "worker": last.worker,
                 "holder": last.holder,
+                "who": last.who or self.who,
                 "lock_key": last.lock_key,
                 "lock_keys": last.lock_keys and list(last.lock_keys),
                 "held_key": last.held_key,
@@ -348,7 +351,7 @@ class _Join:
         started = record.started
         if started is not None and (attempt.started is None or record.event == "task_started"):
             attempt.started = started
-        for name in ("lock_key", "lock_keys", "held_key", "line", "token", "driver", "holder", "signal"):
+        for name in ("lock_key", "lock_keys", "held_key", "line", "token", "driver", "holder", "who", "signal"):
             value = getattr(record, name)
             if value is not None:
                 setattr(attempt, name, value)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from celery_lockbeat.clock import monotonic
@@ -145,6 +146,17 @@ class Acquisition:
             options.ttl, asker.run, asker.task, asker.description, options.limit, asker.reservation, self.place
         )
         if len(self._keys) > 1:
-            return self.store.locks.acquire_all(self._asked_for(), wanted)
+            answers = self.store.locks.acquire_all(self._asked_for(), wanted)
+            self._wait_no_more(answers)
+            return answers
         answer = self.store.locks.acquire(self._keys[0], holder=self._story.execution_id, **wanted._asdict())
         return [answer] if isinstance(answer, Lease) else answer
+
+    def _wait_no_more(self, answer: list[Lease] | Held | Finished | Waiting) -> None:
+        """Have no place in any line, where this is over in that of one key: what is kept for who does not come is kept from others."""
+        is_over = answer.task if isinstance(answer, Finished) else isinstance(answer, Held) and bool(answer.why)
+        if self.place is not None and is_over:
+            for key in self._keys:
+                # where the store does not answer, such a place ends with its time
+                with suppress(StoreUnavailable):
+                    self.store.locks.give_up(key, self.place.ticket)

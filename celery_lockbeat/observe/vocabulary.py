@@ -72,18 +72,21 @@ def _why_skipped(fields: Fields) -> str:
         return "a copy of a message whose run has ended"
     if reason == "unique":
         return "queued already, or running: " + _short(fields)
+    who = _short(fields, "who") if fields.get("who") else ""
     if reason == "superseded":
-        return "a later one has taken its place in line"
+        return f"{who or 'a later one'} has taken its place in line"
     if fields.get("line") == "cleared":
         return "the line in which it waited was cleared"
-    why = {"waited": "it has waited for too long, ", "queued": "another waits already, "}.get(str(reason), "")
+    why = {"waited": "it has waited for too long, ", "queued": f"{who or 'another'} waits already, "}.get(
+        str(reason), ""
+    )
     why = "the line is full, " if fields.get("line") == "full" else why
     which = f"{fields['held_key']} " if fields.get("held_key") else ""
     return f"{why}{which}held by " + _short(fields)
 
 
-def _short(fields: Fields) -> str:
-    holder = str(fields.get("holder") or "another run")
+def _short(fields: Fields, name: str = "holder") -> str:
+    holder = str(fields.get(name) or "another run")
     # as git cuts its ids; what Celery logs of that run is found by it
     return _UUID.sub(r"[\1]", holder.replace(f"{fields.get('task_name')}[", "["))
 

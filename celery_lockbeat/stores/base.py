@@ -166,6 +166,7 @@ class Held:
     ``description`` is what that holder says of itself, ``run`` what it executes ("" for none, and once released).
     ``why`` there is no place in line either, for who has asked for one: "waited" for as long as it would, "queued" behind
     the one that may wait, "full", or "superseded" by one that came later. ``key``: of several that were asked for, this one.
+    ``who`` is what the one says of itself that waits in its place, if one does.
     """
 
     description: str
@@ -174,6 +175,7 @@ class Held:
     run: str = ""
     why: str = ""
     key: str = ""
+    who: str = ""
 
 
 class Place(NamedTuple):
@@ -262,11 +264,13 @@ class Served:
 class Finished:
     """A refusal: this attempt, or the ``task`` that it is one of, was released as finished: there is a tombstone of it.
 
-    ``why`` it is over without a run: it waited, and was "superseded", or sent away ("cleared").
+    ``why`` it is over without a run: it waited, and was "superseded", or sent away ("cleared"). ``who``: what the one said of
+    itself that has taken its place; "" where that is not known.
     """
 
     task: bool = False
     why: str = ""
+    who: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -620,6 +624,10 @@ class LockStore(abc.ABC):
     @abc.abstractmethod
     def clear_line(self, key: str, *, remember_for: float = 3600.0) -> int:
         """Send all away who wait for ``key`` and are not called yet; return how many. Each is told, and finds itself finished."""
+
+    @abc.abstractmethod
+    def give_up(self, key: str, ticket: str) -> bool:
+        """Let ``ticket`` wait for ``key`` no more: what is kept for it is given to the next; False: it has no place there."""
 
     @abc.abstractmethod
     def listen(self, key: str, ticket: str, within: float) -> bool:

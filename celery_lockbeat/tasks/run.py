@@ -52,12 +52,13 @@ __all__ = ["Attempt", "AwaitedAttempt", "lock_of_eager"]
 #: Seconds for which a run that has waited is remembered at least: its other copies come within them.
 REMEMBERED_AT_LEAST: Final = 20 * COMES_WITHIN
 
-#: Why a run has no place in line, by what the store says.
+#: Why a run has no place in line, by what the store says, and who has it where that is not known.
 _WHY_NOT_IN_LINE: Final = {
-    "waited": "it has waited for as long as it may; ",
-    "queued": "another waits already; ",
-    "full": "the line is full; ",
-    "superseded": "a later one has taken its place in line; ",
+    "waited": ("it has waited for as long as it may", ""),
+    "queued": ("{who} waits already", "another"),
+    "full": ("the line is full", ""),
+    "superseded": ("{who} has taken its place in line", "a later one"),
+    "cleared": ("the line was cleared", ""),
 }
 
 logger: Final = logging.getLogger("celery_lockbeat")
@@ -195,18 +196,25 @@ class _Steps:
         reason = {"": "locked", "full": "queued"}.get(refusal.why, refusal.why)
         if refusal.why == "full":
             self.report.story.fields["line"] = "full"
-        why = _WHY_NOT_IN_LINE.get(refusal.why, "")
+        why = f"{self._why_not_in_line(refusal)}; " if refusal.why else ""
         return TaskSkipped(f"{reason}: {why}{held}", reason=reason, key=key, holder=refusal.description)
+
+    def _why_not_in_line(self, refusal: Held | Finished) -> str:
+        """Say why there is no place in line, and who has it, as the event does."""
+        said, another = _WHY_NOT_IN_LINE[refusal.why]
+        if refusal.who:
+            self.report.story.fields["who"] = refusal.who
+        return said.format(who=refusal.who or another)
 
     def _over(self, key: str, refusal: Finished) -> Exception:
         """What is raised where this attempt, or its task, has ended before."""
         self.task_is_over = refusal.task
         if refusal.why and not is_told(self.task, self.request):
             reason = "superseded" if refusal.why == "superseded" else "waited"
-            said = "a later one has taken its place in line" if reason == "superseded" else "the line was cleared"
             if refusal.why == "cleared":
                 self.report.story.fields["line"] = "cleared"
-            return TaskSkipped(f"{reason}: {said} for lock {key!r}", reason=reason, key=key)
+            said = f"{reason}: {self._why_not_in_line(refusal)} for lock {key!r}"
+            return TaskSkipped(said, reason=reason, key=key)
         if is_superfluous(self.request):
             return _WaitsInLine(None)
         return TaskSkipped(f"duplicate: this run has ended before, under lock {key!r}", reason="duplicate", key=key)

@@ -316,7 +316,7 @@ MUTANTS = [
     ),
     Mutant(
         "in the database: who has had a key alone is not taken along",
-        "contrib/django/migrations/0009_postgresql.sql",
+        "contrib/django/migrations/0014_postgresql.sql",
         "    IF v_lock.until > v_now THEN\n",
         "    IF false THEN\n",
         (LIMIT + "test_a_larger_limit_counts_at_once_for_who_comes_with_it",),
@@ -1484,6 +1484,43 @@ MUTANTS = [
         "ticket = p_ticket AND called IS NULL AND until",
         "ticket = p_ticket AND called IS NOT NULL AND until",
         (LINE + "test_who_listens_hears_that_it_is_called_and_not_before",),
+    ),
+    Mutant(
+        "who has superseded one is called as that one",
+        "stores/redis/lua/among.lua",
+        "superseded_by(loses.mark), wins.description",
+        "superseded_by(loses.mark), loses.description",
+        (LINE + "test_the_newest_supersedes_the_one_that_waited",),
+    ),
+    Mutant(
+        "of one without a nonce nobody knows who has superseded it",
+        "stores/redis/lua/acquire.lua",
+        "string.match(KEYS[i], '}:(.*)$')",
+        "string.match(KEYS[i], '[^:]*$')",
+        ("tests/test_lines.py::test_a_run_that_has_no_place_in_line_is_told_who_has_it",),
+    ),
+    Mutant(
+        "in the database: an earlier one does not know who has superseded it",
+        "contrib/django/migrations/0014_postgresql.sql",
+        "1, v_now + 3600000000, p_description FROM older",
+        "1, v_now + 3600000000, NULL::bytea FROM older",
+        (LINE + "test_the_newest_supersedes_the_one_that_waited",),
+    ),
+    Mutant(
+        "who gives up keeps its place in the lines of its other keys",
+        "locks/acquisition.py",
+        "if self.place is not None and is_over:",
+        "if self.place is None and is_over:",
+        (
+            "tests/test_lock_waiting.py::test_who_gives_up_has_no_place_in_the_line_of_another_of_its_keys_and_nothing_is_kept_for_it",
+        ),
+    ),
+    Mutant(
+        "what is kept for who gives up is given to nobody",
+        "stores/redis/lua/give_up.lua",
+        "redis.call('HDEL', wide, '=' .. ARGV[1])",
+        "0",
+        (LINE + "test_who_gives_up_is_called_no_more_and_what_is_kept_for_it_is_given_to_the_next",),
     ),
     Mutant(
         "who has waited for too long stays in line",

@@ -120,10 +120,12 @@ def test_of_the_ones_that_may_wait_there_is_one_and_the_others_are_answered(flee
         (earlier,) = line_of(fleet, own, 1, task=task)
         later = fleet.send(task, own, 0)
         skipped, waits = (later, earlier) if task == "wait_one" else (earlier, later)
-        with pytest.raises(TaskRevokedError, match=reason):
+        with pytest.raises(TaskRevokedError, match=rf"{reason}: .*\[{waits.id}\]"):
             skipped.get(timeout=20)
         wait_until(lambda own=skipped: fleet.events(event="task_skipped", task_id=own.id), 20, "it is told")
-        assert {event["reason"] for event in fleet.events(event="task_skipped", task_id=skipped.id)} == {reason}
+        told = fleet.events(event="task_skipped", task_id=skipped.id)
+        assert {event["reason"] for event in told} == {reason}
+        assert all(f"{task}[{waits.id}]" in event["who"] for event in told), "who waits in its place"
         witness.let_go(first)
         assert waits.get(timeout=30) == f"held {own}"
 

@@ -198,7 +198,7 @@ def test_who_waits_for_too_long_is_told_so_and_called_no_more(store, kind):
     kind.later(0.5)
     answer = line.ask("a", **again(first))
     assert isinstance(answer, Held)
-    assert answer.why == "waited"
+    assert (answer.why, answer.who) == ("waited", "")
     store.locks.release(held)
     assert line.told == ["come, b"]
 
@@ -215,14 +215,15 @@ def test_one_whose_time_is_over_is_not_called(store, kind):
 
 def test_where_one_may_wait_a_later_one_is_refused(store):
     line = Line(store, kind="one")
-    held = take(store)
+    held = take(store, description="x")
     first = line.waits("a")
     refusal = line.ask("b")
     assert isinstance(refusal, Held)
-    assert refusal.why == "queued"
+    assert (refusal.why, refusal.who, refusal.description) == ("queued", "by a", "x")
     assert line.waits("a", **again(first)).before == 0, "the one that waits is not another"
     store.locks.release(held)
-    assert line.ask("c").why == "queued", "it is called, and not yet there"
+    refusal = line.ask("c")
+    assert (refusal.why, refusal.who) == ("queued", "by a"), "it is called, and not yet there"
     lease = line.comes("a")
     line.waits("c")
     store.locks.release(lease)
@@ -235,11 +236,13 @@ def test_the_newest_supersedes_the_one_that_waited(store):
     first = line.waits("a")
     assert line.waits("b").before == 0
     assert line.told == ["come, a"]
-    assert line.ask("a", **again(first)) == Finished(task=True, why="superseded")
+    assert line.ask("a", **again(first)) == Finished(task=True, why="superseded", who="by b")
     assert line.names() == ["b"]
     store.locks.release(held)
     assert line.told == ["come, a", "come, b"]
     line.comes("b")
+    # who it was is told for as long as that it was superseded
+    assert line.ask("a", **again(first)) == Finished(task=True, why="superseded", who="by b")
 
 
 def test_an_older_one_does_not_supersede_a_newer(store, kind):
@@ -253,8 +256,8 @@ def test_an_older_one_does_not_supersede_a_newer(store, kind):
     line.waits("b", grace=30)
     answer = line.ask("a", **again(first))
     assert isinstance(answer, Held)
-    assert answer.why == "superseded"
-    assert line.ask("a", **again(first)) == Finished(task=True, why="superseded")
+    assert (answer.why, answer.who) == ("superseded", "by b")
+    assert line.ask("a", **again(first)) == Finished(task=True, why="superseded", who="by b")
     assert line.names() == ["b"]
 
 
@@ -265,7 +268,7 @@ def test_a_line_has_room_for_so_many(store):
     line.waits("b")
     refusal = line.ask("c")
     assert isinstance(refusal, Held)
-    assert refusal.why == "full"
+    assert (refusal.why, refusal.who) == ("full", "")
     line.waits("a", **again(first))
 
 
@@ -280,6 +283,23 @@ def test_a_line_can_be_sent_away(store, line):
     assert store.locks.clear_line("key") == 0
     assert store.locks.release(held)
     take(store, holder="next")
+
+
+def test_who_gives_up_is_called_no_more_and_what_is_kept_for_it_is_given_to_the_next(store, line):
+    held = take(store)
+    for name in "abc":
+        line.waits(name)
+    assert store.locks.give_up("key", "b::0~n")
+    assert line.names() == ["a", "c"]
+    assert store.locks.release(held)
+    assert line.told == ["come, a"]
+    assert store.locks.give_up("key", "a::0~n")
+    assert line.told == ["come, a", "come, c"]
+    assert store.locks.give_up("key", "c::0~n")
+    assert line.names() == []
+    take(store, holder="thief")
+    assert not store.locks.give_up("key", "a::0~n")
+    assert not store.locks.give_up("another", "a::0~n")
 
 
 def test_as_many_are_called_as_may_hold_the_key(store, line):
@@ -378,7 +398,7 @@ def test_who_waits_to_replace_is_replaced_by_a_later_one_and_leaves_others_in_li
     answer = line.waits("b")
     assert line.names() == ["w", "l", "b"]
     assert line.told == ["come, a"]
-    assert line.ask("a") == Finished(task=True, why="superseded")
+    assert line.ask("a") == Finished(task=True, why="superseded", who="by b")
     assert answer.before == 2
     assert store.locks.extend([(held, 30)]) == [Stop("by b")]
 

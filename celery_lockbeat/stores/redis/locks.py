@@ -79,8 +79,9 @@ class RedisLocks(LockStore):
         self._acquire_all = Script.of("lock", "each", *acquire, "or_free", *free, "all")
         self._unreserve = Script.of("lock", "wide", "unreserve")
         self._reserve = Script.of("at_once", "lock", "wide", "reserve")
-        self._extend, self._release, self._free, self._serve, self._clear = (
-            Script.of("lock", "wide", "line", name) for name in ("extend", "release", "free", "serve", "clear")
+        self._extend, self._release, self._free, self._serve, self._clear, self._give_up = (
+            Script.of("lock", "wide", "line", name)
+            for name in ("extend", "release", "free", "serve", "clear", "give_up")
         )
 
     def acquire(
@@ -126,7 +127,8 @@ class RedisLocks(LockStore):
     def _refusal(self, key: str, kind: bytes, answer: Sequence[Any]) -> Held | Finished | Waiting | None:
         """Read why a key is refused; None: it is granted, or the answer took too long, or the server's clock was set forward."""
         if kind == b"finished":
-            return Finished(bool(answer[0]), _WHY.get(answer[1], "") if len(answer) > 1 else "")
+            as_a_whole, token, who = [*answer, None, None][:3]
+            return Finished(bool(as_a_whole), _WHY.get(token, ""), _described(who or b""))
         if kind == b"unreadable":
             where, what, begins = map(shown, answer)
             raise UnreadableKey(
@@ -135,9 +137,10 @@ class RedisLocks(LockStore):
             )
         if kind == b"held":
             remaining, same_run, their_run, described, *rest = answer
-            self._call(key, rest[1:])
+            why, who = rest[0].decode() if rest else "", _described(rest[2]) if rest[2:] else ""
+            self._call(key, rest[1:2])
             their_run, described = unquote(their_run, errors="replace"), _described(described)
-            return Held(described, remaining / 1000, bool(same_run), their_run, rest[0].decode() if rest else "")
+            return Held(described, remaining / 1000, bool(same_run), their_run, why, who=who)
         if kind == b"waiting":
             since, began, copy, before, remaining, their_run, described, *rest = answer
             self._call(key, rest)
@@ -240,6 +243,11 @@ class RedisLocks(LockStore):
         calls = self._client.call(self._clear, self._keys_of(key), (ms(remember_for),), replicated=True)
         self._call(key, [calls])
         return len(calls)
+
+    def give_up(self, key: str, ticket: str) -> bool:
+        waited, calls = self._client.call(self._give_up, self._keys_of(key), (plain(ticket),))
+        self._call(key, [calls])
+        return bool(waited)
 
     def line(self, key: str, *, limit: int = LISTED_AT_MOST) -> list[Waiter]:
         wide, line, told = (f"{self._client.prefix}{kind}:{{{plain(key)}}}" for kind in ("wide", "line", "told"))

@@ -22,10 +22,15 @@ SCHEMA: Final = (
         description TEXT, text TEXT, called REAL, PRIMARY KEY (key, ticket)) WITHOUT ROWID""",
     "CREATE INDEX IF NOT EXISTS lockbeat_line_since ON lockbeat_line (key, since)",
     "CREATE INDEX IF NOT EXISTS lockbeat_line_until ON lockbeat_line (until)",
+    # who has superseded those that have a mark that says so, as that one says of itself
+    """CREATE TABLE IF NOT EXISTS lockbeat_superseded (
+        key BLOB, ticket BLOB, who TEXT, forget REAL, PRIMARY KEY (key, ticket)) WITHOUT ROWID""",
+    "CREATE INDEX IF NOT EXISTS lockbeat_superseded_forget ON lockbeat_superseded (forget)",
 )
 
-PURGE: Final = (
-    "DELETE FROM lockbeat_line WHERE (key, ticket) IN (SELECT key, ticket FROM lockbeat_line WHERE until < ? LIMIT ?)"
+PURGE: Final = tuple(
+    f"DELETE FROM {table} WHERE (key, ticket) IN (SELECT key, ticket FROM {table} WHERE {over} < ? LIMIT ?)"
+    for table, over in (("lockbeat_line", "until"), ("lockbeat_superseded", "forget"))
 )
 
 #: The tokens of those that never ran, and why they are over.
@@ -53,8 +58,9 @@ class Line:
             (self._key, *values),
         ).fetchall()
 
-    def _change(self, what: str, ticket: bytes, *values: Any) -> None:
-        self._connection.execute(f"{what} WHERE key = ? AND ticket = ?", (*values, self._key, ticket))
+    def _change(self, what: str, ticket: bytes, *values: Any) -> bool:
+        changed = self._connection.execute(f"{what} WHERE key = ? AND ticket = ?", (*values, self._key, ticket))
+        return changed.rowcount > 0
 
     def called(self) -> list[Any]:
         """Return (ticket, since, until when its place is kept, description) of those who are called, and may still come."""
@@ -87,9 +93,9 @@ class Line:
         """It waits on."""
         self._change("UPDATE lockbeat_line SET called = NULL", ticket)
 
-    def forget(self, ticket: bytes) -> None:
-        """It waits no more."""
-        self._change("DELETE FROM lockbeat_line", ticket)
+    def forget(self, ticket: bytes) -> bool:
+        """It waits no more; False: it did not."""
+        return self._change("DELETE FROM lockbeat_line", ticket)
 
     def fill(self, held: int, limit: int) -> None:
         """Give what is free, beside so many who hold the key, to those who are first."""
@@ -106,24 +112,24 @@ class Line:
         ((last,),) = self._rows("max(since)", "called IS NULL")
         return max(micros, (last or 0) + 1)
 
-    def wait(self, place: Place, since: int, description: str) -> str | tuple[float, int, int]:
-        """Have a place: when its waiting began, its copy, and how many are before it; or why there is none."""
+    def wait(self, place: Place, since: int, description: str) -> tuple[str, str] | tuple[float, int, int]:
+        """Have a place: when its waiting began, its copy, and how many are before it; or why there is none, and who has it."""
         ticket, now = as_blob(place.ticket), self._now
         known = next(iter(self._rows("began, copy, renewed, text", "ticket = ?", ticket)), None)
         began = known[0] if known else min(place.began or now, now)
         others = [row for row in self.waiting() if row[0] != ticket]
-        why = ""
+        why, who = "", ""
         if began + place.wait_for <= now:
             why = "waited"
-        elif place.kind == "one" and known is None and (others or self.called()):
-            why = "queued"
+        elif place.kind == "one" and known is None and (there := [*self.called(), *others]):
+            why, who = "queued", there[0][-1]
         elif place.kind in ("latest", "replace"):
-            why = self._supersede(place, since, [row for row in others if row[3] == place.kind])
+            why, who = self._supersede(place, since, description, [row for row in others if row[3] == place.kind])
         elif known is None and len(others) >= place.room:
             why = "full"
         if why:
             self.forget(ticket)
-            return why
+            return why, who
         copy, last, renewed, text = place.copy + 1, 0, now, place.text.replace(f'"{SINCE}"', str(since))
         if known is not None:
             last = known[1]
@@ -139,21 +145,33 @@ class Line:
         self._connection.execute(f"INSERT OR REPLACE INTO lockbeat_line VALUES ({places})", row)
         return began, copy, sum(row[1] < since for row in self.waiting())
 
-    def _supersede(self, place: Place, since: int, others: Sequence[Any]) -> str:
-        for ticket, theirs, text, *_ in others:
+    def _supersede(self, place: Place, since: int, description: str, others: Sequence[Any]) -> tuple[str, str]:
+        for ticket, theirs, text, _, other in others:
             if theirs > since:
-                self._end(as_blob(place.ticket), SUPERSEDED, REMEMBERED)
-                return "superseded"
-            self._end(ticket, SUPERSEDED, REMEMBERED)
+                self._end(as_blob(place.ticket), SUPERSEDED, REMEMBERED, other)
+                return "superseded", other
+            self._end(ticket, SUPERSEDED, REMEMBERED, description)
             self.calls.append(text)
-        return ""
+        return "", ""
 
-    def _end(self, ticket: bytes, token: int, remember_for: float) -> None:
+    def _end(self, ticket: bytes, token: int, remember_for: float, who: str = "") -> None:
         self.forget(ticket)
         self._connection.execute(
             "INSERT OR REPLACE INTO lockbeat_done VALUES (?, ?, ?, ?, ?)",
             (self._key, ticket, token, remember_for, self._now + remember_for),
         )
+        if who:
+            self._connection.execute(
+                "INSERT OR REPLACE INTO lockbeat_superseded VALUES (?, ?, ?, ?)",
+                (self._key, ticket, who, self._now + remember_for),
+            )
+
+    def superseded_by(self, ticket: bytes) -> str:
+        """Return what the one said of itself that has taken the place of this one; "": that is not known."""
+        row = self._connection.execute(
+            "SELECT who FROM lockbeat_superseded WHERE key = ? AND ticket = ?", (self._key, ticket)
+        ).fetchone()
+        return row[0] if row else ""
 
     def replaces(self) -> str | None:
         """Return what the one says of itself that waits to replace a holder; None: nobody does."""

@@ -85,7 +85,7 @@ PURGE: Final = (
     f"""DELETE FROM lockbeat_wide WHERE (key, token) IN (
         SELECT key, token FROM lockbeat_wide WHERE until < ? - {TOKEN_MEMORY} LIMIT ?)""",
     "DELETE FROM lockbeat_reserved WHERE (key, name) IN (SELECT key, name FROM lockbeat_reserved WHERE until < ? LIMIT ?)",
-    line.PURGE,
+    *line.PURGE,
 )
 
 
@@ -149,10 +149,11 @@ class SQLLocks(LockStore):
             as_blob(run or ""),
             _readable(description),
         )
-        for mark in (task, run):
-            finished = None if mark is None else _finished_by(connection, row_key, as_blob(mark), now)
+        for mark in (each for each in (task, run) if each is not None):
+            finished = _finished_by(connection, row_key, as_blob(mark), now)
             if finished is not None:
-                return Finished(mark == task, line.WHY.get(finished, "")), ()
+                who = Line(connection, row_key, now).superseded_by(as_blob(mark)) if finished == line.SUPERSEDED else ""
+                return Finished(mark == task, line.WHY.get(finished, ""), who), ()
         micros = int(self._database.wall() * 1_000_000)
         row = connection.execute(f"SELECT {ROW} FROM lockbeat_lock WHERE key = ?", (row_key,)).fetchone()
         last, is_wide = (0, False) if row is None else (row[0], row[2] == WIDE)
@@ -236,6 +237,16 @@ class SQLLocks(LockStore):
             return waiting.may_be_called(name), waiting.calls
 
         return look_out(lambda: self._told(key, *self._database.atomically(look)), within)
+
+    def give_up(self, key: str, ticket: str) -> bool:
+        row_key, name = self._database.row_key(key), as_blob(ticket)
+
+        def forget(connection: sqlite3.Connection, now: float) -> tuple[bool, Sequence[str]]:
+            waited = Line(connection, row_key, now).forget(name)
+            waiting, _ = self._serve(connection, row_key, now)
+            return waited, waiting.calls
+
+        return self._told(key, *self._database.atomically(forget))
 
     def clear_line(self, key: str, *, remember_for: float = 3600.0) -> int:
         row_key = self._database.row_key(key)
@@ -460,9 +471,9 @@ def _widen(connection: sqlite3.Connection, key: bytes, leases: Sequence[Any] | N
     _summarize(connection, key, last)
 
 
-def _held_by(lease: Any, now: float, *, same_run: bool = False, why: str = "") -> Held:
+def _held_by(lease: Any, now: float, *, same_run: bool = False, why: str = "", who: str = "") -> Held:
     _, until, _, run, description, _ = lease
-    return Held(description, until - now, same_run, run.decode("utf-8", "replace"), why)
+    return Held(description, until - now, same_run, run.decode("utf-8", "replace"), why, who=who)
 
 
 class _Turn:
@@ -521,8 +532,8 @@ class _Turn:
         if self._line is None or self._place is None:
             return _held_by(first, self._now)
         place = self._line.wait(self._place, int(self._since), description)
-        if isinstance(place, str):
-            return _held_by(first, self._now, why=place)
+        if len(place) == 2:  # noqa: PLR2004  why there is none, and who has it
+            return _held_by(first, self._now, why=place[0], who=place[1])
         began, copy, before = place
         held = _held_by(first, self._now)
         return Waiting(int(self._since), began, copy, before, held.description, held.remaining, held.run)
@@ -552,6 +563,7 @@ def _begin_a_new_boot(connection: sqlite3.Connection, now: float, sees: Callable
             connection.execute("UPDATE lockbeat_lock SET until = ? WHERE process = ?", (now, process))
     # the messages of those who wait come again
     connection.execute("DELETE FROM lockbeat_line")
+    connection.execute("UPDATE lockbeat_superseded SET forget = ? + ?", (now, line.REMEMBERED))
     for (process,) in connection.execute("SELECT DISTINCT process FROM lockbeat_wide").fetchall():
         if process == NOBODY or not sees(process):
             connection.execute("DELETE FROM lockbeat_wide WHERE process = ?", (process,))

@@ -85,11 +85,13 @@ class PostgresLocks(LockStore):
     def _refusal(self, key: str, kind: str, answer: Sequence[Any]) -> Held | Finished | Waiting | None:
         """Read why a key is refused; None: it is granted, or the answer took too long, or the server's clock was set forward."""
         if kind == "finished":
-            return Finished(answer[0], _WHY.get(answer[1], "") if len(answer) > 1 else "")
+            as_a_whole, token, who = [*answer, None, None][:3]
+            return Finished(as_a_whole, _WHY.get(token, ""), readable(who or ""))
         if kind == "held":
             remaining, same_run, their_run, described, *rest = answer
-            self._call(key, rest[1:])
-            return Held(readable(described), remaining / 1e6, same_run, readable(their_run), *rest[:1])
+            why, who = rest[0] if rest else "", readable(rest[2]) if rest[2:] else ""
+            self._call(key, rest[1:2])
+            return Held(readable(described), remaining / 1e6, same_run, readable(their_run), why, who=who)
         if kind == "waiting":
             since, began, copy, before, remaining, their_run, described, calls = answer
             self._call(key, [calls])
@@ -194,6 +196,12 @@ class PostgresLocks(LockStore):
         self._call(key, [calls])
         return len(calls)
 
+    def give_up(self, key: str, ticket: str) -> bool:
+        asked = self._client.row_key(key), cut(exact(ticket)), us(TOKEN_MEMORY)
+        waited, calls = self._client.call("lockbeat_give_up", *asked)
+        self._call(key, [calls])
+        return bool(waited)
+
     def line(self, key: str, *, limit: int = LISTED_AT_MOST) -> list[Waiter]:
         told = self._client.call("lockbeat_line_of", self._client.row_key(key), limit)
         return [Waiter(named(ticket), since, readable(described), called) for ticket, since, described, called in told]
@@ -268,5 +276,6 @@ def _known_of(place: Place) -> str:
         "began": us(place.began),
         "copy": place.copy,
         "again": place.again,
+        "who": True,  # is to be told
     }
     return json.dumps(known)

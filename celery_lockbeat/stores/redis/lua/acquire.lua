@@ -7,7 +7,8 @@
 --          what is put behind the description of a key that has been used before, and how many may hold the key at a time,
 --          and, from who would wait in line, what is known of it (line.lua), in JSON
 -- Returns  token, when it is now in microseconds: granted, and the usual case: a lone number is what a client reads fastest;
---          {'granted', now ms, token} with any other token, or {'finished', as a whole (0/1), the token that finished it, if that is at hand}, or {'late', now ms}, or
+--          {'granted', now ms, token} with any other token, or {'finished', as a whole (0/1), the token that finished it, if that is at hand,
+--          and who has superseded it}, or {'late', now ms}, or
 --          {'held', remaining ms, same run (0/1), run, description}, or {'unreadable', key, its type, the beginning of its value}
 -- Atomic:  the check for the marks, the compare of the holder and the new token must see one state, or two holders
 --          could both find the key free. All keys carry the lock key's hash tag, so Cluster runs it on one node.
@@ -40,7 +41,11 @@ if mark or more then
     local beside = more and get(KEYS[i])
     if beside then
       local known = type(beside) == 'string' and #beside == 16 and string.find(beside, '^%d+$')
-      return known and {'finished', i - 2, tonumber(beside)} or unreadable(KEYS[i], beside)
+      if not known then
+        return unreadable(KEYS[i], beside)
+      end
+      local who = tonumber(beside) == 1 and get(superseded_by(string.match(KEYS[i], '}:(.*)$')))
+      return {'finished', i - 2, tonumber(beside), type(who) == 'string' and who or nil}
     end
   end
 end

@@ -1,31 +1,39 @@
 -- In front of acquire.lua: take a place among the holders of a lock, or one in its line. Who asks is taken for one in the line, of
 -- its arrival (or the last, if it would not wait); what is free is given to the first, until it is its turn, or nothing is free.
 -- Returns  nil and the lock as it is then: nobody else has it, or waits for it, and one is to have it: as any lock;
---          {'granted', now ms, token, calls}, or a lone token as acquire.lua; {'held', remaining, same run, run, description, why, calls},
---          why it has no place in line being '', 'queued', 'full', 'waited' or 'superseded'; or {'waiting', since, began ms, copy (0:
+--          {'granted', now ms, token, calls}, or a lone token as acquire.lua; {'held', remaining, same run, run, description, why, calls, who},
+--          why it has no place in line being '', 'queued', 'full', 'waited' or 'superseded', and who what the one says of itself that has it; or {'waiting', since, began ms, copy (0:
 --          it is on its way), how many are before it, remaining, run, description, calls}. calls: what is to be told to those who are called
 -- So many ms after a copy of a waiting message was to be sent, any other counts for it; and so long it is remembered that one was superseded.
 local COPY_IS_LOST, REMEMBERED = 90000, 3600000
 
--- Writes T's place in line, or says why it has none.
-local function wait_in_line(now, place, since, is_called)
+-- What is known of who has taken the place of a task, beside the mark that says so.
+local function superseded_by(mark)
+  return next_to('by:') .. ':' .. mark
+end
+
+-- Writes T's place in line: nil, calls, its copy and when it began; or says why it has none, and who has it, as that one says of itself.
+local function wait_in_line(now, place, since, called)
   local ticket, known = place.ticket, waiter(place.ticket)
   local began = known and known.began or place.began > 0 and place.began or now
   local length, calls = redis.call('ZCARD', line), {}
   if began + place['for'] <= now then
     forget_waiter(ticket)
     return 'waited'
-  elseif place.kind == 'one' and not known and (length > 0 or is_called) then
-    return 'queued'
+  elseif place.kind == 'one' and not known and (length > 0 or called) then
+    local first = not called and waiter(redis.call('ZRANGE', line, 0, 0)[1])
+    return 'queued', called and string.match(called.text, '^[^ ]* [^ ]* (.*)$', 30) or first and first.description
   elseif place.kind == 'latest' or place.kind == 'replace' then
     for _, other in ipairs(redis.call('ZRANGE', line, 0, -1)) do
       local theirs = other ~= ticket and waiter(other)
       if theirs and theirs.kind == place.kind then
         local older = tonumber(redis.call('ZSCORE', line, other)) < since
-        redis.call('SET', next_to('done:') .. ':' .. (older and theirs or place).mark, '0000000000000001', 'PX', REMEMBERED)
+        local loses, wins = older and theirs or place, older and place or theirs
+        redis.call('SET', next_to('done:') .. ':' .. loses.mark, '0000000000000001', 'PX', REMEMBERED)
+        redis.call('SET', superseded_by(loses.mark), wins.description, 'PX', REMEMBERED)
         if not older then
           forget_waiter(ticket)
-          return 'superseded'
+          return 'superseded', wins.description
         end
         forget_waiter(other)
         calls[#calls + 1] = theirs.text
@@ -109,16 +117,16 @@ local function take_among(lock, now, micros, place, keep_mark)
     redis.call('DEL', wide)
     return nil, lock and string.sub(lock, 1, 16) .. '0000000000000' .. string.sub(lock, 30)
   end
-  local why, copy, began, superseded
+  local why, told, copy, began
   if not granted and place then
-    why, superseded, copy, began = wait_in_line(now, place, since, latest)
-    for _, text in ipairs(superseded or {}) do
+    why, told, copy, began = wait_in_line(now, place, since, latest)
+    for _, text in ipairs(not why and told or {}) do
       calls[#calls + 1] = text
     end
   end
   if not granted and #calls == 0 and not copy then
     local answer = held_by(first, now)
-    answer[6] = why or ''
+    answer[6], answer[7], answer[8] = why or '', calls, why and told
     return answer
   end
   if not was_wide then
@@ -144,7 +152,7 @@ local function take_among(lock, now, micros, place, keep_mark)
   end
   local answer = held_by(first, now)
   if not copy then
-    answer[6], answer[7] = why or '', calls
+    answer[6], answer[7], answer[8] = why or '', calls, why and told
     return answer
   end
   local before = redis.call('ZRANK', line, place.ticket)
