@@ -97,7 +97,8 @@ if told.get("beat"):
     app.conf.beat_schedule_filename = told["schedule"]
 
 
-@app.task(name="tick")
+# of this app alone: Celery gives a task to all apps of a process, and the tests of what is measured share theirs with others
+@app.task(name="tick", shared=False)
 def tick(entry: int) -> None:
     """Be sent."""
 
