@@ -61,7 +61,9 @@ def web(ctx: click.Context, hashes: bool, **given: Any) -> None:
     """
     missing = [name for name in _NEEDED if find_spec(name) is None]
     if missing:
-        raise ConfigurationError(f"{', '.join(missing)} is missing: pip install 'celery-lockbeat[web]'")
+        raise ConfigurationError(
+            f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing: pip install 'celery-lockbeat[web]'"
+        )
     if hashes:
         from celery_lockbeat.web.guard import hash_of  # noqa: PLC0415  it needs the extra
 
@@ -81,8 +83,9 @@ def web(ctx: click.Context, hashes: bool, **given: Any) -> None:
             (given["host"], given["port"]), family=socket.AF_INET6 if ":" in given["host"] else socket.AF_INET
         )
     except OSError as exc:
+        why = str(exc.strerror or exc).partition(" (while ")[0]  # which only repeats what was given
         raise ConfigurationError(
-            f"--host is {given['host']!r} and --port {given['port']}: {exc.strerror or exc}; "
+            f"--host is {given['host']!r} and --port {given['port']}: {why}; "
             "allowed: an address of this host, and a port that is free there (0: whichever is)"
         ) from exc
     from celery_lockbeat.web.app import Page  # noqa: PLC0415  it needs the extra

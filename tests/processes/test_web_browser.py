@@ -151,6 +151,21 @@ def test_a_tab_that_was_asleep_catches_up_when_it_is_looked_at(shop, browser):
     page.evaluate(_HIDE, False)
     for task_id in while_asleep:
         page.locator("#runs li", has_text=task_id).wait_for(state="attached", timeout=5_000)
+    # rows that one reads do not move away
+    page.hover("#runs li:nth-child(4)")
+
+    def listed() -> list[str]:
+        return page.evaluate("[...document.querySelectorAll('#runs li')].map(each => each.id)")
+
+    def they_stay() -> bool:
+        before, ticks = listed(), shop.ticks("works")
+        wait_until(lambda: shop.ticks("works") > ticks + 1)
+        return listed() == before
+
+    wait_until(they_stay, 15)  # but for those that had been asked for
+    before = listed()
+    page.mouse.move(0, 0)
+    wait_until(lambda: listed() != before)
     page.context.close()
 
 

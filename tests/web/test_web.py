@@ -15,7 +15,7 @@ import days
 import pytest
 from celery import Celery
 from celery.schedules import crontab, schedule, solar
-from servers import Server, wait_until
+from servers import Server, free_port, wait_until
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.testclient import TestClient
@@ -307,6 +307,16 @@ def test_pages_are_bounded(long_list):
     assert long_list.get("/entry/story?name=entry-0001&span=3600").text.count("<details>") == views.RUNS
 
 
+def test_no_more_than_so_many_locks_are_listed(client_of, make_app):
+    app = make_app(lockbeat_driver="redis")
+    day = days.Day(app)
+    for number in range(views.LOCKS + 10):
+        day.lock(f"key-{number}", "somebody")
+    page = client_of(app).get("/locks").text
+    assert page.count("data-until=") == views.LOCKS
+    assert f"The {views.LOCKS} that are held for longest, of {views.LOCKS + 10}" in page
+
+
 def sent_by(page: Page, note: Callable[[], int]) -> list[tuple[str, int]]:
     """What a server is given of the list of entries, piece by piece, each with what was noted by then."""
     pieces: list[tuple[str, int]] = []
@@ -470,6 +480,14 @@ def test_a_store_that_is_away_is_shown_with_what_was_before(client_of, make_app,
     assert client.get("/entry?name=sync-orders").status_code == 200
     spare_server.start()
     wait_until(lambda: 'role="alert"' not in client.get("/").text, message="it goes on by itself")
+
+
+def test_a_store_that_is_away_from_the_start_on_is_shown(make_app):
+    page = Page(make_app(lockbeat_driver="redis", lockbeat_redis_url=f"redis://127.0.0.1:{free_port()}/0"))
+    client = client_for(page)
+    wait_until(lambda: 'role="alert"' in client.get("/").text, message="it is said")
+    assert [client.get(view).status_code for view in VIEWS[:5]] == [200] * 5
+    page.hub.end()
 
 
 # -- names, errors and keys are text -----------------------------------------------------------------------------------

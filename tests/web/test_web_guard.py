@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import socket
+import sys
 import time
 
 import pytest
@@ -185,6 +186,16 @@ def test_what_listens_already_is_told_with_the_settings_that_say_where():
     assert done.exit_code == 1
     assert f"--host is '127.0.0.1' and --port {port}: " in done.output
     assert "allowed: " in done.output
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch):
+    # not by name: the package has a command that is called as the module is
+    monkeypatch.setattr(sys.modules["celery_lockbeat.cli.web"], "find_spec", lambda name: None)
+    done = run()
+    assert done.exit_code == 1
+    assert done.output == (
+        "starlette and uvicorn and jinja2 and cron_descriptor are missing: pip install 'celery-lockbeat[web]'\n"
+    )
 
 
 def test_a_hash_is_made_of_a_password_that_nobody_sees(tmp_path):
