@@ -12,6 +12,11 @@ from typing import Any
 import pytest
 from servers import debian_binary
 
+#: A script that adds up by how much what is shown moves by itself.
+SHIFTS = """window.shifts = 0;
+new PerformanceObserver(list => { for (const each of list.getEntries()) if (!each.hadRecentInput) window.shifts += each.value; })
+    .observe({type: "layout-shift", buffered: true});"""
+
 
 @contextlib.contextmanager
 def browsing() -> Iterator[Any]:

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import pytest
-from browsers import browsing, page_of, violations
+from browsers import SHIFTS, browsing, page_of, violations
 from celery import Celery
 from commands import running
 from programs import Program
@@ -115,10 +115,7 @@ def test_why_a_tick_was_skipped_is_found_in_three_clicks(shop, browser):
 
 def test_what_happens_is_shown_while_it_does_and_nothing_moves(shop, browser):
     page = page_of(browser)
-    page.add_init_script(
-        "window.shifts = 0; new PerformanceObserver(list => { for (const each of list.getEntries()) "
-        "if (!each.hadRecentInput) window.shifts += each.value; }).observe({type: 'layout-shift', buffered: true});"
-    )
+    page.add_init_script(SHIFTS)
     for view, rows in (("", "#rows tr"), ("runs", "#runs summary"), ("locks", "#held tbody tr")):
         page.goto(shop.url + view)
         page.wait_for_selector(rows)

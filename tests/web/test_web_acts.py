@@ -9,7 +9,7 @@ import days
 import pytest
 from servers import wait_until
 from starlette.testclient import TestClient
-from test_web import known
+from test_web import HOSTILE, is_harmless, known
 
 from celery_lockbeat.control import schedules_of
 from celery_lockbeat.exceptions import ConfigurationError
@@ -161,6 +161,17 @@ def test_nothing_is_done_for_who_is_not_known(shop):
     page.hub.end()
     with pytest.raises(ConfigurationError, match="user"):
         make_app(shop, allow_changes=True)
+
+
+@pytest.mark.parametrize("bad", [each for each in HOSTILE if "\ud800" not in each])
+def test_whatever_is_asked_for_is_text(client, bad):
+    shown = client.get(f"/act?{urlencode({'act': 'release', 'key': bad, 'holder': bad})}")
+    assert shown.status_code == 200
+    # what is sent back is as it was, where nobody sees it
+    is_harmless(re.sub(r'<input type="hidden"[^>]*>', "", shown.text))
+    refused = client.get(f"/act?{urlencode({'act': 'pause', 'name': bad})}")
+    assert refused.status_code == 404
+    is_harmless(refused.text)
 
 
 @pytest.mark.parametrize("query", ["", "act=drop", "act=pause", "act=pause&name=unknown", "act=backfill&name=../x"])

@@ -11,7 +11,7 @@ from typing import Any
 
 import days
 import pytest
-from browsers import another, browsing, page_of
+from browsers import SHIFTS, another, browsing, page_of
 from servers import wait_until
 from shots import serving
 
@@ -61,6 +61,7 @@ def test_1000_entries_scroll_smoothly_while_they_run(thousand, browser):
     app, day, names = thousand
     with serving(app) as url:
         page = page_of(browser)
+        page.add_init_script(SHIFTS)
         page.goto(url)
         _all_are_there(page)
         page.wait_for_timeout(1_500)
@@ -82,6 +83,7 @@ def test_1000_entries_scroll_smoothly_while_they_run(thousand, browser):
         assert page.evaluate("find('entry-0777')")
         wait_until(lambda: page.locator("#rows tr", has_text="entry-0777").bounding_box()["y"] < 800)
         assert page.evaluate("document.documentElement.scrollHeight") == high
+        assert page.evaluate("window.shifts") < 0.02
         assert page.complaints == []
 
 
