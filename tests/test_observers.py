@@ -483,7 +483,7 @@ from celery.contrib.testing.worker import start_worker
 from celery_lockbeat import LockedTask, signals
 
 app = Celery("project", broker={url!r}, backend={url!r})  # of the whole process: nobody ever closes it
-app.conf.update(task_default_queue={driver!r}, lockbeat_driver={driver!r}, lockbeat_memory_path={path!r}, lockbeat_ttl=0.3)
+app.conf.update(task_default_queue={driver!r}, lockbeat_driver={driver!r}, lockbeat_memory_path={path!r}, lockbeat_ttl=1.0)
 
 @app.task(base=LockedTask, name="body")
 def body(seconds):
@@ -497,8 +497,7 @@ def receiver(**_):
 def ours():
     return [thread.name for thread in threading.enumerate() if thread.name.startswith("lockbeat-")]
 
-@pytest.mark.parametrize("seconds", [0, 0.5])
-@pytest.mark.parametrize("pool", ["solo", "threads", "prefork"])
+@pytest.mark.parametrize(("pool", "seconds"), [("solo", 0.5), ("threads", 0.5), ("prefork", 0.5), ("prefork", 0)])
 def test_a_worker(pool, seconds):
     for _ in range(2):
         with start_worker(app, pool=pool, perform_ping_check=False):
@@ -514,7 +513,7 @@ def test_a_worker_that_ends_in_a_test_leaves_no_thread_of_ours_though_its_app_is
     module.write_text(text.format(driver=driver, url=server.url, path=str(tmp_path / "memory")))
     done = run_pytest(module)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "6 passed" in done.stdout
+    assert "4 passed" in done.stdout
 
 
 def test_who_closes_an_app_waits_until_what_its_locks_told_is_written(make_app, driver):
