@@ -1610,7 +1610,7 @@ MUTANTS = [
     ),
     Mutant(
         "what was taken of several keys is kept where one is refused, in a Cluster",
-        "stores/base.py",
+        "stores/base/locks.py",
         "                for lease in reversed(leases):\n",
         "                for lease in leases[:0]:\n",
         (ALL + "test_one_that_is_held_refuses_all_and_nothing_is_left_of_the_others",),

@@ -1,4 +1,4 @@
-"""One test per promise of ``stores/base.py`` to members of an app that announce what they are, the same on every store."""
+"""One test per promise of ``stores/base/announcements.py`` to members of an app that announce what they are, the same on every store."""
 
 from __future__ import annotations
 

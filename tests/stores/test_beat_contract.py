@@ -1,4 +1,4 @@
-"""One test per promise of ``stores/base.py`` to beats, the same on every store."""
+"""One test per promise of ``stores/base/beats.py`` to beats, the same on every store."""
 
 from __future__ import annotations
 

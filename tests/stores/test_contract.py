@@ -1,4 +1,4 @@
-"""One test per promise of ``stores/base.py``, the same on every store."""
+"""One test per promise of ``stores/base/locks.py``, the same on every store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One test per promise of ``stores/base.py`` to operators, the same on every store."""
+"""One test per promise of ``stores/base/controls.py`` to operators, the same on every store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One test per promise of ``stores/base.py`` to who writes and who reads the journal, the same on every store."""
+"""One test per promise of ``stores/base/journal.py`` to who writes and who reads the journal, the same on every store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One test per promise of ``reserve``, ``unreserve`` and ``acquire(reservation=)`` in ``stores/base.py``, the same on every store."""
+"""One test per promise of ``reserve``, ``unreserve`` and ``acquire(reservation=)`` in ``stores/base/locks.py``, the same on every store."""
 
 from __future__ import annotations
 

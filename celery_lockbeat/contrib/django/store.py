@@ -1,6 +1,6 @@
 """The store in Django's own database, for projects without Redis: PostgreSQL, or SQLite for those of one host.
 
-Promises the contract of ``stores/base.py``, as far as the database keeps what it has committed. On connections of its own: on
+Promises the contract of ``stores/base``, as far as the database keeps what it has committed. On connections of its own: on
 Django's, a lock that is taken in the middle of ``transaction.atomic()`` would be seen by nobody before the commit, and gone with
 a rollback, and its renewal, in another thread, would wait for that transaction to end.
 
