@@ -98,6 +98,17 @@ def test_a_coroutine_that_celery_wraps_is_held_too(app):
     assert task.apply(({"id": 7},)).get() == 7
 
 
+def test_a_coroutine_that_raises_fails_with_what_it_has_raised(make_app, driver):
+    app = make_app(lockbeat_driver=driver, result_backend="cache+memory://")
+
+    @app.task(base=RunsLocked)
+    async def body():
+        raise ZeroDivisionError("its own")
+
+    build_tracer(body.name, body, app=app)("t1", (), {}, {"id": "t1", "task": body.name, "delivery_info": {}})
+    assert repr(app.AsyncResult("t1").result) == "ZeroDivisionError('its own')"
+
+
 def test_a_coroutine_that_is_cancelled_leaves_no_lock(app):
     begun = asyncio.Event()
 

@@ -21,7 +21,7 @@ from servers import wait_until
 
 import celery_lockbeat
 from celery_lockbeat import Lock, LockedTask, signals
-from celery_lockbeat.tasks import limits
+from celery_lockbeat.tasks import limits, run
 
 #: Where our code is. Its name is in that of a source distribution's directory, too, and so in those of the tests.
 PACKAGE = str(Path(celery_lockbeat.__file__).parent)
@@ -37,7 +37,7 @@ def becomes_free(app, key) -> None:
 @pytest.fixture(autouse=True)
 def billiards_handler(monkeypatch):
     """As in a prefork child, of which no run has been struck in its very last lines and is kept by a traceback of a test's."""
-    monkeypatch.setattr(limits, "_limits", limits._Limits())
+    monkeypatch.setattr(run, "soft_limits", limits.SoftLimits())
     before = signal.signal(limits.SIGNAL, soft_timeout_sighandler)
     yield
     signal.signal(limits.SIGNAL, before)

@@ -378,6 +378,7 @@ def test_a_forked_child_does_not_hold_its_parents_lock(stage):
 
     def child() -> None:
         assert not stage.lock.held
+        assert stage.lock.remaining == 0
         assert stage.lock.lost
         assert stage.lock.release() is False
         stage.run_until(5)

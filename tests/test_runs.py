@@ -11,7 +11,7 @@ from celery.signals import after_task_publish
 from hypothesis import given
 from hypothesis import strategies as st
 
-from celery_lockbeat.stores.redis.names import has_nonce
+from celery_lockbeat.stores.redis.names import mark
 from celery_lockbeat.tasks import copies as runs
 from celery_lockbeat.tasks.copies import NONCE, POSTPONED, name_of, name_of_all_tries, task_of
 
@@ -49,8 +49,8 @@ def test_a_message_without_a_nonce_and_a_beats_tick_are_named_as_by_release_0_1_
     for headers in ({}, {NONCE: "id"}, {NONCE: 7}, {NONCE: ["x"]}, {NONCE: "no nonce: it has blanks"}, {NONCE: ""}):
         of_it = request(headers=headers, retries=2, nesting=1)
         assert (name_of(of_it), name_of_all_tries(of_it)) == ("id:2:1", "id::1")
-        assert not has_nonce(name_of(of_it))
-    assert has_nonce(name_of(request(headers={NONCE: "n"})))
+        assert mark(name_of(of_it)) == (name_of(of_it), "")
+    assert mark(name_of(request(headers={NONCE: "n"})))[1]
 
 
 def test_calls_that_no_message_stands_for_have_no_name():

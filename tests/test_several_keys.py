@@ -217,8 +217,8 @@ def test_a_run_of_several_keys_costs_two_round_trips_as_one_of_one_key_does(app,
     task.delay(3, 4)
     queue.deliver()
     task.delay(1, 2)
-    trips, talk = [], Node._talk
-    monkeypatch.setattr(Node, "_talk", lambda *asked: trips.append(asked) or talk(*asked))
+    trips, talk = [], Node.talk
+    monkeypatch.setattr(Node, "talk", lambda *asked: trips.append(asked) or talk(*asked))
     queue.deliver()
     assert len(trips) == 2
 

@@ -190,10 +190,8 @@ def encode(event: str, fields: Mapping[str, Any], ago: float) -> str:
         written = _WRITTEN.get(name)
         if written is None or value is None or (written == "kind" and value == "task"):
             continue
-        if written in _TIMES and isinstance(value, str):
-            told[written] = _epoch(value)
-        elif isinstance(value, str):
-            told[written] = _cut(value)
+        if isinstance(value, str):
+            told[written] = _epoch(value) if written in _TIMES else value if len(value) <= LONGEST else _cut(value)
         elif written == "keys":
             told[written] = [_cut(each) for each in value]
         else:

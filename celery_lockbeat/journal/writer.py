@@ -155,8 +155,13 @@ class Journal:
 
         Its fields are read when it is written: those of a mapping that changes later count then.
         """
-        if self._keep:
-            self.put_all((_Put(event, monotonic() if at is None else at, shared, own, execution_id),))
+        if not self._keep:
+            return
+        self._waiting.append(_Put(event, monotonic() if at is None else at, shared, own, execution_id))
+        if len(self._waiting) > AT_MOST:
+            self._drop_oldest()
+        if not self._thread.runs:
+            self._begin()
 
     def put_all(self, records: Sequence[Put]) -> None:
         """Have events written."""

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import StoreRefused, StoreUnavailable, UnreadableKey
-from celery_lockbeat.locks.child import Note, page
+from celery_lockbeat.locks.child import Note
 from celery_lockbeat.locks.lease import OwnLease
 from celery_lockbeat.locks.renewal import Renewer, renewer_of
 from celery_lockbeat.observe.events import Story, new_id
@@ -69,13 +69,17 @@ class Acquisition:
         if self.abandoned:
             # what frees an earlier acquire whose answer was lost frees by this name, and may come late
             self._story.execution_id = new_id()
-        answer = self._ask_or_fall_back()
-        for _ in range(self._options.retry_attempts):
-            if not isinstance(answer, Held) or answer.same_run or answer.why or stopping.is_set():
-                break
+        more_tries = self._options.retry_attempts
+        while True:
+            try:
+                answer = self._ask()
+            except StoreUnavailable as exc:
+                self._fall_back(exc)
+                continue
+            if not isinstance(answer, Held) or answer.same_run or answer.why or not more_tries or stopping.is_set():
+                return answer
+            more_tries -= 1
             stopping.wait(self._options.retry_delay + random.uniform(0, self._options.retry_jitter))  # noqa: S311
-            answer = self._ask_or_fall_back()
-        return answer
 
     def settle(self) -> None:
         """The store has nothing of ours any more."""
@@ -98,25 +102,21 @@ class Acquisition:
         asked, until = self._asked_for(), monotonic() + self._options.ttl
         self.ask_later(lambda store: [store.locks.free(key, holder=holder) for key, holder in asked], until=until)
 
-    def _ask_or_fall_back(self) -> OwnLease | Held | Finished | Waiting:
-        try:
-            return self._ask()
-        except StoreUnavailable as exc:
-            if self._fallback is None or isinstance(exc, (StoreRefused, UnreadableKey)):
-                raise
-            self.abandon()
-            # The other way back is none: this lock lives where it was taken, the next one asks the first store again.
-            self.store, self._fallback, self.fell_back = self._fallback, None, True
-            self._story.fields["driver"] = self.store.driver
-            self._story.emit("driver_fallback", error_name=type(exc).__name__, error_message=str(exc))
-            return self._ask()
+    def _fall_back(self, exc: StoreUnavailable) -> None:
+        """Ask the other store from now on, since this one does not answer; raises that where there is no other."""
+        if self._fallback is None or isinstance(exc, (StoreRefused, UnreadableKey)):
+            raise exc
+        self.abandon()
+        # The other way back is none: this lock lives where it was taken, the next one asks the first store again.
+        self.store, self._fallback, self.fell_back = self._fallback, None, True
+        self._story.fields["driver"] = self.store.driver
+        self._story.emit("driver_fallback", error_name=type(exc).__name__, error_message=str(exc))
 
     def _ask(self) -> OwnLease | Held | Finished | Waiting:
         options = self._options
         note = self.note
         if note is None:
-            what = self._story.journaled_fields() if page() is not None else ()
-            note = Note(self._asked_for(), self.store.driver, options.connection, options.ttl, what)
+            note = Note(self._asked_for(), self.store.driver, options.connection, options.ttl, self._story)
             self.renewer = renewer_of(self.store)
             self.note = note
             # before it is asked for: a child may be killed before it hears that it was granted
@@ -125,10 +125,10 @@ class Acquisition:
             started = monotonic()
             self.attempts += 1
             answer = self._take()
-            if not isinstance(answer, list):
+            if isinstance(answer, (Held, Finished, Waiting)):
                 return answer
-            self.leases = answer
-            own = OwnLease(answer, started, options, self._story, note, self._pid)
+            self.leases = [answer] if isinstance(answer, Lease) else answer
+            own = OwnLease(self.leases, started, options, self._story, note, self._pid)
             if own.trusted:
                 return own
         raise StoreUnavailable(
@@ -138,19 +138,28 @@ class Acquisition:
     def _asked_for(self) -> list[tuple[str, str]]:
         """Return each key, and the name of its holder: parents know their children's by that (``page.py``), so no two are the same."""
         name = self._story.execution_id
+        if len(self._keys) == 1:
+            return [(self._keys[0], name)]
         return [(key, f"{name}.{count}" if count else name) for count, key in enumerate(self._keys)]
 
-    def _take(self) -> list[Lease] | Held | Finished | Waiting:
+    def _take(self) -> Lease | list[Lease] | Held | Finished | Waiting:
         options, asker = self._options, self._asker
-        wanted = Wanted(
-            options.ttl, asker.run, asker.task, asker.description, options.limit, asker.reservation, self.place
-        )
         if len(self._keys) > 1:
-            answers = self.store.locks.acquire_all(self._asked_for(), wanted)
+            what = asker.run, asker.task, asker.description, options.limit, asker.reservation, self.place
+            answers = self.store.locks.acquire_all(self._asked_for(), Wanted(options.ttl, *what))
             self._wait_no_more(answers)
             return answers
-        answer = self.store.locks.acquire(self._keys[0], holder=self._story.execution_id, **wanted._asdict())
-        return [answer] if isinstance(answer, Lease) else answer
+        return self.store.locks.acquire(
+            self._keys[0],
+            holder=self._story.execution_id,
+            ttl=options.ttl,
+            run=asker.run,
+            task=asker.task,
+            description=asker.description,
+            limit=options.limit,
+            reservation=asker.reservation,
+            place=self.place,
+        )
 
     def _wait_no_more(self, answer: list[Lease] | Held | Finished | Waiting) -> None:
         """Have no place in any line, where this is over in that of one key: what is kept for who does not come is kept from others."""

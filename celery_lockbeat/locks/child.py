@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 
 from celery_lockbeat.locks.page import Hold, Page
+from celery_lockbeat.observe.events import Story
 from celery_lockbeat.stores import Lease
 
 __all__ = ["Note", "become", "orphaned", "page"]
@@ -39,19 +40,12 @@ def orphaned() -> bool:
 class Note:
     """What is on the page of one hold in one store: of each of its ``keys``, under the name of that key's holder."""
 
-    __slots__ = ("_connection", "_driver", "_keys", "_what", "ttl")
+    __slots__ = ("_connection", "_driver", "_keys", "_story", "ttl")
 
-    def __init__(
-        self,
-        keys: Sequence[tuple[str, str]],
-        driver: str,
-        connection: str,
-        ttl: float,
-        what: tuple[tuple[str, str], ...] = (),
-    ) -> None:
+    def __init__(self, keys: Sequence[tuple[str, str]], driver: str, connection: str, ttl: float, story: Story) -> None:
         self.ttl = ttl
         self._keys = keys
-        self._what = what
+        self._story = story
         self._driver = driver
         self._connection = connection
 
@@ -73,7 +67,7 @@ class Note:
         if _page is None:
             return
         # of all keys the first one tells what they are held for
-        what = self._what
+        what = self._story.journaled_fields()
         for lease in leases:
             hold = Hold(lease.key, self._driver, self._connection, self.ttl, lease.token, since, patience, what, until)
             _page.put(lease.holder, hold)

@@ -91,7 +91,10 @@ class OwnLease:
     @property
     def trusted(self) -> bool:
         """Whether the lease still runs, as far as can be known; never in a process that was forked from its holder."""
-        return self._pid == this_process.pid and monotonic() < self.until()
+        if self._pid != this_process.pid:
+            return False
+        # what the parent has done is looked up where our own word is over
+        return monotonic() < self._trusted_until or monotonic() < self.until()
 
     @property
     def remaining(self) -> float:
@@ -151,11 +154,11 @@ class OwnLease:
         if self._asked is not None:
             self.next_action = started
             return
-        if self._suffices and self._options.auto_extend:
+        if not self._options.auto_extend:
+            self.next_action = self._trusted_until
+        elif self._suffices:
             self.next_action = self._trusted_until
             self._note.renewed(self.leases, started, math.inf)
-        elif not self.auto_extend:
-            self.next_action = self._trusted_until
         else:
             self.next_action = min(started + self._options.extends_every, self._trusted_until)
             self._note.renewed(self.leases, started, self._options.patience, self._held_until)
@@ -241,7 +244,8 @@ class OwnLease:
 
     def end(self) -> bool:
         """Be released, unless it is lost."""
-        self.expire()
+        if not self.trusted:
+            self.expire()
         with self._mutex:
             if self.state == "lost":
                 return False

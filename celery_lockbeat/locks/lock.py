@@ -17,6 +17,7 @@ import time
 import weakref
 from asyncio import CancelledError, current_task
 from collections.abc import Iterable
+from operator import attrgetter
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
 __all__ = ["Lock", "current_lock"]
 
 logger: Final = logging.getLogger("celery_lockbeat")
+
+_token_of: Final = attrgetter("token")
 
 #: Options that make no sense outside of a task.
 _OF_TASKS_ONLY: Final = frozenset(LOCK_NAMES) - LockKeywords.__annotations__.keys()
@@ -121,8 +124,8 @@ class Lock:
         self._options = options
         self._story = story
         self._pid = this_process.pid
-        self._acquisition = Acquisition(keys, options, stores, story, asker, pid=self._pid)
-        driver = self._store.driver
+        self._acquisition = acquisition = Acquisition(keys, options, stores, story, asker, pid=self._pid)
+        driver = acquisition.store.driver
         story.fields.update(lock_key=self.key, ttl=options.ttl, connection=options.connection, driver=driver)
         if len(keys) > 1:
             story.fields["lock_keys"] = keys
@@ -171,7 +174,8 @@ class Lock:
     @property
     def held(self) -> bool:
         """Whether the lock is ours now, as far as can be known."""
-        return self.remaining > 0
+        own = self._own
+        return own is not None and own.replaced_by is None and own.state == "held" and own.trusted
 
     @property
     def lost(self) -> bool:
@@ -291,7 +295,7 @@ class Lock:
 
         ``awaited``: what runs under it is the coroutine that runs here, which is cancelled instead.
         """
-        if "abort" not in (self._options.on_lost, self._options.on_replaced) or self._own is None:
+        if not self._options.aborts or self._own is None:
             return None
         error = LockLost(f"lock {self.key!r} was lost, which ends what runs under it")
         self._own.abort = abort = Abort(error)
@@ -342,7 +346,7 @@ class Lock:
                     look_after(self._store, answer.key or self.key, ends_in=answer.remaining, lasts=place.wait_for)
                 return answer
             self._own = answer
-            self._story.fields["token"] = max([lease.token for lease in answer.leases])
+            self._story.fields["token"] = max(answer.leases, key=_token_of).token
             self._acquisition.renewer.add(answer)
         except BaseException:
             # It may have been granted all the same: the answer was lost, or an exception from outside came in between.
@@ -403,7 +407,8 @@ class Lock:
             # a server that hung may yet carry out an extension, and keep the key for a whole ttl
             self.abandon()
             return False
-        hold_for = max(0.0, self._options.hold_at_least - own.held_for()) if hold else 0.0
+        least = self._options.hold_at_least
+        hold_for = max(0.0, least - own.held_for()) if hold and least else 0.0
         remember_for = max(self._options.dedupe_ttl, self.remembered_at_least) if finished else 0.0
         return self._release(own, hold_for, remember_for, task)
 
@@ -418,7 +423,7 @@ class Lock:
             return store.locks.release(first, hold_for=hold_for, remember_for=remember_for, task=task)
 
         try:
-            released = release(self._store)
+            released = release(self._acquisition.store)
         except (StoreUnavailable, ConfigurationError) as exc:
             # the latter: what was right when the lock was acquired is wrong now
             text = "lock %r ends by its ttl of %s s, unless the store comes back before, for its release failed: %s"

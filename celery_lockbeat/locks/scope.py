@@ -28,7 +28,9 @@ class Scope:
     def __init__(self, lock: Any) -> None:
         self._lock = None if lock is None else weakref.ref(lock)
         self._over = False
-        self.outer = outer = _not_over(_current.get())
+        self.outer = outer = _current.get()
+        if outer is not None:
+            self.outer = outer = _not_over(outer)
         if outer is not None:
             # two generators that run by turns would else make a chain without an end
             outer.outer = _not_over(outer.outer)

@@ -60,10 +60,6 @@ _WHO: Final = ("task_id", "task_name", "kind", "schedule", "tick", "hostname")
 _form: str | None = None
 
 
-#: How it is logged, if it is; its Signal; and its fields.
-_Made = tuple[Event | None, Any, dict[str, Any]]
-
-
 class Story:
     """Who a run, or a lock outside of tasks, is in the log: the fields that all of its events share.
 
@@ -88,7 +84,8 @@ class Story:
         self.fields = fields
         self._sender = sender
         self._journal = journal
-        self._logging = _what_suits_the_log() if logging == "auto" else logging
+        #: as ``lock_logging``; what suits the log is looked up once something is logged
+        self._logging = logging
         self._began: float | None = None
         #: which events of an attempt have been logged, and which Signals sent: each is so once, whatever strikes in between
         self.emitted: dict[Any, bool] = {}
@@ -99,50 +96,53 @@ class Story:
         #: what counts the run's failure, should its process die (see locks/streaks.py)
         self.streak = ""
 
-    def emit(self, event: str, **details: Any) -> None:
-        """Log an event, as far as ``lock_logging`` asks for it, and send its Signal, after all that came before it."""
-        made = self._made(event, details)
-        if made is None:
+    def emit(self, event: str, *, later: bool = False, **details: Any) -> None:
+        """Journal an event; log it, as far as ``lock_logging`` asks for it, and send its Signal, after all that came before it."""
+        if self._journal is not None and event in _JOURNALED and event not in self.journaled:
+            self._journal.put(event, self.fields, details, self.execution_id)
+            if event in _ONCE:
+                self.journaled += (event,)
+        how, signal = _KINDS[event]
+        logs = events_logger.isEnabledFor(how.level)
+        if logs:
+            if self._logging == "auto":
+                self._logging = _what_suits_the_log()
+            if self._logging == "brief":
+                how = self._in_brief(event, how)
+            logs = self._logging in how.logged_by
+        if not logs and not signal.receivers:
             return
-        if self.pending is not None and not self.pending.flush() and self.pending.put(partial(self._deliver, *made)):
-            return
-        self._deliver(*made)
+        deliver = partial(self._deliver, how if logs else None, signal, self._shown(event, details))
+        if later:
+            pending_of(self).put(deliver)
+        elif self.pending is None or self.pending.flush() or not self.pending.put(deliver):
+            deliver()
 
     def later(self, event: str, **details: Any) -> None:
         """As ``emit``, for a renewing thread: another delivers it, or who ends this story."""
-        made = self._made(event, details)
-        if made is not None:
-            pending_of(self).put(partial(self._deliver, *made))
+        self.emit(event, later=True, **details)
 
     def journaled_fields(self) -> tuple[tuple[str, str], ...]:
         """Return who the run is, for whoever writes in its place that its process has died."""
         if self._journal is None or not self.fields.get("task_name"):
             return ()
-        names = (*_WHO, "lock_key") if self.fields.get("lock_keys") else _WHO
-        who = [(name, str(self.fields[name])) for name in names if self.fields.get(name) is not None]
-        return (*who, ("streak", self.streak)) if self.streak else tuple(who)
+        who: tuple[tuple[str, str], ...] = (("streak", self.streak),) if self.streak else ()
+        for name in (*_WHO, "lock_key") if self.fields.get("lock_keys") else _WHO:
+            if self.fields.get(name) is not None:
+                who += ((name, str(self.fields[name])),)
+        return who
 
     def flush(self) -> None:
         """Deliver what is still pending."""
         if self.pending is not None:
             self.pending.flush()
 
-    def _made(self, event: str, details: dict[str, Any]) -> _Made | None:
-        """An event as of now, which is put into the journal; None where nobody listens."""
-        if self._journal is not None and event in _JOURNALED and event not in self.journaled:
-            self._journal.put(event, self.fields, details, self.execution_id)
-            if event in _ONCE:
-                self.journaled += (event,)
-        how, signal = _KINDS[event]
-        if self._logging == "brief":
-            how = self._in_brief(event, how)
-        logs = self._logging in how.logged_by and events_logger.isEnabledFor(how.level)
-        if not logs and not signal.receivers:
-            return None
+    def _shown(self, event: str, details: dict[str, Any]) -> dict[str, Any]:
+        """The fields of an event as of now."""
         given = {"event": event, "execution_id": self.execution_id, **self.fields, **details}
         given.update(hostname=given.get("hostname") or socket.gethostname(), pid=os.getpid())
         given["timestamp"] = datetime.now(timezone.utc).isoformat()
-        return how if logs else None, signal, {name: value for name, value in given.items() if value is not None}
+        return {name: value for name, value in given.items() if value is not None}
 
     def _deliver(self, how: Event | None, signal: Any, shown: dict[str, Any]) -> None:
         if how is not None and shown["event"] not in self.emitted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from string import Formatter
 from typing import Any, Final, Literal, TypedDict
 
@@ -65,9 +66,12 @@ REMEMBERED: Final = 3600.0
 ON_ITS_WAY: Final = 600.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class LockOptions:
-    """How one task, or one :class:`~celery_lockbeat.Lock`, takes its lock. Durations are seconds."""
+    """How one task, or one :class:`~celery_lockbeat.Lock`, takes its lock. Durations are seconds.
+
+    What follows from them is worked out once, not at each run.
+    """
 
     enabled: bool = True
     key: str | tuple[str, ...] | Callable[..., str | Iterable[str]] | None = None
@@ -93,33 +97,38 @@ class LockOptions:
     expected_within: float | None = None
     logging: str | bool = "auto"
 
-    @property
+    @cached_property
     def waits(self) -> str | None:
         """Which of those who find the key held wait for it; None: nobody does."""
         return WAITS.get(self.if_held)
 
-    @property
+    @cached_property
     def on_replaced(self) -> str:
         """What becomes of a body when another run wants its place: as when its lock is lost, or at once where its own kind does so."""
         return "abort" if self.if_held == "replace" else self.on_lost
 
-    @property
+    @cached_property
+    def aborts(self) -> bool:
+        """Whether a body may have to be ended from outside."""
+        return "abort" in (self.on_lost, self.on_replaced)
+
+    @cached_property
     def extends_every(self) -> float:
         """Seconds between two renewals: a third of the ttl leaves two more tries while the lease lasts."""
         return self.ttl / 3 if self.extend_interval is None else self.extend_interval
 
-    @property
+    @cached_property
     def retries_every(self) -> float:
         """Seconds between two attempts to extend, after one that failed."""
         return min(RETRY_EVERY, self.extends_every / 4, (self.ttl - self.extends_every) / 8)
 
-    @property
+    @cached_property
     def attempt(self) -> float:
         """Seconds that an attempt to extend may take: ``interval + 3 attempts + 2 pauses = ttl`` without its margin."""
         left = self.ttl * (1 - MARGIN) - self.extends_every - (ATTEMPTS - 1) * self.retries_every
         return max(0.01, left / ATTEMPTS)
 
-    @property
+    @cached_property
     def patience(self) -> float:
         """Seconds of a lease after which whoever is to renew it is late, so that another does."""
         every = self.extends_every

@@ -43,8 +43,9 @@ __all__ = [
     "postpone",
     "postponed",
     "task_of",
+    "tick_in",
     "tick_of",
-    "unhide_headers",
+    "unhidden_headers",
 ]
 
 logger: Final = logging.getLogger("celery_lockbeat")
@@ -69,6 +70,9 @@ TICK: Final = "lockbeat"
 
 #: What it says there, of a tick that no worker shall begin later: when that is.
 BEGIN_BY: Final = "begin_by"
+
+#: The headers that a body, or the message of the next attempt, may need.
+_OURS: Final = (TICK, NONCE, POSTPONED, LINE, RESERVED)
 
 #: At most so many seconds pass until a copy of a message asks again whether its run is over: less than a lease, for the
 #: lock of a run that dies may be freed long before its lease ends, and a copy costs but a message and a round trip.
@@ -121,30 +125,37 @@ def headers_of(request: Any) -> Mapping[str, Any]:
     return headers if type(headers) is dict or isinstance(headers, Mapping) else {}
 
 
-def unhide_headers(request: Any) -> None:
-    """Put our headers back into ``request.headers``, for the body, and for the message of the next attempt.
+def unhidden_headers(request: Any) -> Mapping[str, Any]:
+    """Return the headers of a message, and see that ours are in ``request.headers``, for its body, and for the next attempt's.
 
     A tracer that sends headers in a header named ``headers``, as ddtrace does (celery#4875), replaces by them all others
     that would be there; each is an attribute of the request all the same (celery 5.7, app/task.py, Context).
     """
     headers = request.headers
-    if isinstance(headers, dict):
-        ours = (TICK, NONCE, POSTPONED, LINE, RESERVED)
-        hidden = {name: vars(request)[name] for name in ours if name not in headers and name in vars(request)}
-        if hidden:
-            request.headers = {**headers, **hidden}
+    if not isinstance(headers, dict):
+        return headers_of(request)
+    known = vars(request)
+    for name in _OURS:
+        if name in known and name not in headers:
+            request.headers = headers = {**headers, name: known[name]}
+    return headers
 
 
 def tick_of(request: Any) -> Mapping[str, Any]:
     """Return the tick that a beat has written into the headers of this message; empty, where none has."""
-    tick = headers_of(request).get(TICK)
+    return tick_in(headers_of(request))
+
+
+def tick_in(headers: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the tick that is in these headers; empty, where none is."""
+    tick = headers.get(TICK)
     return tick if tick is not None and isinstance(tick, Mapping) else {}
 
 
 def nonce_of(request: Any) -> str | None:
     """Return what tells this message from others under its task id, if anything does."""
-    # an attribute, too: with task protocol 2 each header is one
-    nonce = headers_of(request).get(NONCE) or vars(request).get(NONCE)
+    # with task protocol 2 each header is an attribute, too
+    nonce = vars(request).get(NONCE) or headers_of(request).get(NONCE)
     return nonce if is_nonce(nonce) else None
 
 

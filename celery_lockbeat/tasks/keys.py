@@ -34,18 +34,30 @@ def bound_keys(options: LockOptions, run: Callable[..., Any], *, owner: str) -> 
     setting = f"lock_key of {owner}"
     if callable(template):
         return _called_keys(setting, template, run)
+    if template is None:
+        return lambda *_call: (owner,)
     if isinstance(template, tuple):
-        several = [_key_of(setting, each, run, owner) for each in template]
+        several = [_key_of(setting, each, run) for each in template]
         return lambda *call: check_keys(setting, [key_of(*call) for key_of in several])
-    key_of = _key_of(setting, template, run, owner)
+    constant = _constant_key(setting, template)
+    if constant is not None:
+        return lambda *_call: (constant,)
+    key_of = _key_of(setting, template, run)
     return lambda *call: (key_of(*call),)
 
 
-def _key_of(setting: str, template: str | None, run: Callable[..., Any], owner: str) -> _KeyOf:
-    if template is None or all(field is None for _, field, _, _ in _FORMATTER.parse(template)):
-        # format() all the same: {{ and }} are its way to write a brace
-        key = owner if template is None else check_key(setting, template.format())
-        return lambda _task, _args, _kwargs: key
+def _constant_key(setting: str, template: str) -> str | None:
+    """Return the key that all calls have; None: it is made of their arguments."""
+    if any(field is not None for _, field, _, _ in _FORMATTER.parse(template)):
+        return None
+    # format() all the same: {{ and }} are its way to write a brace
+    return check_key(setting, template.format())
+
+
+def _key_of(setting: str, template: str, run: Callable[..., Any]) -> _KeyOf:
+    constant = _constant_key(setting, template)
+    if constant is not None:
+        return lambda _task, _args, _kwargs: constant
     signature = inspect.signature(run)
     _check_placeholders(setting, template, signature)
     names = signature.parameters.keys()

@@ -1,4 +1,4 @@
-"""What all attempts of a task share: the options of its lock, and how the keys of a call are made.
+"""What all attempts of a task share: the options of its lock, how the keys of a call are made, its stores and its journal.
 
 Promises: it is right, or a ConfigurationError says what is not, before the task runs for the first time.
 """
@@ -6,13 +6,15 @@ Promises: it is right, or a ConfigurationError says what is not, before the task
 from __future__ import annotations
 
 import inspect
+from functools import cached_property
 from typing import Any, Final
 
 from celery import Task
 from celery.utils.functional import firstmethod
 
+from celery_lockbeat.journal.writer import Journal, journal_of
 from celery_lockbeat.options import TASK_PREFIX, AppOptions, LockOptions
-from celery_lockbeat.stores import Stores
+from celery_lockbeat.stores import Stores, stores_of
 from celery_lockbeat.tasks.keys import KeysOf, bound_keys
 
 __all__ = ["LockPlan"]
@@ -24,9 +26,8 @@ _annotated: Final = firstmethod("annotate")
 class LockPlan:
     """The lock of a task, or of a class of tasks, as ``app`` configures it. Raises ConfigurationError."""
 
-    __slots__ = ("is_contended", "keys_of", "options")
-
     def __init__(self, task: Task | type[Task], app: Any) -> None:
+        self._app = app
         #: whether the last run that asked for its key found it held: then the next asks for a place in line at once
         self.is_contended = False
         task_class: Any = task if isinstance(task, type) else type(task)
@@ -47,6 +48,16 @@ class LockPlan:
         # Celery makes a staticmethod of a decorated function, but for bind=True; a method gets the task first
         body = inspect.getattr_static(task_class, "run").__get__(object(), task_class)
         self.keys_of: Final[KeysOf] = bound_keys(self.options, body, owner=owner)
+
+    @cached_property
+    def stores(self) -> Stores:
+        """Where its locks may be."""
+        return stores_of(self._app)
+
+    @cached_property
+    def journal(self) -> Journal:
+        """Where its attempts are written."""
+        return journal_of(self._app)
 
 
 def _is_celerys(task_class: type[Task], app: Any) -> bool:

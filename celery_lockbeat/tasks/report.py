@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any, Final
 
 from celery.exceptions import Ignore, Reject, Retry
 
 from celery_lockbeat.exceptions import TaskSkipped
-from celery_lockbeat.journal.writer import journal_of
 from celery_lockbeat.locks.lock import Lock
 from celery_lockbeat.locks.streaks import PAUSE_AFTER, Streak
 from celery_lockbeat.observe.events import Story
-from celery_lockbeat.options import LockOptions
-from celery_lockbeat.tasks.copies import tick_of
 from celery_lockbeat.tasks.overdue import unwatch, watch
+from celery_lockbeat.tasks.plan import LockPlan
 
 __all__ = ["Report", "ends_well", "has_failed", "ms_since"]
 
@@ -28,7 +27,7 @@ _OUTCOMES: Final = frozenset({"task_succeeded", "task_failed", "task_retried", "
 
 
 class Report:
-    """The events of one attempt, for ``request`` or, where that is None, for a direct call."""
+    """The events of one attempt, for ``request`` or, where that is None, for a direct call; of a ``tick``, or of none."""
 
     #: Milliseconds spent in the body, and on the lock.
     duration_ms = 0.0
@@ -40,15 +39,14 @@ class Report:
     _start_is_emitted = False
     _outcome_is_emitted = False
 
-    def __init__(self, task: Any, options: LockOptions, request: Any) -> None:
+    def __init__(self, task: Any, plan: LockPlan, request: Any, tick: Mapping[str, Any]) -> None:
         self.task: Final = task
-        self.expected_within: Final = options.expected_within
+        self.expected_within: Final = plan.options.expected_within
         self._is_direct: Final = request is None
-        tick = tick_of(request)
         self.story: Final = Story(
             task,
-            options.logging,
-            journal_of(task.app),
+            plan.options.logging,
+            plan.journal,
             task_id=request and request.id,
             task_name=task.name,
             kind=tick.get("kind", "task"),
@@ -82,7 +80,11 @@ class Report:
         """The attempt has ended with an exception, or with a result: log what is not yet logged of it."""
         if not self._start_is_emitted:
             self.start(lock)
-        spent = {"duration_ms": self.duration_ms, "acquire_ms": self.acquire_ms, "release_ms": self.release_ms}
+        spent: dict[str, Any] = {
+            "duration_ms": self.duration_ms,
+            "acquire_ms": self.acquire_ms,
+            "release_ms": self.release_ms,
+        }
         status, event, fields = self._outcome(ending, spent)
         if not self._outcome_is_emitted:
             self.story.emit(event, status=status, **fields)

@@ -17,7 +17,7 @@ import logging
 import socket
 import time
 from asyncio import CancelledError
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import CoroutineType
 from typing import Any, Final, NoReturn
 from weakref import WeakKeyDictionary
@@ -37,10 +37,11 @@ from celery_lockbeat.locks.acquisition import Asker
 from celery_lockbeat.locks.lock import Lock
 from celery_lockbeat.locks.scope import Scope
 from celery_lockbeat.process import this_process
-from celery_lockbeat.stores import Finished, Held, Place, Reservation, Waiting, stores_of
-from celery_lockbeat.tasks import limits, replacing
+from celery_lockbeat.stores import Finished, Held, Place, Reservation, Waiting
+from celery_lockbeat.tasks import replacing
 from celery_lockbeat.tasks.answers import answer_skipped
-from celery_lockbeat.tasks.copies import name_of, names_of, postpone, task_of, unhide_headers
+from celery_lockbeat.tasks.copies import RESERVED, TICK, name_of, names_of, postpone, task_of, tick_in, unhidden_headers
+from celery_lockbeat.tasks.limits import soft_limits
 from celery_lockbeat.tasks.plan import LockPlan
 from celery_lockbeat.tasks.report import Report, ends_well, has_failed, ms_since
 from celery_lockbeat.tasks.unique import OF_SEVERAL, ends_with_acquire, give_back, reserved_by
@@ -108,27 +109,30 @@ class _Steps:
         self.task = task
         self.plan = plan
         self.options = plan.options
-        self.keys_of = plan.keys_of
         self.request = request
         self.body = body
         self.args = args
         self.kwargs = kwargs
+        headers: Mapping[str, Any] = {}
         if request is not None:
-            unhide_headers(request)
-            self.reservation = reserved_by(task, request)
-        self.report = Report(task, plan.options, request)
+            headers = unhidden_headers(request)
+            if RESERVED in headers or RESERVED in vars(request):
+                self.reservation = reserved_by(task, request)
+        self.report = Report(task, plan, request, tick_in(headers) if TICK in headers else {})
 
     # -- acquire -------------------------------------------------------------------------------------------------------
 
     def _acquire(self) -> None:
-        keys = self.keys_of(self.task, self.args, self.kwargs)
+        keys = self.plan.keys_of(self.task, self.args, self.kwargs)
         which = OF_SEVERAL if len(keys) > 1 else ""
         who = f"{self.task.name}[{self.request and self.request.id}]"
-        description = f"{self._hostname()} pid {this_process.pid}{which} {who}"
-        reserved = self.reservation if ends_with_acquire(self.reservation, self.task, self.options, keys) else None
+        host = (self.request and self.request.hostname) or socket.gethostname()
+        reserved = self.reservation
+        if reserved is not None and not ends_with_acquire(reserved, self.task, self.options, keys):
+            reserved = None
         run, task = names_of(self.request)
-        asker = Asker(description, run, task, reserved)
-        lock = Lock.of_run(keys, self.options, stores_of(self.task.app), self.report.story, asker)
+        asker = Asker(f"{host} pid {this_process.pid}{which} {who}", run, task, reserved)
+        lock = Lock.of_run(keys, self.options, self.plan.stores, self.report.story, asker)
         self.lock = lock
         if self.request is not None and self.request.is_eager:
             _eager[self.request] = lock
@@ -141,7 +145,7 @@ class _Steps:
             raise self._refused(lock.key, refusal)
         if reserved is not None and lock.is_at_home:
             self.reservation = None
-        elif self.options.unique != "until_finished":
+        elif self.reservation is not None and self.options.unique != "until_finished":
             # it is of other keys, or in another store
             self._give_back(later=True)
 
@@ -171,9 +175,6 @@ class _Steps:
     def _is_our_own(self, refusal: Held) -> bool:
         """Whether the key is held by another attempt of this very task."""
         return name_of(self.request) is not None and task_of(refusal.run) == self.request.id
-
-    def _hostname(self) -> str:
-        return str((self.request and self.request.hostname) or socket.gethostname())
 
     def _refused(self, key: str, refusal: Held | Finished | Waiting) -> Exception:
         """What is raised in place of the body."""
@@ -220,7 +221,7 @@ class _Steps:
         return TaskSkipped(f"duplicate: this run has ended before, under lock {key!r}", reason="duplicate", key=key)
 
     def _postpone(self, other: _ComesAgain) -> Ignore:
-        limits.ending(self)
+        soft_limits.ending(self)
         self.is_postponed = True
         if isinstance(other, _WaitsInLine):
             waiting = other.waiting
@@ -239,23 +240,25 @@ class _Steps:
     # -- start ---------------------------------------------------------------------------------------------------------
 
     def _start(self, *, awaited: bool = False) -> None:
-        limits.ending(self)  # no line of the start may be lost, either
+        soft_limits.ending(self)  # no line of the start may be lost, either
         self.report.start(self.lock)
-        limits.over(self)
+        soft_limits.over(self)
         self.report.enter(awaited=awaited)
 
     # -- release -------------------------------------------------------------------------------------------------------
 
     def _end(self, exc: BaseException | None) -> None:
         """Release, answer, and log the end: ``ending``. Called again after something has struck it, it goes on where it was."""
-        limits.ending(self)
+        soft_limits.ending(self)
+        counts = self.report.streak is not None
         if self.held is None:
-            if not (isinstance(exc, LockbeatError) or (self.lock is not None and self.lock.lost)):
+            if counts and not (isinstance(exc, LockbeatError) or (self.lock is not None and self.lock.lost)):
                 # it ends as it is: while nobody else can know, a kill would let its message come, and be counted, again
                 self._count(exc)
             self._release(exc)
         self.ending = self._ending(exc)
-        self._count(self.ending)
+        if counts:
+            self._count(self.ending)
         if isinstance(self.ending, TaskSkipped) and not self.is_answered:
             self.is_answered = True
             self._answer(self.ending)
@@ -269,11 +272,8 @@ class _Steps:
 
     def _count(self, ending: BaseException | None) -> None:
         """Count the end among those of its entry, where that is to be paused after so many failures."""
-        streak = self.report.streak
-        if streak is None:  # nearly always
-            return
-        failed = has_failed(ending)
-        if failed is None or failed == self.counted:
+        streak, failed = self.report.streak, has_failed(ending)
+        if streak is None or failed is None or failed == self.counted:
             return
         if failed:
             self.paused_for = streak.failed(self.task.app, f"{type(ending).__name__}: {ending}")
@@ -312,9 +312,13 @@ class _Steps:
         if type(ending) is LockLost and lock is not None and not ending.args:
             # raised in a thread, where only a class can be (see abort.py)
             ending.args = (f"lock {lock.key!r} was lost, which ended the run{_because(lock)}",)
-        if isinstance(ending, LockbeatError) and self.request is not None and not self.is_replaced:
+        if isinstance(ending, LockbeatError) and self._autoretries() and not self.is_replaced:
             ending = self._autoretried(ending)
         return ending
+
+    def _autoretries(self) -> bool:
+        # Celery's Task has no such attribute, unless it is given
+        return self.request is not None and bool(getattr(self.task, "autoretry_for", ()))
 
     def _autoretried(self, exc: Exception) -> BaseException:
         """Let ``autoretry_for`` have what was raised around the body: Celery applies it to ``run`` alone."""
@@ -351,7 +355,7 @@ class _Steps:
             # an exception from outside may have hit the release itself, and hit it again
             self.lock.abandon()
         request = self.request
-        limits.over(self, None if request is None or request.is_eager else request)
+        soft_limits.over(self, None if request is None or request.is_eager else request)
 
 
 class Attempt(_Steps):
@@ -391,19 +395,20 @@ class Attempt(_Steps):
         if self.options.enabled:
             self._acquire()
         self._start()
+        abortable = self.lock if self.options.aborts else None
         scope = Scope(self.lock)
         try:
-            if self.lock is None:
-                return self.body(*self.args, **self.kwargs)
-            self.lock.arm()
+            if abortable is not None:
+                abortable.arm()
             try:
                 result = self.body(*self.args, **self.kwargs)
             finally:
-                self.lock.disarm()
+                if abortable is not None:
+                    abortable.disarm()
         finally:
-            limits.ending(self)
+            soft_limits.ending(self)
             scope.leave()
-        if type(result) is CoroutineType:
+        if self.lock is not None and type(result) is CoroutineType:
             result.close()
             allowed = "an async def without a wrapper around it, or what awaits it itself"
             raise ConfigurationError(
@@ -454,14 +459,14 @@ class AwaitedAttempt(_Steps):
                     raise
                 raise LockLost from exc
             except Exception as exc:
-                if self.request is None or not self.task.autoretry_for:
+                if not self._autoretries():
                     raise
                 # what autoretry_for adds around a body awaits nothing, so it has not seen this
                 raise await self._elsewhere(self._autoretried, exc) from exc
             finally:
                 self.lock.disarm()
         finally:
-            limits.ending(self)
+            soft_limits.ending(self)
             scope.leave()
 
     async def _elsewhere(self, step: Callable[..., Any], *args: Any) -> Any:

@@ -249,7 +249,10 @@ def _message_of(stack: list[Any], going: tuple[Any, ...]) -> Any:
     """The request of the message, or of ``apply()``, that asks for a run; None where it is another call."""
     if _ended.get()() is stack[0] or (going and any(request in going for request in stack)):
         return None
-    return next((request for request in reversed(stack) if not request.called_directly), None)
+    for request in reversed(stack):
+        if not request.called_directly:
+            return request
+    return None
 
 
 def _supports_django(app: Any) -> bool:

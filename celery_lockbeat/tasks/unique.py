@@ -20,7 +20,7 @@ import socket
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
-from typing import Any, Final, TypeGuard
+from typing import Any, Final
 
 from celery import signals, uuid
 from celery._state import get_current_worker_task
@@ -284,11 +284,9 @@ def reserved_by(task: Any, request: Any) -> Reservation | None:
     return Reservation(key, name, str(request.id), str(token))
 
 
-def ends_with_acquire(
-    reservation: Reservation | None, task: Any, options: LockOptions, keys: Sequence[str]
-) -> TypeGuard[Reservation]:
+def ends_with_acquire(reservation: Reservation, task: Any, options: LockOptions, keys: Sequence[str]) -> bool:
     """Whether what a message has reserved is over with the call that takes these keys, for from then on their lock tells of its run."""
-    if reservation is None or reservation[:2] != (keys[0], _name_of(task, keys)):
+    if reservation[:2] != (keys[0], _name_of(task, keys)):
         return False
     return len(keys) == 1 or options.unique != "until_finished"
 

@@ -118,7 +118,7 @@ MUTANTS = [
     Mutant(
         "what release 0.1.0 looks for is remembered in the lock",
         "stores/redis/names.py",
-        "    if not has_nonce(run):\n",
+        '    if nonce < 0 or ":" in run[nonce:]:\n',
         "    if not run:\n",
         (
             "tests/stores/test_redis_memory.py::test_a_tick_and_a_message_without_a_nonce_that_we_have_finished_are_known_to_workers_of_0_1_0",
@@ -578,8 +578,8 @@ MUTANTS = [
     Mutant(
         "trust from the answer on",
         "locks/acquisition.py",
-        "own = OwnLease(answer, started,",
-        "own = OwnLease(answer, monotonic(),",
+        "own = OwnLease(self.leases, started,",
+        "own = OwnLease(self.leases, monotonic(),",
         (LOCK + "test_trust_begins_when_the_lock_was_asked_for",),
     ),
     Mutant(
@@ -641,8 +641,8 @@ MUTANTS = [
     Mutant(
         "a forked child holds its parent's lock",
         "locks/lease.py",
-        'if self.state != "held" or self._pid != this_process.pid:\n            return 0.0',
-        'if self.state != "held":\n            return 0.0',
+        "        if self._pid != this_process.pid:\n            return False\n        # what the parent",
+        "        # what the parent",
         (LOCK + "test_a_forked_child_does_not_hold_its_parents_lock",),
     ),
     Mutant(
@@ -1210,7 +1210,7 @@ MUTANTS = [
     Mutant(
         "an end is counted when its lock is free",
         "tasks/run.py",
-        "if not (isinstance(exc, LockbeatError) or (self.lock is not None and self.lock.lost)):",
+        "if counts and not (isinstance(exc, LockbeatError) or (self.lock is not None and self.lock.lost)):",
         "if False:",
         ("tests/test_streaks.py::test_an_end_is_counted_before_anybody_can_take_its_message_for_a_duplicate",),
     ),

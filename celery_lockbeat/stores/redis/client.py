@@ -46,6 +46,8 @@ class Client:
         spell: Callable[[str], str],
     ) -> None:
         self.servers = open_servers(url, options, setting or "the Redis URL")
+        #: seconds for which an operation asks again at most
+        self.time_allowed = self.servers.time_allowed
         self.where = f"{where(url)} ({setting})" if setting else where(url)
         self.spelled = spell
         self.prefix = prefix
@@ -65,11 +67,6 @@ class Client:
         parents, self.servers = self.servers, self.servers.anew()
         return parents
 
-    @property
-    def time_allowed(self) -> float:
-        """Seconds for which an operation asks again at most."""
-        return self.servers.time_allowed
-
     def call(
         self,
         script: Script,
@@ -87,7 +84,7 @@ class Client:
 
     def carry_out(self, call: Call, *, replicated: bool = False, within: float | None = None) -> Any:
         """Do as ``call`` does."""
-        within = self.servers.time_allowed if within is None else within
+        within = self.time_allowed if within is None else within
         if replicated and self.min_replicas:
             (answer,) = self.servers.ask([call], within, min_replicas=self.min_replicas)
         else:

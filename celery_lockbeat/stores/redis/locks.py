@@ -110,7 +110,7 @@ class RedisLocks(LockStore):
         for _ in range(2):
             asked = monotonic()
             args = (owner, lasts, self._waits_until(asked, within), again, *asked_for, *reserved)
-            answer = self._client.call(script, keys, args, replicated=True, within=within)
+            answer = self._client.carry_out(Call(script, keys, args), replicated=True, within=within)
             if isinstance(answer, int):
                 self._seen = (asked, answer // 1000)
                 return Lease(key, holder, run, answer, task)
@@ -187,7 +187,7 @@ class RedisLocks(LockStore):
             Call(
                 self._extend,
                 self._keys_of(lease.key),
-                (_digits(lease.token), plain(lease.holder), ms(ttl)),
+                (f"{lease.token:016d}", plain(lease.holder), ms(ttl)),
             )
             for lease, ttl in leases
         ]
@@ -209,11 +209,13 @@ class RedisLocks(LockStore):
         # a run that is known to have ended must not be forgotten
         replicated = (lease.task if task else lease.run) is not None and remember_for > 0
         answer = self._client.carry_out(call, replicated=replicated)
-        return self._is_ours(lease, self._alone(lease.key, answer))
+        # the usual answer, and what else there may be
+        return answer == -lease.token or self._is_ours(lease, self._alone(lease.key, answer))
 
     def _releases(self, lease: Lease, hold_for: float, remember_for: float, task: bool) -> Call:
         run = lease.task if task else lease.run
-        args = (_digits(lease.token), plain(lease.holder), ms(hold_for), ms(remember_for), mark(run or "")[1])
+        digest = mark(run)[1] if run else ""
+        args = (f"{lease.token:016d}", plain(lease.holder), ms(hold_for), ms(remember_for), digest)
         return Call(self._release, self._keys_of(lease.key, run), args, lease.token)
 
     def release_all(
@@ -374,9 +376,12 @@ class RedisLocks(LockStore):
 
     def _keys_of(self, key: str, *runs: str | None) -> tuple[str, ...]:
         """Name the keys of one operation; the tag in braces puts them on one Cluster node."""
-        tag = plain(key)
-        lock, done = f"{self._client.prefix}lock:{{{tag}}}", f"{self._client.prefix}done:{{{tag}}}:"
-        return (lock, *[done + mark(run)[0] for run in runs if run is not None])
+        tag, prefix = plain(key), self._client.prefix
+        keys: tuple[str, ...] = (f"{prefix}lock:{{{tag}}}",)
+        for run in runs:
+            if run is not None:
+                keys += (f"{prefix}done:{{{tag}}}:{mark(run)[0]}",)
+        return keys
 
     def _key_of(self, reservation: Reservation) -> str:
         return f"{self._client.prefix}reserved:{{{plain(reservation.key)}}}:{plain(reservation.name)}"
@@ -418,10 +423,6 @@ def _readable(text: str) -> str:
     if text.isascii():
         return text[:LONGEST_DESCRIPTION]
     return to_word(text.encode("utf-8", "backslashreplace")[:LONGEST_DESCRIPTION])
-
-
-def _digits(token: int) -> str:
-    return f"{token:016d}"
 
 
 def is_over(lock: Any) -> bool:

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
-__all__ = ["app_keys", "exact", "has_nonce", "mark", "ms", "plain", "read", "seconds", "shown", "unquoted"]
+__all__ = ["app_keys", "exact", "mark", "ms", "plain", "read", "seconds", "shown", "unquoted"]
 
 #: Longer keys are cut and told apart by a digest: Redis compares whole keys, and operators read them.
 LONGEST_KEY: Final = 200
@@ -35,20 +35,15 @@ def plain(text: str) -> str:
     return f"{quoted[:64]}%~{hashlib.sha256(quoted.encode()).hexdigest()}"
 
 
-def has_nonce(run: str) -> bool:
-    """Whether a run's name (tasks/copies.py) is of a message that has a nonce, which release 0.1.0 would name in another way."""
-    nonce = run.rfind("~")
-    return nonce >= 0 and ":" not in run[nonce:]
-
-
 @lru_cache(maxsize=256)  # an acquire asks for what its release will
 def mark(run: str) -> tuple[str, str]:
     """Write the name of a run as what remembers its end is named, and as a lock itself remembers it, "" where it must not.
 
-    Release 0.1.0 may look for those that it would name alike. The others have 12 characters, for they are kept for long:
+    Release 0.1.0 may look for those that it would name alike (tasks/copies.py): of messages without a nonce. The others have 12 characters, for they are kept for long:
     72 bits, among the runs of one key in an hour or two.
     """
-    if not has_nonce(run):
+    nonce = run.rfind("~")
+    if nonce < 0 or ":" in run[nonce:]:
         return plain(run), ""
     name = run.encode("utf-8", "surrogatepass")
     digest = urlsafe_b64encode(hashlib.blake2b(name, digest_size=9).digest()).decode()

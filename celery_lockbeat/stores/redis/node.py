@@ -11,7 +11,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import count
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 import redis
 from redis.exceptions import (
@@ -180,6 +180,9 @@ class _Begun:
 class Node:
     """One server, and our connections to it of which no answer is outstanding."""
 
+    #: whether it may be another server by now
+    moves: ClassVar[bool] = False
+
     def __init__(self, pool: Any) -> None:
         # It makes connections, and is not asked to lend any: it polls the socket of each that it lends. With its bookkeeping
         # that is nearly half of what a command costs, and it finds no answer there that is still under way.
@@ -188,13 +191,9 @@ class Node:
         self._has_answered = False
         self.fails = False
 
-    def run(self, call: Call, timeout: float) -> Any:
-        """Run one script; return its answer, or its refusal. Raises RedisError and OSError for none."""
-        return self._talk(Line.ask, call, timeout)
-
     def converse(self, requests: Sequence[Request], timeout: float) -> list[Any]:
         """Send requests, and read as many answers; a refusal is an answer too. Raises RedisError and OSError for none."""
-        return self._talk(Line.converse, requests, timeout)
+        return self.talk(Line.converse, requests, timeout)
 
     def run_all(self, asked: Sequence[tuple[Call, bool, bool]], timeout: float, min_replicas: int = 0) -> list[Any]:
         """Run scripts; return for each its answer, or the exception that it ended in.
@@ -221,13 +220,14 @@ class Node:
             return [answer if isinstance(answer, Exception) else TooFewReplicas(reached) for answer in ran]
         return ran
 
-    def _talk(self, ask: Callable[[Line, Asked], Answer], what: Asked, timeout: float) -> Answer:
+    def talk(self, ask: Callable[[Line, Asked], Answer], what: Asked, timeout: float) -> Answer:
+        """Ask something on a connection that is nobody else's meanwhile. Raises RedisError and OSError."""
         try:
             line = self._idle.pop()
         except IndexError:
             line = Line(self._pool.make_connection())
         try:
-            if self._is_outdated(line):
+            if self.moves and self._is_outdated(line):
                 line.close()
             if line.timeout != timeout:
                 line.open(timeout)

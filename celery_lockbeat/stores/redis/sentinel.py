@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
 from urllib.parse import unquote, urlsplit
 
 from redis.backoff import NoBackoff
@@ -58,6 +59,8 @@ class Sentinels(Servers):
 
 class _Primary(Node):
     """The server that is the primary now."""
+
+    moves: ClassVar[bool] = True
 
     def _is_outdated(self, line: Line) -> bool:
         # another thread may have learned of a new primary, while the old one still answers

@@ -23,7 +23,7 @@ from redis.retry import Retry
 from celery_lockbeat.clock import monotonic
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.options import timeouts
-from celery_lockbeat.stores.redis.node import Node
+from celery_lockbeat.stores.redis.node import Line, Node
 from celery_lockbeat.stores.redis.refusals import TooFewReplicas, for_now, lacks_replicas, refuses
 from celery_lockbeat.stores.redis.scripts import Call
 
@@ -118,7 +118,7 @@ class Servers:
         """Do as ``ask`` does, with one call: nearly all are answered at once, and pay for nothing else."""
         started = monotonic()
         try:
-            answer = self.node_of(call.keys[0]).run(call, min(self.timeout, max(within, LEAST)))
+            answer = self.node_of(call.keys[0]).talk(Line.ask, call, min(self.timeout, max(within, LEAST)))
         except (RedisError, OSError) as exc:
             answer = exc
         if isinstance(answer, Exception):
