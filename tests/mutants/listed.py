@@ -33,6 +33,8 @@ RUNS = "tests/test_runs.py::"
 BAD_MOMENTS = "tests/test_bad_moments.py::"
 ADMIN = "tests/contrib/test_django_admin.py::"
 MOUNTED = "tests/web/test_web_mounted.py::"
+PAGE = "tests/web/test_web.py::"
+ACTING = "tests/web/test_web_acts.py::"
 PROMETHEUS = "tests/contrib/test_prometheus.py::"
 LIMITS = "tests/test_limits.py::"
 WAYS_OUT = "tests/test_ways_out.py::"
@@ -1726,5 +1728,55 @@ MUTANTS = [
         "return self._changes if user.has_perms(CHANGES) else self._looks",
         "return self._changes",
         (MOUNTED + "test_in_django_its_permissions_count",),
+    ),
+    # -- the page ------------------------------------------------------------------------------------------------------
+    Mutant(
+        "a form of somebody else's page counts",
+        "web/acts.py",
+        'if site not in (None, "same-origin"):',
+        "if site is False:",
+        (ACTING + "test_a_page_of_somebody_elses_does_nothing",),
+    ),
+    Mutant(
+        "whichever token counts",
+        "web/acts.py",
+        'if not token or not hmac.compare_digest(form.pop("token", "").encode(), token.encode()):',
+        'if not token or not form.pop("token", ""):',
+        (ACTING + "test_a_page_of_somebody_elses_does_nothing",),
+    ),
+    Mutant(
+        "a page that only looks can act",
+        "web/app.py",
+        "if allow_changes else []),",
+        "if not [] else []),",
+        (ACTING + "test_where_it_only_looks_there_is_no_act",),
+    ),
+    Mutant(
+        "a cancelled backfill is nobody's deed",
+        "web/acts.py",
+        "cancelled = entry.cancel_backfills(who=who)",
+        "cancelled = entry.cancel_backfills()",
+        (ACTING + "test_a_backfill_is_a_dry_run_first_and_can_be_cancelled",),
+    ),
+    Mutant(
+        "a name is written as it is",
+        "web/app.py",
+        "autoescape=True,",
+        "autoescape=False,",
+        (PAGE + "test_whatever_is_in_a_name_or_an_error_is_text",),
+    ),
+    Mutant(
+        "the browser may run what stands in a page",
+        "web/guard.py",
+        "script-src 'self';",
+        "script-src 'self' 'unsafe-inline';",
+        (PAGE + "test_every_answer_tells_the_browser_to_run_nothing_else",),
+    ),
+    Mutant(
+        "a long list is made before any of it is sent",
+        "web/views.py",
+        '"rows": _by_and_by(known, rows, now),',
+        '"rows": list(_by_and_by(known, rows, now)),',
+        (PAGE + "test_what_is_seen_first_of_a_long_list_is_sent_before_its_end_is_made",),
     ),
 ]

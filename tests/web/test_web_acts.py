@@ -95,9 +95,9 @@ def test_a_backfill_is_a_dry_run_first_and_can_be_cancelled(client, shop):
     asked = f"0 of {backfill.total} ticks of"
     wait_until(lambda: asked in client.get("/entry?name=purge-sessions").text, message="how far it is is shown")
     assert client.get("/act?act=backfill&name=purge-sessions&from=nonsense&to=now").status_code == 400
-    link = re.search(r'<a href="(/act\?act=cancel[^"]*)">Cancel it</a>', client.get("/entry?name=purge-sessions").text)[
-        1
-    ]
+    (link,) = re.findall(
+        r'<a href="(/act\?act=cancel[^"]*)">Cancel it</a>', client.get("/entry?name=purge-sessions").text
+    )
     shown = client.get(link.replace("&amp;", "&")).text
     assert f"ends here: 0 of {backfill.total} ticks are published, and no more of them are" in shown
     form = ask(client, act="cancel", name="purge-sessions")
