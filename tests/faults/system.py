@@ -94,13 +94,13 @@ ENTRIES = {
     "line-1": _entry(2, "wait", 0.1, key="line", marks=True),
     "line-2": _entry(2, "wait", 0.1, key="line", marks=True),
     "line-3": _entry(2, "wait", 0.1, key="line", marks=True),
-    # of four that are due at once two have the key, and two wait
-    **{f"few-{n}": _entry(3, "wait", 0.3, key="few", marks=True, task="two_at_once", limit=2) for n in range(1, 5)},
+    # of three that are due at once two have the key, and one waits
+    **{f"few-{n}": _entry(4, "wait", 0.3, key="few", marks=True, task="two_at_once", limit=2) for n in range(1, 4)},
     # each shares a key with the next, round in a ring, and says its keys in another order; the last needs one of them alone
-    "ring-1": _entry(3, "wait", 0.1, key="ring-a ring-b", marks=True, task="all_or_none"),
-    "ring-2": _entry(3, "wait", 0.1, key="ring-c ring-b", marks=True, task="all_or_none"),
-    "ring-3": _entry(3, "wait", 0.1, key="ring-c ring-a", marks=True, task="all_or_none"),
-    "ring-4": _entry(3, "wait", 0.1, key="ring-b", marks=True),
+    "ring-1": _entry(4, "wait", 0.1, key="ring-a ring-b", marks=True, task="all_or_none"),
+    "ring-2": _entry(4, "wait", 0.1, key="ring-c ring-b", marks=True, task="all_or_none"),
+    "ring-3": _entry(4, "wait", 0.1, key="ring-c ring-a", marks=True, task="all_or_none"),
+    "ring-4": _entry(4, "wait", 0.1, key="ring-b", marks=True),
     "old": _entry(1.0, "early", 0.05, key="old", of="a"),
     "new": _entry(1.0, "early", 0.05, key="new", of="b"),
     # this one is paused and resumed all the time
@@ -616,7 +616,8 @@ class Keeper(_Thread):
     def __init__(self, system: System, chance: Any) -> None:
         super().__init__(system)
         self.queue = f"{system.fleet.queue}-work"
-        self.again_after = 15.0
+        # and the later the more often that was: a queue that is behind must not fill with what is given again
+        self.again_after, self.rarer_until = 15.0, 5
         self.copies = 0.05  # of this part of the messages there are two at once
         self._client = system.broker.client()
         self._chance = chance
@@ -657,7 +658,7 @@ class Keeper(_Thread):
         for task_id, (raw, at, number) in list(self._kept.items()):
             if task_id in done:
                 del self._kept[task_id]
-            elif now > at + self.again_after:
+            elif now > at + self.again_after * min(number, self.rarer_until):
                 self._kept[task_id] = (raw, now, number + 1)
                 self._client.lpush(self.queue, raw)
                 self.system.history.add("copy", now, id=task_id, number=number + 1)
