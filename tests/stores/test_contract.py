@@ -409,9 +409,9 @@ def test_a_run_is_remembered_for_its_time_only_also_when_another_has_followed(st
 @named
 def test_a_run_is_forgotten_when_its_time_is_over_though_nobody_came_since(store, kind, names):
     run, *_ = names
-    assert store.locks.release(take(store, run=run), remember_for=0.3)
+    assert store.locks.release(take(store, run=run), remember_for=0.8)
     assert store.locks.acquire("key", holder="b", ttl=30, run=run) == Finished()
-    kind.later(0.3)
+    kind.later(0.8)
     take(store, holder="b", run=run)
 
 
