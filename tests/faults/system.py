@@ -91,9 +91,9 @@ ENTRIES = {
     "memory-1": _entry(1.0, "once", 0.1, key="memory", task="once_in_memory"),
     "memory-2": _entry(1.5, "once", 0.1, key="memory", task="once_in_memory"),
     # due at the same marks: of three two wait
-    "line-1": _entry(2, "wait", 0.1, key="line", marks=True),
-    "line-2": _entry(2, "wait", 0.1, key="line", marks=True),
-    "line-3": _entry(2, "wait", 0.1, key="line", marks=True),
+    "line-1": _entry(4, "wait", 0.1, key="line", marks=True),
+    "line-2": _entry(4, "wait", 0.1, key="line", marks=True),
+    "line-3": _entry(4, "wait", 0.1, key="line", marks=True),
     # of three that are due at once two have the key, and one waits
     **{f"few-{n}": _entry(4, "wait", 0.3, key="few", marks=True, task="two_at_once", limit=2) for n in range(1, 4)},
     # each shares a key with the next, round in a ring, and says its keys in another order; the last needs one of them alone
