@@ -6,7 +6,7 @@ import contextlib
 import re
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,7 +16,7 @@ from celery_lockbeat.cli.output import textual
 from celery_lockbeat.exceptions import ConfigurationError
 from celery_lockbeat.insight.plain import printable
 from celery_lockbeat.membership.used import stores_in_use
-from celery_lockbeat.options import AppOptions
+from celery_lockbeat.options import AppOptions, refusal
 from celery_lockbeat.stores import name_of
 
 if TYPE_CHECKING:
@@ -73,8 +73,7 @@ def web(ctx: click.Context, hashes: bool, **given: Any) -> None:
     who, asks = _who(given["auth"], given["auth_header"], given["trusted_proxy"], given["host"])
     prefix = _prefix_of(given["prefix"])
     if bool(given["certificate"]) != bool(given["key"]):
-        pair = f"--certificate is {given['certificate']!r} and --key {given['key']!r}"
-        raise ConfigurationError(f"{pair}; allowed: both of them, or neither")
+        raise ConfigurationError(f"{_pair(given)}; allowed: both of them, or neither")
     stores_in_use(app)  # what is set wrong is said now
     if not AppOptions.read(app.conf).journal:
         ctx.obj.error("lockbeat_journal is 0: nothing is written that could be shown of ticks and runs")
@@ -112,7 +111,7 @@ def _who(auth: str | None, header: str | None, proxies: Sequence[str], host: str
         return Password(auth), True
     if header:
         if not _HEADER.fullmatch(header):
-            raise ConfigurationError(f"--auth-header is {header!r}; allowed: the name of a header, as X-Forwarded-User")
+            raise refusal("--auth-header", header, "the name of a header, as X-Forwarded-User")
         return header_of_a_proxy(header, proxies), False
     if not is_this_host(host):
         raise ConfigurationError(
@@ -121,10 +120,14 @@ def _who(auth: str | None, header: str | None, proxies: Sequence[str], host: str
     return None, False
 
 
+def _pair(given: Mapping[str, Any]) -> str:
+    return f"--certificate is {given['certificate']!r} and --key {given['key']!r}"
+
+
 def _prefix_of(text: str) -> str:
     prefix = text.rstrip("/")
     if prefix and (".." in prefix or not _PREFIX.fullmatch(prefix)):
-        raise ConfigurationError(f"--prefix is {text!r}; allowed: a path as /lockbeat")
+        raise refusal("--prefix", text, "a path as /lockbeat")
     return prefix
 
 
@@ -165,9 +168,8 @@ def _serve(
     try:
         config.load()
     except OSError as exc:  # of OpenSSL, too
-        pair = f"--certificate is {given['certificate']!r} and --key {given['key']!r}"
         raise ConfigurationError(
-            f"{pair}: {exc}; allowed: files in PEM, of which the second is the key of the first"
+            f"{_pair(given)}: {exc}; allowed: files in PEM, of which the second is the key of the first"
         ) from exc
     server = Server(config)
     page.hub.start()

@@ -6,10 +6,10 @@ from datetime import datetime, timezone
 from typing import Final
 
 from celery_lockbeat.journal.records import Record
-from celery_lockbeat.journal.ticks import Attempt
+from celery_lockbeat.journal.ticks import Attempt, Tick
 from celery_lockbeat.observe.vocabulary import EVENTS, took
 
-__all__ = ["event_of", "held_by", "span_of", "why_skipped"]
+__all__ = ["event_of", "held_by", "span_of", "why_of", "why_skipped"]
 
 _EPOCH: Final = datetime.fromtimestamp(0, timezone.utc)
 _MINUTE: Final = 60
@@ -39,6 +39,18 @@ def why_skipped(attempt: Attempt) -> str:
         return attempt.reason or ""
     told = {name: getattr(attempt, name) for name in ("reason", "holder", "who", "line", "held_key", "task_name")}
     return _logged(Record(event="task_skipped", at=_EPOCH, **told)).partition(": ")[2]
+
+
+def why_of(tick: Tick) -> str:
+    """Say why a tick fared as it did, and for whom, in some words; "" where there is nothing to say."""
+    last = tick.last
+    if tick.waits is not None:
+        return f"waits in line: {held_by(tick.waits.behind(), tick.task_name)}"
+    if last is not None and last.lost_at is not None:
+        return f"lost its lock; {tick.reason or ''}".rstrip("; ")
+    if last is not None and last.status == "skipped":
+        return why_skipped(last)
+    return tick.reason or ""
 
 
 def event_of(record: Record) -> str:

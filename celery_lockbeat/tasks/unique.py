@@ -89,7 +89,7 @@ def send_once(
     sent_as = task_id or uuid()
     key, name = keys[0], _name_of(task, keys)
     reservation = Reservation(key, name, sent_as, _token(run, key, headers))
-    store = stores_of(task.app).choose(plan.options.driver, plan.options.connection)[0]
+    store = plan.stores.choose(plan.options.driver, plan.options.connection)[0]
     there = _reserve(task, store, reservation, plan.options, _lasts(task, options, _may_wait(plan.options)), run)
     if there is not None and run is None:
         message = {**options, "headers": headers}

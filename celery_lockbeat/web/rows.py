@@ -15,7 +15,7 @@ from typing import Any, Final
 from markupsafe import Markup
 
 from celery_lockbeat.insight.model import Model, Row
-from celery_lockbeat.insight.said import held_by, why_skipped
+from celery_lockbeat.insight.said import why_of
 from celery_lockbeat.journal.records import Said
 from celery_lockbeat.journal.sentences import Writing, sentence_of
 from celery_lockbeat.journal.statistics import Spread, spread_of
@@ -264,16 +264,9 @@ def _run_row(
 
 
 def _why(tick: Tick) -> str:
-    last = tick.last
     if tick.is_missed and tick.count > 1:
         return f"{tick.count} ticks: {tick.why or 'nobody has recorded why'}"
-    if tick.waits is not None:
-        return f"waits in line: {held_by(tick.waits.behind(), tick.task_name)}"
-    if last is not None and last.lost_at is not None:
-        return f"lost its lock; {tick.reason or ''}".rstrip("; ")
-    if last is not None and last.status == "skipped":
-        return why_skipped(last)
-    return tick.reason or ""
+    return why_of(tick)
 
 
 def _sentence(tick: Tick, others: Sequence[Tick], write: Writing) -> str:

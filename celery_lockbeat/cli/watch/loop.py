@@ -37,14 +37,13 @@ def look_on(app: Any, model: Model, view: View, every: float) -> int:
         stack.callback(screen.close)
         screen.open()
         feed.start()
-        # what comes just after a frame is in the next one, soon: no more may come for long
-        drawn, is_new, has_come = 0.0, True, False
+        drawn, is_new, pause = 0.0, True, every
         while not terminal.noted:
             now = time.monotonic()
-            if is_new or now - drawn >= (AT_MOST_EVERY if has_come else every):
+            if is_new or now - drawn >= pause:
                 screen.draw()
-                drawn, is_new, has_come = now, False, False
-            keys = terminal.wait((AT_MOST_EVERY if has_come else every) - (time.monotonic() - drawn))
+                drawn, is_new, pause = now, False, every
+            keys = terminal.wait(pause - (time.monotonic() - drawn))
             for key in keys:
                 if view.press(key):
                     return 0
@@ -53,7 +52,9 @@ def look_on(app: Any, model: Model, view: View, every: float) -> int:
                 terminal.stop()
                 screen.open()
                 is_new = True
-            has_come = (not view.paused and feed.bring(model)) or has_come
+            if not view.paused and feed.bring(model):
+                # what comes just after a frame is in the next one, soon: no more may come for long
+                pause = AT_MOST_EVERY
             is_new = is_new or bool(keys) or screen.has_changed()
     return 128 + terminal.noted[0]
 

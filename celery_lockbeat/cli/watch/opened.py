@@ -15,7 +15,7 @@ from celery_lockbeat.cli.watch import parts
 from celery_lockbeat.cli.watch.listing import STEPS
 from celery_lockbeat.insight.model import Model, Row
 from celery_lockbeat.insight.plain import printable
-from celery_lockbeat.insight.said import held_by, why_skipped
+from celery_lockbeat.insight.said import why_of
 from celery_lockbeat.journal.sentences import Writing, sentence_of
 from celery_lockbeat.journal.ticks import Tick
 from celery_lockbeat.observe.vocabulary import took
@@ -78,7 +78,7 @@ class Opened:
         at = tick.at.astimezone(self._zone).strftime("%m-%d %H:%M:%S")
         late, lasted = parts.seconds_of(tick.late), parts.seconds_of(last.took if last is not None else None)
         outcome = tick.outcome + (f" {tick.count}" if tick.is_missed and tick.count > 1 else "")
-        why = ": ".join(each for each in ((last and last.worker) or "", _why(tick)) if each)
+        why = ": ".join(each for each in ((last and last.worker) or "", why_of(tick)) if each)
         told = f"{at}  {late.rjust(parts.LATE)}  {lasted.rjust(parts.TOOK)}  {why}"
         begin = ((">" if chosen else " "), (sign.text, sign.style), " ", (cell(outcome, 10), sign.style), "  ")
         return Text.assemble(*begin, (cell(told, max(0, width - LEFT)), "reverse" if chosen else ""))
@@ -88,19 +88,8 @@ class Opened:
             return ""
         tick = self._ticks[place]
         if tick.entry is None:
-            return f"A run of {tick.task_name} that no tick has asked for: {tick.outcome}. {_why(tick)}".strip()
+            return f"A run of {tick.task_name} that no tick has asked for: {tick.outcome}. {why_of(tick)}".strip()
         return sentence_of(tick, list(reversed(self._ticks)), Writing(self._zone, took))
-
-
-def _why(tick: Tick) -> str:
-    last = tick.last
-    if tick.waits is not None:
-        return f"waits in line: {held_by(tick.waits.behind(), tick.task_name)}"
-    if last is not None and last.lost_at is not None:
-        return f"lost its lock; {tick.reason or ''}".rstrip("; ")
-    if last is not None and last.status == "skipped":
-        return why_skipped(last)
-    return tick.reason or ""
 
 
 def _place_of(run: Tick | None, ticks: Sequence[Tick]) -> int:

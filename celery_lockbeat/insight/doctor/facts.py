@@ -77,7 +77,10 @@ class StoreFacts:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskFacts:
-    """A task of the app; ``lock`` is None where it runs without one, and it is ``plain`` where no LockedTask. ``time_limit``: its longest run, None: none is set."""
+    """A task of the app; ``lock`` is None where it runs without one, and it is ``plain`` where it is no LockedTask.
+
+    ``time_limit``: its longest run, None: none is set.
+    """
 
     name: str
     lock: LockOptions | None = None
@@ -124,9 +127,10 @@ class JournalFacts:
 class Facts:
     """All that is judged. ``entries`` are names of entries with their tasks', ``beats`` None where nobody could be asked.
 
-    ``broken`` are entries that are none, and why; ``pausing`` those that are to be paused, after so many failures; ``locks`` and ``home`` are this app's as ``members`` tell theirs; ``newest``
-    has the newest definition of each entry of which there are several. ``plain_redbeat`` tells of RedBeat's own lock, if one
-    of the schedulers is over RedBeat and somebody holds it. ``journal`` is None where nobody could be asked.
+    ``broken`` are entries that are none, and why; ``pausing`` those that are to be paused, after so many failures; ``locks`` and
+    ``home`` are this app's as ``members`` tell theirs; ``newest`` has the newest definition of each entry of which there are several.
+    ``plain_redbeat`` tells of RedBeat's own lock, if one of the schedulers is over RedBeat and somebody holds it. ``journal`` is None
+    where nobody could be asked.
     """
 
     app: str

@@ -39,8 +39,8 @@ def plain(text: str) -> str:
 def mark(run: str) -> tuple[str, str]:
     """Write the name of a run as what remembers its end is named, and as a lock itself remembers it, "" where it must not.
 
-    Release 0.1.0 may look for those that it would name alike (tasks/copies.py): of messages without a nonce. The others have 12 characters, for they are kept for long:
-    72 bits, among the runs of one key in an hour or two.
+    Release 0.1.0 may look for those that it would name alike (tasks/copies.py): of messages without a nonce. The others have 12
+    characters, for they are kept for long: 72 bits, among the runs of one key in an hour or two.
     """
     nonce = run.rfind("~")
     if nonce < 0 or ":" in run[nonce:]:
